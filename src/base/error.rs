@@ -1,0 +1,70 @@
+//! The one error of the crate: sentences for a person, with names and numbers.
+//!
+//! A room makes the variant that knows the place (file, line, tensor, argument); callers add what was being done
+//! with [`Context::context`]. Nothing here prints or exits: `cli` does.
+
+use std::path::{Path, PathBuf};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system refused: `doing` says what, e.g. "open", "create".
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io { doing: &'static str, path: PathBuf, source: std::io::Error },
+    /// A file was read, and what it holds is wrong.
+    #[error("{}: {reason}", path.display())]
+    File { path: PathBuf, reason: String },
+    /// One line (counted from 1) of a file is wrong.
+    #[error("{}, line {line}: {reason}", path.display())]
+    Line { path: PathBuf, line: usize, reason: String },
+    /// One tensor of a file is wrong.
+    #[error("{}: tensor {tensor}: {reason}", path.display())]
+    Tensor { path: PathBuf, tensor: String, reason: String },
+    /// An operation was called with an argument that its contract excludes.
+    #[error("{op}: {argument}: wanted {wanted}, got {got}")]
+    Contract { op: &'static str, argument: &'static str, wanted: String, got: String },
+    /// Asked for something that this program does not do; says what to do instead.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A flag or an argument has a value that cannot be used (exit code 2).
+    #[error("{0}")]
+    Usage(String),
+    /// What was being done when `source` happened.
+    #[error("{doing}: {source}")]
+    While { doing: String, source: Box<Error> },
+}
+
+impl Error {
+    pub fn io(doing: &'static str, path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Error::Io { doing, path: path.as_ref().into(), source }
+    }
+    pub fn file(path: impl AsRef<Path>, reason: impl Into<String>) -> Self {
+        Error::File { path: path.as_ref().into(), reason: reason.into() }
+    }
+    pub fn line(path: impl AsRef<Path>, line: usize, reason: impl Into<String>) -> Self {
+        Error::Line { path: path.as_ref().into(), line, reason: reason.into() }
+    }
+    pub fn tensor(path: impl AsRef<Path>, tensor: impl Into<String>, reason: impl Into<String>) -> Self {
+        Error::Tensor { path: path.as_ref().into(), tensor: tensor.into(), reason: reason.into() }
+    }
+    /// Whether the command line, and not the work, was wrong.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Error::Usage(_) => true,
+            Error::While { source, .. } => source.is_usage(),
+            _ => false,
+        }
+    }
+}
+
+/// Adds what was being done to an error on its way up.
+pub trait Context<T> {
+    fn context(self, doing: impl Into<String>) -> Result<T>;
+}
+
+impl<T> Context<T> for Result<T> {
+    fn context(self, doing: impl Into<String>) -> Result<T> {
+        self.map_err(|source| Error::While { doing: doing.into(), source: Box::new(source) })
+    }
+}

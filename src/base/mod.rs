@@ -1,0 +1,7 @@
+//! What every room may use: the error, shapes, element types, environment variables, random numbers.
+//!
+//! Floor 0: uses nothing of this crate. Start at [`error`].
+
+pub mod error;
+
+pub use error::{Error, Result};

@@ -1,0 +1,1 @@
+//! Photos and text to arrays.

@@ -1,0 +1,4 @@
+//! Qwen3-VL fine-tuning and inference.
+pub mod base;
+pub mod data;
+pub mod io;
