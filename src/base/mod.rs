@@ -2,6 +2,8 @@
 //!
 //! Floor 0: uses nothing of this crate. Start at [`error`].
 
+pub mod dtype;
 pub mod error;
 
+pub use dtype::{DType, Precision};
 pub use error::{Error, Result};
