@@ -1,6 +1,7 @@
 //! Element types, and the precision that a computation stores its activations in.
 
 use half::{bf16, f16};
+use std::borrow::Cow;
 
 /// How the elements of a tensor are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,13 +70,26 @@ impl Precision {
     }
 }
 
-/// Widens stored elements to f32. `bytes` holds whole elements of a floating `dtype`; None for the integer types.
-pub fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Option<()> {
-    debug_assert_eq!(bytes.len(), out.len() * dtype.bytes());
+/// Stored elements as f32, rounded as a computation in `precision` stores them. Borrows where nothing changes.
+/// `bytes` holds whole elements of a floating `dtype`; an integer type is a caller's mistake.
+pub fn widened(dtype: DType, bytes: &[u8], precision: Precision) -> Cow<'_, [f32]> {
+    if (dtype, precision) == (DType::F32, Precision::F32)
+        && let Ok(values) = bytemuck::try_cast_slice(bytes)
+    {
+        return Cow::Borrowed(values);
+    }
+    let mut out = vec![0.0; bytes.len() / dtype.bytes()];
+    widen(dtype, bytes, precision, &mut out);
+    Cow::Owned(out)
+}
+
+/// [`widened`] into a buffer of the caller's, of as many elements.
+pub fn widen(dtype: DType, bytes: &[u8], precision: Precision, out: &mut [f32]) {
+    assert_eq!(bytes.len(), out.len() * dtype.bytes());
     match dtype {
         DType::F32 => {
             for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *o = f32::from_le_bytes(*b);
+                *o = precision.round(f32::from_le_bytes(*b));
             }
         }
         DType::Bf16 => {
@@ -85,15 +99,9 @@ pub fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Option<()> {
         }
         DType::F16 => {
             for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *o = f16::from_le_bytes(*b).to_f32();
+                *o = precision.round(f16::from_le_bytes(*b).to_f32());
             }
         }
-        DType::F64 => {
-            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
-                *o = f64::from_le_bytes(*b) as f32;
-            }
-        }
-        DType::I32 | DType::I64 | DType::U8 => return None,
+        DType::F64 | DType::I32 | DType::I64 | DType::U8 => panic!("{dtype} is no storage format of a weight"),
     }
-    Some(())
 }

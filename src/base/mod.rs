@@ -4,6 +4,8 @@
 
 pub mod dtype;
 pub mod error;
+pub mod shape;
 
 pub use dtype::{DType, Precision};
 pub use error::{Error, Result};
+pub use shape::Shape;

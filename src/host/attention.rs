@@ -1,0 +1,135 @@
+//! Attention: y = softmax(scale q k^T + mask) v for each head, the specification.
+
+use super::Real;
+
+/// Whom a token attends to within its own sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    /// Itself and everything before it.
+    Causal,
+    /// Everything.
+    Full,
+}
+
+/// Heads of one attention: `queries` heads share `keys` key/value heads (queries / keys each, in order), `width` wide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    pub queries: usize,
+    pub keys: usize,
+    pub width: usize,
+}
+
+impl Heads {
+    /// The key/value head that a query head reads.
+    pub fn key_of(&self, query: usize) -> usize {
+        query / (self.queries / self.keys)
+    }
+}
+
+/// Key or value rows of all tokens that one query sees: row i, head g begins at `data[start + i * stride + g * width]`.
+#[derive(Clone, Copy)]
+pub struct Rows<'a, T> {
+    pub data: &'a [T],
+    pub start: usize,
+    pub stride: usize,
+}
+
+impl<'a, T> Rows<'a, T> {
+    pub fn head(&self, row: usize, head: usize, width: usize) -> &'a [T] {
+        &self.data[self.start + row * self.stride + head * width..][..width]
+    }
+}
+
+/// One query head against rows 0..n: y = sum_i p_i v_i, p = softmax(scale q k_i).
+/// `key` and `value` give row i's head.
+pub fn query<'a, T: Real>(
+    q: &[T],
+    n: usize,
+    scale: T,
+    key: impl Fn(usize) -> &'a [T],
+    value: impl Fn(usize) -> &'a [T],
+    y: &mut [T],
+) {
+    let scores: Vec<T> = (0..n).map(|i| scale * q.iter().zip(key(i)).map(|(q, k)| *q * *k).sum::<T>()).collect();
+    let max = scores.iter().fold(T::neg_infinity(), |m, s| if s.is_nan() || *s > m { *s } else { m });
+    let p: Vec<T> = scores.iter().map(|s| (*s - max).exp()).collect();
+    let sum = p.iter().copied().sum::<T>();
+    y.fill(T::zero());
+    for (i, p) in p.iter().enumerate() {
+        for (y, v) in y.iter_mut().zip(value(i)) {
+            *y += *p / sum * *v;
+        }
+    }
+}
+
+/// Packed sequences: tokens starts[b]..starts[b + 1] belong to sequence b. q and y have rows of queries * width,
+/// k and v of their own strides.
+#[allow(clippy::too_many_arguments, reason = "the specification names each of its inputs")]
+pub fn attention<T: Real>(
+    q: &[T],
+    k: Rows<T>,
+    v: Rows<T>,
+    starts: &[i32],
+    heads: Heads,
+    mask: Mask,
+    scale: T,
+    y: &mut [T],
+) {
+    let (row, width) = (heads.queries * heads.width, heads.width);
+    for pair in starts.windows(2) {
+        let (from, to) = (pair[0] as usize, pair[1] as usize);
+        for t in from..to {
+            let n = if mask == Mask::Causal { t - from + 1 } else { to - from };
+            for h in 0..heads.queries {
+                let at = t * row + h * width;
+                let g = heads.key_of(h);
+                let (key, value) = (|i| k.head(from + i, g, width), |i| v.head(from + i, g, width));
+                query(&q[at..][..width], n, scale, key, value, &mut y[at..][..width]);
+            }
+        }
+    }
+}
+
+/// How the rows of a cache are found: token i of sequence b lies in row
+/// blocks[b * max_blocks + i / block] * block + i % block of the pools.
+#[derive(Clone, Copy)]
+pub struct BlockTable<'a> {
+    pub blocks: &'a [i32],
+    pub max_blocks: usize,
+    pub block: usize,
+}
+
+impl BlockTable<'_> {
+    pub fn row(&self, sequence: usize, token: usize) -> usize {
+        self.blocks[sequence * self.max_blocks + token / self.block] as usize * self.block + token % self.block
+    }
+}
+
+/// Queries starts[b]..starts[b + 1] are the last tokens of sequence b, which has lengths[b] tokens in the cache, these
+/// included; each sees itself and everything before it.
+#[allow(clippy::too_many_arguments, reason = "the specification names each of its inputs")]
+pub fn attention_cached<T: Real>(
+    q: &[T],
+    keys: &[T],
+    values: &[T],
+    starts: &[i32],
+    lengths: &[i32],
+    table: BlockTable,
+    heads: Heads,
+    scale: T,
+    y: &mut [T],
+) {
+    let (row, width, stride) = (heads.queries * heads.width, heads.width, heads.keys * heads.width);
+    for (b, pair) in starts.windows(2).enumerate() {
+        for t in pair[0]..pair[1] {
+            let n = (lengths[b] - (pair[1] - t) + 1) as usize;
+            for h in 0..heads.queries {
+                let at = t as usize * row + h * width;
+                let g = heads.key_of(h) * width;
+                let key = |i| &keys[table.row(b, i) * stride + g..][..width];
+                let value = |i| &values[table.row(b, i) * stride + g..][..width];
+                query(&q[at..][..width], n, scale, key, value, &mut y[at..][..width]);
+            }
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The attention that the host device runs: blocks of queries, scores and sums as matrix products, a vectorised
+//! softmax. Tested against [`super::attention`].
+
+use super::attention::{BlockTable, Heads, Mask, Rows};
+use super::gemm::{View, gemm};
+use super::math;
+use rayon::prelude::*;
+
+/// Queries of one block: its scores against a few thousand keys fit a second-level cache.
+const QUERIES: usize = 96;
+
+/// One block of queries of one sequence, with the rows of y that it writes.
+struct Block<'a> {
+    /// Tokens of the sequence: first, and one past the last.
+    sequence: (usize, usize),
+    /// The block's first query.
+    from: usize,
+    y: &'a mut [f32],
+}
+
+/// [`super::attention::attention`] in f32.
+#[allow(clippy::too_many_arguments, reason = "the operands of the specification")]
+pub fn attention(
+    q: &[f32],
+    k: Rows<f32>,
+    v: Rows<f32>,
+    starts: &[i32],
+    heads: Heads,
+    mask: Mask,
+    scale: f32,
+    y: &mut [f32],
+) {
+    let row = heads.queries * heads.width;
+    let mut blocks = Vec::new();
+    let mut rest = y;
+    for pair in starts.windows(2) {
+        let sequence = (pair[0] as usize, pair[1] as usize);
+        for from in (sequence.0..sequence.1).step_by(QUERIES) {
+            let n = QUERIES.min(sequence.1 - from);
+            let (y, tail) = rest.split_at_mut(n * row);
+            rest = tail;
+            blocks.push(Block { sequence, from, y });
+        }
+    }
+    blocks.into_par_iter().with_max_len(1).for_each(|block| {
+        let n_queries = block.y.len() / row;
+        let (from, to) = block.sequence;
+        // under a causal mask nothing after the block's last query is seen
+        let n_keys = if mask == Mask::Causal { block.from + n_queries - from } else { to - from };
+        let mut scores = vec![0.0f32; n_queries * n_keys];
+        for h in 0..heads.queries {
+            let g = heads.key_of(h);
+            let view = |r: Rows<'_, f32>| r.start + from * r.stride + g * heads.width;
+            let q = View::rows(&q[block.from * row + h * heads.width..], row);
+            let keys = View::transposed(&k.data[view(k)..], k.stride);
+            gemm(n_queries, heads.width, n_keys, scale, q, keys, 0.0, &mut scores, n_keys);
+            for (i, scores) in scores.chunks_exact_mut(n_keys).enumerate() {
+                let seen = if mask == Mask::Causal { block.from + i + 1 - from } else { n_keys };
+                softmax(&mut scores[..seen]);
+                scores[seen..].fill(0.0);
+            }
+            let values = View::rows(&v.data[view(v)..], v.stride);
+            let y = &mut block.y[h * heads.width..];
+            gemm(n_queries, n_keys, heads.width, 1.0, View::rows(&scores, n_keys), values, 0.0, y, row);
+        }
+    });
+}
+
+fn softmax(x: &mut [f32]) {
+    let max = math::max(x);
+    let scale = math::exp_minus(x, max).recip();
+    x.iter_mut().for_each(|p| *p *= scale);
+}
+
+/// [`super::attention::attention_cached`] in f32: each sequence's rows are gathered once per key/value head, block by
+/// block, and the queries that share the head are one product.
+#[allow(clippy::too_many_arguments, reason = "the operands of the specification")]
+pub fn attention_cached(
+    q: &[f32],
+    keys: &[f32],
+    values: &[f32],
+    starts: &[i32],
+    lengths: &[i32],
+    table: BlockTable,
+    heads: Heads,
+    scale: f32,
+    y: &mut [f32],
+) {
+    let (row, width, stride) = (heads.queries * heads.width, heads.width, heads.keys * heads.width);
+    let group = heads.queries / heads.keys;
+    let tokens: Vec<(usize, usize)> = starts
+        .windows(2)
+        .enumerate()
+        .flat_map(|(b, pair)| (pair[0]..pair[1]).map(move |t| (b, (lengths[b] - (pair[1] - t) + 1) as usize)))
+        .collect();
+    let token = |((b, n), (t, y)): (&(usize, usize), (usize, &mut [f32]))| {
+        let mut scores = vec![0.0f32; group * n];
+        for g in 0..heads.keys {
+            let q = View::rows(&q[t * row + g * group * width..], width);
+            for (from, at, len) in runs(table, *b, *n) {
+                let keys = View::transposed(&keys[at * stride + g * width..], stride);
+                gemm(group, width, len, scale, q, keys, 0.0, &mut scores[from..], *n);
+            }
+            scores.chunks_exact_mut(*n).for_each(softmax);
+            let y = &mut y[g * group * width..][..group * width];
+            y.fill(0.0);
+            for (from, at, len) in runs(table, *b, *n) {
+                let values = View::rows(&values[at * stride + g * width..], stride);
+                gemm(group, len, width, 1.0, View::rows(&scores[from..], *n), values, 1.0, y, width);
+            }
+        }
+    };
+    let work: usize = tokens.iter().map(|(_, n)| n * row).sum();
+    if work < 1 << 17 {
+        tokens.iter().zip(y.chunks_exact_mut(row).enumerate()).for_each(token);
+    } else {
+        tokens.par_iter().zip(y.par_chunks_exact_mut(row).enumerate()).for_each(token);
+    }
+}
+
+/// The first `n` tokens of a sequence as runs of pool rows: (first token, first row, how many). Blocks that follow each
+/// other in the pool are one run.
+fn runs(table: BlockTable, sequence: usize, n: usize) -> Vec<(usize, usize, usize)> {
+    let mut runs: Vec<(usize, usize, usize)> = Vec::new();
+    for from in (0..n).step_by(table.block) {
+        let (at, len) = (table.row(sequence, from), table.block.min(n - from));
+        match runs.last_mut() {
+            Some((_, start, length)) if *start + *length == at => *length += len,
+            _ => runs.push((from, at, len)),
+        }
+    }
+    runs
+}

@@ -1,0 +1,53 @@
+//! The specification: for every word the shortest correct loop over slices, written from the formula.
+//!
+//! Generic over [`Real`], so that tests can run it in f64. `linear` and `attention` have beside the loop one tuned
+//! function ([`linear_tuned`], [`attention_tuned`]) that is tested against it and is what the host device runs.
+//! Floor 1: uses `base`. Start at [`linear`].
+
+pub mod attention;
+pub mod attention_tuned;
+pub mod deepstack_add;
+pub mod embed;
+pub mod gemm;
+pub mod linear;
+pub mod linear_tuned;
+pub mod math;
+pub mod norm;
+pub mod patch_embed;
+pub mod qk_rope;
+pub mod sample;
+pub mod swiglu;
+
+use crate::base::Precision;
+
+/// f32 where the program computes, f64 where a test wants to know what is right.
+pub trait Real: num_traits::Float + num_traits::NumAssign + std::iter::Sum + Send + Sync + 'static {
+    /// The value after being stored in `precision`; f64 is never rounded.
+    fn stored(self, precision: Precision) -> Self;
+    fn of(x: f64) -> Self;
+    fn erf(self) -> Self;
+}
+
+impl Real for f32 {
+    fn stored(self, precision: Precision) -> f32 {
+        precision.round(self)
+    }
+    fn of(x: f64) -> f32 {
+        x as f32
+    }
+    fn erf(self) -> f32 {
+        libm::erff(self)
+    }
+}
+
+impl Real for f64 {
+    fn stored(self, _: Precision) -> f64 {
+        self
+    }
+    fn of(x: f64) -> f64 {
+        x
+    }
+    fn erf(self) -> f64 {
+        libm::erf(self)
+    }
+}

@@ -1,0 +1,97 @@
+//! Sampling: from logits to the next token, the specification.
+//!
+//! Order as transformers 5.x applies its processors: repetition penalty, then (vLLM's) presence penalty, temperature,
+//! top-k, top-p (`generation/logits_process.py`).
+
+/// How to choose.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Choice {
+    /// None: the largest logit, after the penalties.
+    pub temperature: Option<f32>,
+    /// Keep the k largest (ties with the last kept too); 0 keeps all.
+    pub top_k: usize,
+    /// Keep the smallest set of largest probabilities that reaches this sum; 1 keeps all.
+    pub top_p: f32,
+    /// Logits of tokens seen, in prompt or answer, are divided (positive) or multiplied (negative) by this; 1 is none.
+    pub repetition_penalty: f32,
+    /// Subtracted from logits of tokens that the answer already has.
+    pub presence_penalty: f32,
+}
+
+impl Choice {
+    pub const GREEDY: Choice =
+        Choice { temperature: None, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, presence_penalty: 0.0 };
+}
+
+/// Changes the logits by what was seen: `seen` in prompt and answer, `generated` in the answer alone. Ids that are
+/// negative or outside the logits are padding.
+pub fn penalise(logits: &mut [f32], seen: &[i32], generated: &[i32], choice: &Choice) {
+    let unique = |ids: &[i32]| {
+        let mut ids: Vec<usize> = ids.iter().filter_map(|i| usize::try_from(*i).ok()).collect();
+        ids.retain(|i| *i < logits.len());
+        ids.sort_unstable();
+        ids.dedup();
+        ids
+    };
+    let (seen, generated) = (unique(seen), unique(generated));
+    if choice.repetition_penalty != 1.0 {
+        for i in seen {
+            let penalty = choice.repetition_penalty;
+            logits[i] = if logits[i] < 0.0 { logits[i] * penalty } else { logits[i] / penalty };
+        }
+    }
+    for i in generated {
+        logits[i] -= choice.presence_penalty;
+    }
+}
+
+/// The probability of each token that may be chosen, largest first: (token, probability).
+pub fn distribution(logits: &[f32], choice: &Choice) -> Vec<(usize, f64)> {
+    let temperature = choice.temperature.unwrap_or(1.0) as f64;
+    let mut scores: Vec<(usize, f64)> =
+        logits.iter().enumerate().map(|(i, l)| (i, *l as f64 / temperature)).filter(|(_, s)| s.is_finite()).collect();
+    scores.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+    if choice.top_k > 0 && choice.top_k < scores.len() {
+        let last = scores[choice.top_k - 1].1;
+        scores.retain(|(_, s)| *s >= last);
+    }
+    let Some(&(_, max)) = scores.first() else { return scores };
+    scores.iter_mut().for_each(|(_, s)| *s = (*s - max).exp());
+    let sum: f64 = scores.iter().map(|(_, p)| p).sum();
+    scores.iter_mut().for_each(|(_, p)| *p /= sum);
+    if choice.top_p < 1.0 {
+        // a token goes where it and all smaller ones together have at most 1 - top_p; the largest always stays
+        let mut tail: f64 = 0.0;
+        let mut keep = scores.len();
+        while keep > 1 && tail + scores[keep - 1].1 <= 1.0 - choice.top_p as f64 {
+            tail += scores[keep - 1].1;
+            keep -= 1;
+        }
+        scores.truncate(keep);
+        let sum: f64 = scores.iter().map(|(_, p)| p).sum();
+        scores.iter_mut().for_each(|(_, p)| *p /= sum);
+    }
+    scores
+}
+
+/// The next token. `uniform` in [0, 1) decides among the distribution; the first of equals wins when greedy. None where
+/// no logit is a number.
+pub fn sample(logits: &[f32], choice: &Choice, uniform: f32) -> Option<usize> {
+    if choice.temperature.is_none() {
+        let best = logits.iter().enumerate().fold(None, |best: Option<(usize, f32)>, (i, l)| match best {
+            Some((_, max)) if max >= *l => best,
+            _ if l.is_nan() || *l == f32::NEG_INFINITY => best,
+            _ => Some((i, *l)),
+        });
+        return best.map(|(i, _)| i);
+    }
+    let distribution = distribution(logits, choice);
+    let mut below = 0.0;
+    for (token, p) in &distribution {
+        below += p;
+        if (uniform as f64) < below {
+            return Some(*token);
+        }
+    }
+    distribution.last().map(|(token, _)| *token)
+}

@@ -1,0 +1,74 @@
+//! A closed set of answers, scored by the model's own probabilities.
+//!
+//! A label's score is the sum of log-probabilities of its tokens after the prompt; the scores are normalised over the
+//! labels. Where one label's tokens begin another's ("dent", "dented"), the token that closes an answer counts for all
+//! of them, so that the shorter one has no unfair advantage. The prompt is computed once: labels are forks of its cache.
+
+use super::engine::{Answer, Engine, Progress, Read};
+use crate::base::{Error, Result};
+use crate::qwen3vl::pack::Sequence;
+
+/// For each prompt the probability of each label. `labels[i]` are the tokens of label i, `close` the token that ends an
+/// answer.
+pub fn score(
+    engine: &mut Engine,
+    prompts: &[&Sequence],
+    labels: &[Vec<u32>],
+    close: u32,
+    progress: Progress,
+) -> Result<Vec<Vec<f64>>> {
+    if let Some(i) = labels.iter().position(Vec::is_empty) {
+        return Err(Error::Usage(format!("label {} of the choices is empty", i + 1)));
+    }
+    let mut labels = labels.to_vec();
+    let nested = |a: &Vec<u32>, b: &Vec<u32>| a.len() < b.len() && b.starts_with(a);
+    if labels.iter().any(|a| labels.iter().any(|b| nested(a, b))) {
+        labels.iter_mut().for_each(|l| l.push(close));
+    }
+    let longest = labels.iter().map(Vec::len).max().unwrap_or(0);
+    // each label needs at most the blocks of its own tokens and a copy of the prompt's last block
+    let forks = prompts.iter().flat_map(|_| labels.iter().map(|l| l.len() + super::cache::BLOCK));
+    engine.reserve(prompts.iter().map(|p| p.ids.len() + longest).chain(forks))?;
+    let (cached, first) = engine.prefill(prompts, Read::Logits, progress)?;
+    let Answer::Logits(first) = first else { return Ok(Vec::new()) };
+    let first: Vec<Vec<f64>> = first.iter().map(|row| log_softmax(row)).collect();
+    let mut scores: Vec<Vec<f64>> = first.iter().map(|row| labels.iter().map(|l| row[l[0] as usize]).collect()).collect();
+    // the last token of a label is only predicted, never fed
+    let fed: Vec<(usize, &[u32])> =
+        labels.iter().enumerate().filter(|(_, l)| l.len() > 1).map(|(i, l)| (i, &l[..l.len() - 1])).collect();
+    if !fed.is_empty() {
+        let (mut forks, mut new, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for (p, cached) in cached.iter().enumerate() {
+            for (i, tokens) in &fed {
+                forks.push(engine.fork(cached)?);
+                new.push(*tokens);
+                places.push((p, *i));
+            }
+        }
+        let mut sequences: Vec<_> = forks.iter_mut().collect();
+        let Answer::Logits(rows) = engine.extend(&mut sequences, &new, Read::Logits)? else { return Ok(Vec::new()) };
+        let mut rows = rows.iter();
+        for (p, i) in places {
+            for (token, row) in labels[i][1..].iter().zip(&mut rows) {
+                scores[p][i] += log_softmax(row)[*token as usize];
+            }
+        }
+        forks.into_iter().for_each(|f| engine.release(f));
+    }
+    cached.into_iter().for_each(|c| engine.release(c));
+    Ok(scores.iter().map(|s| normalise(s)).collect())
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let max = logits.iter().fold(f32::NEG_INFINITY, |m, l| if m.is_nan() || *l <= m { m } else { *l }) as f64;
+    let sum: f64 = logits.iter().map(|l| (*l as f64 - max).exp()).sum();
+    logits.iter().map(|l| *l as f64 - max - sum.ln()).collect()
+}
+
+/// exp of the scores, so that they sum to 1.
+fn normalise(scores: &[f64]) -> Vec<f64> {
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+    let sum: f64 = p.iter().sum();
+    p.iter().map(|p| p / sum).collect()
+}

@@ -1,0 +1,192 @@
+//! A model on a device with a cache: prompts in, logits out, one pass at a time.
+
+use super::cache::{self, BLOCK, Cache, CachedSequence};
+use crate::base::{Error, Precision, Result};
+use crate::device::Device;
+use crate::ops::sample::Choice;
+use crate::qwen3vl::model::{Model, Rows, SamplePass, Sampling, StepPass, StepSizes, StepValues};
+use crate::qwen3vl::pack::{Packed, Sequence};
+use crate::tape::Tape;
+use crate::tensor::Tensor;
+
+/// Told (records done, records in all) while a pass runs.
+pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
+
+pub struct Engine {
+    pub model: Model,
+    pub device: Device,
+    pub precision: Precision,
+    cache: Option<Cache>,
+    /// The last step's tape: steps of the same sizes run it again.
+    step: Option<Step>,
+}
+
+/// A step's tape, and the sizes that it was written for.
+struct Step {
+    sizes: StepSizes,
+    /// The kind of choice at its end, and the room for the history.
+    choice: Option<(Choice, usize)>,
+    tape: Tape,
+    pass: StepPass,
+    sample: Option<SamplePass>,
+}
+
+/// What a pass is read for.
+pub enum Read<'a> {
+    /// The logits.
+    Logits,
+    /// A token for each sequence, chosen on the device.
+    Tokens(&'a Sampling),
+}
+
+/// What was read.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// A row [V] each.
+    Logits(Vec<Vec<f32>>),
+    Tokens(Vec<u32>),
+}
+
+impl Engine {
+    pub fn new(model: Model, device: Device, precision: Precision) -> Engine {
+        Engine { model, device, precision, cache: None, step: None }
+    }
+
+    /// Lays out a cache for sequences of these lengths in tokens, forgetting all others.
+    pub fn reserve(&mut self, lengths: impl IntoIterator<Item = usize>) -> Result<()> {
+        let blocks = lengths.into_iter().map(cache::blocks_for).sum();
+        self.step = None;
+        self.cache = Some(Cache::new(&mut self.device, &self.model.config.text, self.precision, blocks)?);
+        Ok(())
+    }
+
+    /// Runs prompts side by side and keeps them in the cache; reads the last token of each.
+    pub fn prefill(
+        &mut self,
+        sequences: &[&Sequence],
+        read: Read,
+        progress: Progress,
+    ) -> Result<(Vec<CachedSequence>, Answer)> {
+        let packed = Packed::new(sequences, self.model.config.vision.merge_size)?;
+        let Some(cache) = &mut self.cache else { return Err(no_cache()) };
+        let mut tape = Tape::new(self.precision);
+        let pass = self.model.prompt(&mut tape, &packed, Rows::Last, Some(&cache.pools), false)?;
+        let sample = read.append(&self.model, &mut tape, pass.outputs.logits)?;
+        let (mut cached, mut slots) = (Vec::new(), Vec::new());
+        for (sequence, delta) in sequences.iter().zip(&packed.deltas) {
+            let mut kept = CachedSequence { delta: *delta, ..CachedSequence::default() };
+            cache.grow(&mut self.device, &mut kept, sequence.ids.len())?;
+            kept.length = sequence.ids.len();
+            slots.extend((0..kept.length).map(|t| kept.row(t)));
+            cached.push(kept);
+        }
+        self.step = None;
+        tape.begin(&mut self.device)?;
+        self.model.write_prompt(&mut self.device, &pass, &packed, &slots)?;
+        read.write(&self.model, &mut self.device, sample.as_ref())?;
+        tape.run(&mut self.device, progress)?;
+        Ok((cached, self.answer(pass.outputs.logits, sample.as_ref())?))
+    }
+
+    /// Appends tokens to cached sequences; reads every new token, sequence by sequence. Tokens can be chosen only where
+    /// each sequence gets one.
+    pub fn extend(&mut self, sequences: &mut [&mut CachedSequence], new: &[&[u32]], read: Read) -> Result<Answer> {
+        let Some(cache) = &mut self.cache else { return Err(no_cache()) };
+        let (mut ids, mut positions, mut starts, mut slots, mut lengths) = (vec![], vec![], vec![0], vec![], vec![]);
+        for (sequence, new) in sequences.iter_mut().zip(new) {
+            let length = sequence.length + new.len();
+            cache.grow(&mut self.device, sequence, length)?;
+            for (t, id) in (sequence.length..).zip(*new) {
+                ids.push(*id as i32);
+                positions.push([t as i32 + sequence.delta; 3]);
+                slots.push(sequence.row(t));
+            }
+            sequence.length = length;
+            starts.push(ids.len() as i32);
+            lengths.push(length as i32);
+        }
+        // room for growth, so that the next steps have the same sizes and run the same tape
+        let most = sequences.iter().map(|s| s.blocks().len()).max().unwrap_or(0);
+        let max_blocks = most.next_multiple_of(16);
+        let mut blocks = vec![0; sequences.len() * max_blocks];
+        for (row, sequence) in blocks.chunks_exact_mut(max_blocks.max(1)).zip(sequences.iter()) {
+            row.iter_mut().zip(sequence.blocks()).for_each(|(to, block)| *to = *block as i32);
+        }
+        let sizes = StepSizes { sequences: sequences.len(), tokens: ids.len(), max_blocks, block: BLOCK };
+        let choice = read.choice();
+        let step = match self.step.take() {
+            Some(step) if (step.sizes, step.choice) == (sizes, choice) => step,
+            _ => {
+                let mut tape = Tape::new(self.precision);
+                let pass = self.model.step(&mut tape, sizes, &cache.pools)?;
+                let sample = read.append(&self.model, &mut tape, pass.logits)?;
+                tape.begin(&mut self.device)?;
+                Step { sizes, choice, tape, pass, sample }
+            }
+        };
+        let values = StepValues {
+            ids: &ids,
+            positions: &positions,
+            starts: &starts,
+            slots: &slots,
+            lengths: &lengths,
+            blocks: &blocks,
+        };
+        self.model.write_step(&mut self.device, &step.pass, &values)?;
+        read.write(&self.model, &mut self.device, step.sample.as_ref())?;
+        step.tape.run(&mut self.device, &mut |_, _| ())?;
+        let answer = self.answer(step.pass.logits, step.sample.as_ref())?;
+        self.step = Some(step);
+        Ok(answer)
+    }
+
+    fn answer(&mut self, logits: Tensor, sample: Option<&SamplePass>) -> Result<Answer> {
+        let memory = self.device.memory();
+        Ok(match sample {
+            Some(pass) => Answer::Tokens(memory.read_i32(pass.tokens)?.into_iter().map(|t| t as u32).collect()),
+            None => {
+                let all = memory.read_f32(logits)?;
+                Answer::Logits(all.chunks_exact(logits.shape.width()).map(<[f32]>::to_vec).collect())
+            }
+        })
+    }
+
+    /// A second sequence that continues from the same tokens.
+    pub fn fork(&mut self, sequence: &CachedSequence) -> Result<CachedSequence> {
+        self.cache.as_mut().map(|c| c.fork(sequence)).ok_or_else(no_cache)
+    }
+
+    /// Gives back what a sequence held.
+    pub fn release(&mut self, sequence: CachedSequence) {
+        if let Some(cache) = &mut self.cache {
+            cache.release(sequence);
+        }
+    }
+}
+
+impl Read<'_> {
+    fn choice(&self) -> Option<(Choice, usize)> {
+        match self {
+            Read::Logits => None,
+            Read::Tokens(sampling) => Some((sampling.choice, sampling.capacity)),
+        }
+    }
+
+    fn append(&self, model: &Model, tape: &mut Tape, logits: Tensor) -> Result<Option<SamplePass>> {
+        match self {
+            Read::Logits => Ok(None),
+            Read::Tokens(sampling) => model.sample(tape, logits, sampling).map(Some),
+        }
+    }
+
+    fn write(&self, model: &Model, device: &mut Device, pass: Option<&SamplePass>) -> Result<()> {
+        match (self, pass) {
+            (Read::Tokens(sampling), Some(pass)) => model.write_sample(device, pass, sampling),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn no_cache() -> Error {
+    Error::Contract { op: "engine", argument: "cache", wanted: "a reserved cache".into(), got: "none".into() }
+}

@@ -1,0 +1,8 @@
+//! Prefill, decode, sampling, scoring of a closed set of answers.
+//!
+//! Floor 8: uses `qwen3vl`, `tape`, `device`, `ops`' argument types, `base`. Start at [`engine`], then [`generate`].
+
+pub mod cache;
+pub mod choices;
+pub mod engine;
+pub mod generate;

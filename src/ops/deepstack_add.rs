@@ -1,0 +1,66 @@
+//! `deepstack_add`: y = x, and y[rows[u]] += features[u]. Specification: `host/deepstack_add.rs`. Rounding point: y.
+
+use super::{Op, indices, shape, whole};
+use crate::base::Result;
+use crate::device::Device;
+use crate::host;
+use crate::tensor::Tensor;
+
+/// x [T, D], features [U, D], rows [U] (i32, the token of each feature row; each token at most once); y [T, D] may take
+/// x's place.
+#[derive(Debug, Clone)]
+pub struct DeepstackAdd {
+    pub x: Tensor,
+    pub features: Tensor,
+    pub rows: Tensor,
+    pub y: Tensor,
+}
+
+impl Op for DeepstackAdd {
+    fn name(&self) -> &'static str {
+        "deepstack_add"
+    }
+
+    fn contract(&self) -> Result<()> {
+        let u = self.features.shape.rows();
+        shape("deepstack_add", "features", &self.features, [u, self.x.shape.width()])?;
+        shape("deepstack_add", "rows", &self.rows, [u])?;
+        whole("deepstack_add", "rows", &self.rows)?;
+        shape("deepstack_add", "y", &self.y, self.x.shape)
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        vec![self.x, self.features, self.rows]
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        vec![self.y]
+    }
+
+    fn in_place(&self) -> Option<(Tensor, Tensor)> {
+        Some((self.x, self.y))
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let apart = !memory.same_place(&self.x, &self.y)?;
+                let mut inputs = vec![self.features, self.rows];
+                inputs.extend(apart.then_some(self.x));
+                let mut lent = memory.borrow(&inputs, &self.outputs())?;
+                let (features, rows) = (lent.f32(self.features)?, lent.i32(self.rows)?);
+                indices("deepstack_add", "rows", rows, self.x.shape.rows(), false)?;
+                let add = |y: &mut [f32]| host::deepstack_add::deepstack_add(y, &features, self.x.shape.width(), rows);
+                let y = lent.output(self.y)?;
+                if !apart {
+                    return y.update(add);
+                }
+                let x = lent.f32(self.x)?;
+                y.fill(|y| {
+                    y.copy_from_slice(&x);
+                    add(y);
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! `embed`: y[t] = table[ids[t]], or features[rows[t]] where rows[t] is not negative: tokens with image rows in place.
+//!
+//! Specification: `host/embed.rs`. Rounding point: y.
+
+use super::linear::matrix;
+use super::{Op, indices, require, shape, whole};
+use crate::base::{Precision, Result};
+use crate::device::Device;
+use crate::host;
+use crate::tensor::{Tensor, Weight};
+
+/// ids [T] (i32), table [V, D], y [T, D]; image: features [U, D] and rows [T] (i32: a feature row, or -1).
+#[derive(Debug, Clone)]
+pub struct Embed {
+    pub ids: Tensor,
+    pub table: Weight,
+    pub image: Option<(Tensor, Tensor)>,
+    pub precision: Precision,
+    pub y: Tensor,
+}
+
+impl Op for Embed {
+    fn name(&self) -> &'static str {
+        "embed"
+    }
+
+    fn contract(&self) -> Result<()> {
+        let (t, d) = (self.ids.shape.elements(), self.table.shape().width());
+        whole("embed", "ids", &self.ids)?;
+        shape("embed", "y", &self.y, [t, d])?;
+        if let Some((features, rows)) = &self.image {
+            whole("embed", "rows", rows)?;
+            shape("embed", "rows", rows, [t])?;
+            require("embed", "features", features.shape.width() == d, || format!("rows of {d}"), &features.shape)?;
+        }
+        Ok(())
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        std::iter::once(self.ids).chain(self.image.iter().flat_map(|(f, r)| [*f, *r])).collect()
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        vec![self.y]
+    }
+
+    fn weights(&self) -> Vec<&Weight> {
+        vec![&self.table]
+    }
+
+    fn cost(&self) -> super::Cost {
+        // a row of the table for each token, not the table
+        let tensors = self.inputs().iter().chain(&self.outputs()).map(Tensor::bytes).sum::<usize>();
+        let rows = self.ids.shape.elements() * self.table.shape().width() * self.table.dtype().bytes();
+        super::Cost { bytes: (tensors + rows) as u64, flops: 0 }
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let mut lent = memory.borrow(&self.inputs(), &self.outputs())?;
+                let ids = lent.i32(self.ids)?;
+                indices("embed", "ids", ids, self.table.shape().rows(), false)?;
+                let image = match &self.image {
+                    Some((features, rows)) => {
+                        let (n, rows) = (features.shape.rows(), lent.i32(*rows)?);
+                        indices("embed", "rows", rows, n, true)?;
+                        Some((lent.f32(*features)?, rows))
+                    }
+                    None => None,
+                };
+                let table = matrix(&self.table, self.precision);
+                lent.output(self.y)?.fill(|y| {
+                    let image = image.as_ref().map(|(f, r)| (&**f, *r));
+                    let row = |id: usize, y: &mut [f32]| y.copy_from_slice(&table.panel(id..id + 1));
+                    host::embed::embed(ids, image, self.y.shape.width(), row, y)
+                })
+            }
+        }
+    }
+}

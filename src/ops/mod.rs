@@ -1,0 +1,95 @@
+//! The words: for each its contract, its cost and how a device runs it.
+//!
+//! Floor 4: uses `device`, `host`, `tensor`, `base`; knows no tape, parameters or layers. A word's arguments are one
+//! struct of handles; the struct implements [`Op`]. Start at [`norm`], the plainest, then [`linear`].
+
+pub mod attention;
+pub mod attention_cached;
+pub mod deepstack_add;
+pub mod embed;
+pub mod linear;
+pub mod norm;
+pub mod patch_embed;
+pub mod qk_rope;
+pub mod sample;
+pub mod swiglu;
+
+use crate::base::{DType, Error, Result, Shape};
+use crate::device::Device;
+use crate::tensor::{Tensor, Weight};
+
+/// What one call has to move and compute, at the least.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Cost {
+    /// Bytes of inputs, weights and outputs, each once.
+    pub bytes: u64,
+    /// Multiplications and additions of the products; element-wise work is not counted.
+    pub flops: u64,
+}
+
+/// One operation with its arguments.
+pub trait Op {
+    fn name(&self) -> &'static str;
+    /// Whether the arguments fit together: names what was wanted and what came.
+    fn contract(&self) -> Result<()>;
+    fn inputs(&self) -> Vec<Tensor>;
+    fn outputs(&self) -> Vec<Tensor>;
+    /// An input whose bytes the output may take over, where nobody needs the input afterwards.
+    fn in_place(&self) -> Option<(Tensor, Tensor)> {
+        None
+    }
+    fn weights(&self) -> Vec<&Weight> {
+        Vec::new()
+    }
+    fn flops(&self) -> u64 {
+        0
+    }
+    fn cost(&self) -> Cost {
+        let tensors = self.inputs().iter().chain(&self.outputs()).map(Tensor::bytes).sum::<usize>();
+        let weights = self.weights().iter().map(|w| w.bytes().len()).sum::<usize>();
+        Cost { bytes: (tensors + weights) as u64, flops: self.flops() }
+    }
+    fn forward(&self, device: &mut Device) -> Result<()>;
+}
+
+/// Checks that `ok` holds of an argument.
+fn require(
+    op: &'static str,
+    argument: &'static str,
+    ok: bool,
+    wanted: impl FnOnce() -> String,
+    got: &dyn std::fmt::Debug,
+) -> Result<()> {
+    if ok {
+        return Ok(());
+    }
+    Err(Error::Contract { op, argument, wanted: wanted(), got: format!("{got:?}") })
+}
+
+/// Checks a tensor's shape.
+fn shape(op: &'static str, argument: &'static str, tensor: &Tensor, wanted: impl Into<Shape>) -> Result<()> {
+    let wanted = wanted.into();
+    require(op, argument, tensor.shape == wanted, || format!("shape {wanted}"), &tensor.shape)
+}
+
+/// Checks a weight's shape.
+fn weight_shape(op: &'static str, argument: &'static str, weight: &Weight, wanted: impl Into<Shape>) -> Result<()> {
+    let wanted = wanted.into();
+    require(op, argument, weight.shape() == wanted, || format!("shape {wanted}"), weight)
+}
+
+/// Checks that a tensor holds whole numbers.
+fn whole(op: &'static str, argument: &'static str, tensor: &Tensor) -> Result<()> {
+    require(op, argument, tensor.dtype == DType::I32, || "i32".into(), &tensor.dtype)
+}
+
+/// Checks indices that a kernel would follow: all in 0..limit, or also -1 where `or_none`.
+fn indices(op: &'static str, argument: &'static str, values: &[i32], limit: usize, or_none: bool) -> Result<()> {
+    let low = if or_none { -1 } else { 0 };
+    match values.iter().find(|v| **v < low || **v as i64 >= limit as i64) {
+        None => Ok(()),
+        Some(v) => {
+            Err(Error::Contract { op, argument, wanted: format!("{low} to {limit} exclusive"), got: v.to_string() })
+        }
+    }
+}

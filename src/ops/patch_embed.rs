@@ -1,0 +1,81 @@
+//! `patch_embed`: y[p] = pixels[p] W^T + b + interpolated position row of p.
+//!
+//! The convolution of transformers' Qwen3VLVisionPatchEmbed has kernel = stride, so it is a product. Specification:
+//! `host/linear.rs` and `host/patch_embed.rs`. Rounding points: the product, the position row, and y, as transformers
+//! 5.x stores them.
+
+use super::linear::matrix;
+use super::{Op, indices, require, shape, weight_shape, whole};
+use crate::base::{Precision, Result};
+use crate::device::Device;
+use crate::host::linear_tuned::Segment;
+use crate::host::{self, linear::Activation, linear_tuned};
+use crate::tensor::{Tensor, Weight};
+
+/// pixels [P, K], weight [C, K], bias [C], table [n, C] of positions; corners [P, 4] (i32, rows of the table) and
+/// shares [P, 4] (f32); y [P, C].
+#[derive(Debug, Clone)]
+pub struct PatchEmbed {
+    pub pixels: Tensor,
+    pub weight: Weight,
+    pub bias: Weight,
+    pub table: Weight,
+    pub corners: Tensor,
+    pub shares: Tensor,
+    pub precision: Precision,
+    pub y: Tensor,
+}
+
+impl Op for PatchEmbed {
+    fn name(&self) -> &'static str {
+        "patch_embed"
+    }
+
+    fn contract(&self) -> Result<()> {
+        let (p, k) = (self.pixels.shape.rows(), self.pixels.shape.width());
+        let c = self.weight.shape().rows();
+        weight_shape("patch_embed", "weight", &self.weight, [c, k])?;
+        weight_shape("patch_embed", "bias", &self.bias, [c])?;
+        let table = self.table.shape();
+        require("patch_embed", "table", table.width() == c, || format!("rows of {c}"), &table)?;
+        shape("patch_embed", "corners", &self.corners, [p, 4])?;
+        whole("patch_embed", "corners", &self.corners)?;
+        shape("patch_embed", "shares", &self.shares, [p, 4])?;
+        shape("patch_embed", "y", &self.y, [p, c])
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        vec![self.pixels, self.corners, self.shares]
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        vec![self.y]
+    }
+
+    fn weights(&self) -> Vec<&Weight> {
+        vec![&self.weight, &self.bias, &self.table]
+    }
+
+    fn flops(&self) -> u64 {
+        2 * (self.pixels.shape.elements() * self.weight.shape().rows()) as u64
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let mut lent = memory.borrow(&self.inputs(), &self.outputs())?;
+                let (pixels, corners, shares) =
+                    (lent.f32(self.pixels)?, lent.i32(self.corners)?, lent.f32(self.shares)?);
+                indices("patch_embed", "corners", corners, self.table.shape().rows(), false)?;
+                let bias = Some(self.bias.values(self.precision));
+                let segment = Segment { weight: matrix(&self.weight, self.precision), bias, low_rank: None };
+                let table = self.table.values(self.precision);
+                let (k, c) = (self.pixels.shape.width(), self.y.shape.width());
+                lent.output(self.y)?.fill(|y| {
+                    linear_tuned::linear(&pixels, k, &[segment], &mut [], 1, Activation::None, y, false);
+                    host::patch_embed::add_positions(&table, c, corners, &shares, self.precision, y);
+                })
+            }
+        }
+    }
+}

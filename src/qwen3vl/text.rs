@@ -1,0 +1,195 @@
+//! The text model: tokens with image rows in place become hidden states, and logits for the rows asked for.
+//!
+//! Semantics: transformers `modeling_qwen3_vl.py`, Qwen3VLTextModel.
+
+use super::config::{Config, TextConfig};
+use super::parameters::Parameters;
+use super::{names, vision};
+use crate::base::Result;
+use crate::nn::{Embedding, Linear, Norm, NormKind};
+use crate::ops::attention::{Attention, Heads, Mask};
+use crate::ops::attention_cached::AttentionCached;
+use crate::ops::deepstack_add::DeepstackAdd;
+use crate::ops::linear::Activation;
+use crate::ops::qk_rope::{Append, HeadNorms, QkRope};
+use crate::ops::swiglu::Swiglu;
+use crate::tape::Tape;
+use crate::tensor::Tensor;
+
+struct Layer {
+    input_norm: Norm,
+    qkv: Linear,
+    head_norms: HeadNorms,
+    o: Linear,
+    post_norm: Norm,
+    gate_up: Linear,
+    down: Linear,
+}
+
+pub struct TextModel {
+    heads: Heads,
+    embed: Embedding,
+    layers: Vec<Layer>,
+    norm: Norm,
+    head: Linear,
+}
+
+/// Image rows and where they go: features of the tower, for each token its feature row or -1 [T], and for each feature
+/// row its token [U].
+pub struct Visual {
+    pub features: vision::Features,
+    pub rows: Tensor,
+    pub tokens: Tensor,
+}
+
+/// Keys and values of all layers, and where new ones go (`slots` [T]).
+pub struct CacheInputs<'a> {
+    /// (keys, values) of each layer.
+    pub pools: &'a [(Tensor, Tensor)],
+    pub slots: Tensor,
+}
+
+/// What the tokens attend to.
+pub enum Attend<'a> {
+    /// Packed prompts, each from its first token; kept in the cache where there is one.
+    Prompt { starts: Tensor, pairs: u64, cache: Option<CacheInputs<'a>> },
+    /// New tokens of sequences whose earlier tokens are in the cache.
+    Cached { cache: CacheInputs<'a>, starts: Tensor, lengths: Tensor, blocks: Tensor, block: usize },
+}
+
+/// What a forward pass leaves on the tape.
+pub struct Outputs {
+    /// Embeddings with the image rows in place, then the output of each layer before its deepstack add; the last one
+    /// is after the final norm. Kept only when asked for.
+    pub hidden: Vec<Tensor>,
+    /// f32 [R, V]
+    pub logits: Tensor,
+}
+
+impl TextModel {
+    pub fn load(parameters: &Parameters, config: &Config) -> Result<TextModel> {
+        let text: &TextConfig = &config.text;
+        let eps = text.rms_norm_eps;
+        let norm = |path: &str| {
+            let weight = parameters.weight(&format!("{path}.weight"))?;
+            Ok(Norm { kind: NormKind::Rms { weight }, eps })
+        };
+        let layer = |l: usize| {
+            let at = |module: &str| names::text_layer(l, module);
+            let linear = |modules: &[&str]| {
+                let segments = modules.iter().map(|m| parameters.segment(&at(m), false)).collect::<Result<_>>()?;
+                Ok(Linear { segments })
+            };
+            Ok(Layer {
+                input_norm: norm(&at("input_layernorm"))?,
+                qkv: linear(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])?,
+                head_norms: HeadNorms {
+                    query: parameters.weight(&at("self_attn.q_norm.weight"))?,
+                    key: parameters.weight(&at("self_attn.k_norm.weight"))?,
+                    eps,
+                },
+                o: linear(&["self_attn.o_proj"])?,
+                post_norm: norm(&at("post_attention_layernorm"))?,
+                gate_up: linear(&["mlp.gate_proj", "mlp.up_proj"])?,
+                down: linear(&["mlp.down_proj"])?,
+            })
+        };
+        let embed = parameters.weight(&format!("{}.weight", names::EMBED_TOKENS))?;
+        let head = match config.tie_word_embeddings {
+            true => parameters.adapted(names::LM_HEAD, embed.clone(), None)?,
+            false => parameters.segment(names::LM_HEAD, false)?,
+        };
+        Ok(TextModel {
+            heads: Heads { queries: text.n_heads, keys: text.n_kv_heads, width: text.head_dim },
+            embed: Embedding { table: embed },
+            layers: (0..text.n_layers).map(layer).collect::<Result<_>>()?,
+            norm: norm(names::FINAL_NORM)?,
+            head: Linear { segments: vec![head] },
+        })
+    }
+
+    /// ids [T] and angles [T, E] become logits of the rows that `rows` names, or of all where None. With `trace`, the
+    /// hidden states are kept.
+    pub fn forward(
+        &self,
+        tape: &mut Tape,
+        ids: Tensor,
+        angles: Tensor,
+        visual: Option<&Visual>,
+        attend: &Attend,
+        rows: Option<Tensor>,
+        trace: bool,
+    ) -> Result<Outputs> {
+        tape.scope("text.embed");
+        let mut hidden = Vec::new();
+        let mut x = self.embed.apply(tape, ids, visual.map(|v| (v.features.embeds, v.rows)))?;
+        for (l, layer) in self.layers.iter().enumerate() {
+            tape.scope(format!("text.layer.{l}"));
+            if trace && l == 0 {
+                hidden.push(tape.keep(x));
+            }
+            x = self.layer(tape, layer, l, x, angles, attend)?;
+            if trace && l + 1 < self.layers.len() {
+                hidden.push(tape.keep(x));
+            }
+            if let Some((v, features)) = visual.and_then(|v| Some((v, *v.features.deepstack.get(l)?))) {
+                let y = tape.activation(x.shape);
+                tape.push(DeepstackAdd { x, features, rows: v.tokens, y })?;
+                x = y;
+            }
+        }
+        tape.scope("text.head");
+        let y = match rows {
+            Some(rows) => self.norm.apply_rows(tape, x, rows)?,
+            None => self.norm.apply(tape, x)?,
+        };
+        if trace {
+            hidden.push(tape.keep(y));
+        }
+        let logits = self.head.logits(tape, y)?;
+        Ok(Outputs { hidden, logits: tape.keep(logits) })
+    }
+
+    fn layer(
+        &self,
+        tape: &mut Tape,
+        layer: &Layer,
+        l: usize,
+        x: Tensor,
+        angles: Tensor,
+        attend: &Attend,
+    ) -> Result<Tensor> {
+        let (t, heads, precision) = (x.shape.rows(), self.heads, tape.precision());
+        let (q_width, k_width) = (heads.queries * heads.width, heads.keys * heads.width);
+        let y = layer.input_norm.apply(tape, x)?;
+        let qkv = layer.qkv.apply(tape, y, Activation::None, None)?;
+        let (q, k, y) = (tape.activation([t, q_width]), tape.activation([t, k_width]), tape.activation([t, q_width]));
+        let scale = (heads.width as f32).powf(-0.5);
+        let append = match attend {
+            Attend::Prompt { cache: None, .. } => None,
+            Attend::Prompt { cache: Some(cache), .. } | Attend::Cached { cache, .. } => {
+                let (keys, values) = cache.pools[l];
+                Some(Append { keys, values, slots: cache.slots })
+            }
+        };
+        let norms = Some(layer.head_norms.clone());
+        tape.push(QkRope { qkv, angles, norms, heads, append, precision, q, k })?;
+        match attend {
+            Attend::Prompt { starts, pairs, .. } => {
+                let (starts, pairs, mask, v_column) = (*starts, *pairs, Mask::Causal, q_width + k_width);
+                tape.push(Attention { q, k, v: qkv, v_column, starts, heads, mask, scale, pairs, y })?;
+            }
+            Attend::Cached { cache, starts, lengths, blocks, block } => {
+                let (keys, values) = cache.pools[l];
+                let (starts, lengths, blocks, block) = (*starts, *lengths, *blocks, *block);
+                tape.push(AttentionCached { q, keys, values, starts, lengths, blocks, block, heads, scale, y })?;
+            }
+        }
+        let x = layer.o.apply(tape, y, Activation::None, Some(x))?;
+        let y = layer.post_norm.apply(tape, x)?;
+        let gate_up = layer.gate_up.apply(tape, y, Activation::None, None)?;
+        let y = tape.activation([t, gate_up.shape.width() / 2]);
+        tape.push(Swiglu { gate_up, y })?;
+        layer.down.apply(tape, y, Activation::None, Some(x))
+    }
+}

@@ -1,0 +1,139 @@
+//! The record of what is to run, written once by the model's forward and read by everything else: the memory plan, the
+//! cost, the printed trace, the run itself (and, when training, the gradients).
+//!
+//! A tape is a flat list of records over shapes; nothing is computed or allocated while it is written. [`Tape::plan`]
+//! gives each value an interval of life and bytes of the activation arena, [`Tape::run`] runs the records in order.
+//! Floor 5: uses `ops`, `tensor`, `device`, `base`. Start at [`Tape`], then [`plan`].
+
+mod plan;
+mod print;
+mod record;
+
+pub use record::Record;
+
+use crate::base::{DType, Precision, Result, Shape};
+use crate::device::{Device, Layout};
+use crate::ops::Cost;
+use crate::tensor::{Arena, Tensor, new_generation};
+
+/// What the tape knows of one value.
+#[derive(Debug, Clone)]
+struct Value {
+    bytes: usize,
+    /// Written before the run: lives from its beginning.
+    input: bool,
+    /// Read after the run: lives to its end.
+    kept: bool,
+}
+
+/// Records in the order of execution, and the values that they name.
+pub struct Tape {
+    generation: u32,
+    precision: Precision,
+    values: Vec<Value>,
+    records: Vec<Record>,
+    /// For each record the part of the model that it belongs to: an index into `scope_names`.
+    scopes: Vec<usize>,
+    scope_names: Vec<String>,
+}
+
+impl Tape {
+    /// An empty tape whose activations are stored in `precision`.
+    pub fn new(precision: Precision) -> Tape {
+        Tape {
+            generation: new_generation(),
+            precision,
+            values: Vec::new(),
+            records: Vec::new(),
+            scopes: Vec::new(),
+            scope_names: vec![String::new()],
+        }
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Names the part of the model that the following records belong to, for traces and messages.
+    pub fn scope(&mut self, name: impl Into<String>) {
+        self.scope_names.push(name.into());
+    }
+
+    /// A value that is written before each run.
+    pub fn input(&mut self, dtype: DType, shape: impl Into<Shape>) -> Tensor {
+        let tensor = self.value(dtype, shape);
+        self.values[tensor.slot as usize].input = true;
+        tensor
+    }
+
+    /// A value in the activations' own type that some record will write.
+    pub fn activation(&mut self, shape: impl Into<Shape>) -> Tensor {
+        self.value(self.precision.dtype(), shape)
+    }
+
+    /// A value that some record will write.
+    pub fn value(&mut self, dtype: DType, shape: impl Into<Shape>) -> Tensor {
+        let slot = self.values.len() as u32;
+        let tensor =
+            Tensor { arena: Arena::Activations, slot, generation: self.generation, dtype, shape: shape.into() };
+        self.values.push(Value { bytes: tensor.bytes(), input: false, kept: false });
+        tensor
+    }
+
+    /// Keeps a value to the end of the run, to be read.
+    pub fn keep(&mut self, tensor: Tensor) -> Tensor {
+        if let Some(value) = self.values.get_mut(tensor.slot as usize) {
+            value.kept = true;
+        }
+        tensor
+    }
+
+    /// Appends an operation whose arguments fit its contract.
+    pub fn push(&mut self, record: impl Into<Record>) -> Result<()> {
+        let record = record.into();
+        record.op().contract()?;
+        self.records.push(record);
+        self.scopes.push(self.scope_names.len() - 1);
+        Ok(())
+    }
+
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// What all records cost together.
+    pub fn cost(&self) -> Cost {
+        self.records
+            .iter()
+            .map(|r| r.op().cost())
+            .fold(Cost::default(), |a, b| Cost { bytes: a.bytes + b.bytes, flops: a.flops + b.flops })
+    }
+
+    /// Where every value lies: see [`plan`].
+    pub fn plan(&self) -> Layout {
+        plan::layout(self)
+    }
+
+    /// Lays the device's activation arena out for this tape, so that its inputs can be written.
+    pub fn begin(&self, device: &mut Device) -> Result<()> {
+        device.memory().lay_out(Arena::Activations, self.plan())
+    }
+
+    /// Runs the records. `progress` is told (done, all) before each.
+    pub fn run(&self, device: &mut Device, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+        let releases = if cfg!(debug_assertions) { plan::releases(self) } else { Vec::new() };
+        for (i, record) in self.records.iter().enumerate() {
+            progress(i, self.records.len());
+            record.op().forward(device).map_err(|e| self.located(i, e))?;
+            for place in releases.get(i).into_iter().flatten() {
+                device.memory().poison(*place);
+            }
+        }
+        Ok(())
+    }
+
+    fn located(&self, record: usize, e: crate::base::Error) -> crate::base::Error {
+        let doing = format!("{} (record {record})", self.scope_names[self.scopes[record]]);
+        crate::base::Error::While { doing, source: Box::new(e) }
+    }
+}
