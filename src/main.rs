@@ -1,1 +1,7 @@
-fn main() {}
+//! The `vlm` program: arguments in, an exit code out.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vlm::cli::main()
+}

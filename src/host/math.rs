@@ -73,7 +73,7 @@ pub fn max(x: &[f32]) -> f32 {
 /// the cancellation.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub fn gelu_tanh(x: &mut [f32]) {
-    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    const TWICE_SQRT_2_OVER_PI: f32 = 2.0 * 0.797_884_6;
     for x in x {
         let u = TWICE_SQRT_2_OVER_PI * (*x + 0.044715 * *x * *x * *x);
         *x *= sigmoid(u);

@@ -6,6 +6,7 @@
 
 use super::engine::{Answer, Engine, Progress, Read};
 use crate::base::{Error, Result};
+use crate::qwen3vl::model::Rows;
 use crate::qwen3vl::pack::Sequence;
 
 /// For each prompt the probability of each label. `labels[i]` are the tokens of label i, `close` the token that ends an
@@ -29,7 +30,7 @@ pub fn score(
     // each label needs at most the blocks of its own tokens and a copy of the prompt's last block
     let forks = prompts.iter().flat_map(|_| labels.iter().map(|l| l.len() + super::cache::BLOCK));
     engine.reserve(prompts.iter().map(|p| p.ids.len() + longest).chain(forks))?;
-    let (cached, first) = engine.prefill(prompts, Read::Logits, progress)?;
+    let (cached, first) = engine.prefill(prompts, Read::Logits(Rows::Last), progress)?;
     let Answer::Logits(first) = first else { return Ok(Vec::new()) };
     let first: Vec<Vec<f64>> = first.iter().map(|row| log_softmax(row)).collect();
     let mut scores: Vec<Vec<f64>> = first.iter().map(|row| labels.iter().map(|l| row[l[0] as usize]).collect()).collect();
@@ -46,7 +47,7 @@ pub fn score(
             }
         }
         let mut sequences: Vec<_> = forks.iter_mut().collect();
-        let Answer::Logits(rows) = engine.extend(&mut sequences, &new, Read::Logits)? else { return Ok(Vec::new()) };
+        let Answer::Logits(rows) = engine.extend(&mut sequences, &new, Read::Logits(Rows::All))? else { return Ok(Vec::new()) };
         let mut rows = rows.iter();
         for (p, i) in places {
             for (token, row) in labels[i][1..].iter().zip(&mut rows) {

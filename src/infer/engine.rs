@@ -33,8 +33,8 @@ struct Step {
 
 /// What a pass is read for.
 pub enum Read<'a> {
-    /// The logits.
-    Logits,
+    /// The logits: of a prompt for these rows, of a step for all.
+    Logits(Rows),
     /// A token for each sequence, chosen on the device.
     Tokens(&'a Sampling),
 }
@@ -60,7 +60,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Runs prompts side by side and keeps them in the cache; reads the last token of each.
+    /// Runs prompts side by side and keeps them in the cache.
     pub fn prefill(
         &mut self,
         sequences: &[&Sequence],
@@ -70,7 +70,11 @@ impl Engine {
         let packed = Packed::new(sequences, self.model.config.vision.merge_size)?;
         let Some(cache) = &mut self.cache else { return Err(no_cache()) };
         let mut tape = Tape::new(self.precision);
-        let pass = self.model.prompt(&mut tape, &packed, Rows::Last, Some(&cache.pools), false)?;
+        let rows = match read {
+            Read::Logits(rows) => rows,
+            Read::Tokens(_) => Rows::Last,
+        };
+        let pass = self.model.prompt(&mut tape, &packed, rows, Some(&cache.pools), false)?;
         let sample = read.append(&self.model, &mut tape, pass.outputs.logits)?;
         let (mut cached, mut slots) = (Vec::new(), Vec::new());
         for (sequence, delta) in sequences.iter().zip(&packed.deltas) {
@@ -167,14 +171,14 @@ impl Engine {
 impl Read<'_> {
     fn choice(&self) -> Option<(Choice, usize)> {
         match self {
-            Read::Logits => None,
+            Read::Logits(_) => None,
             Read::Tokens(sampling) => Some((sampling.choice, sampling.capacity)),
         }
     }
 
     fn append(&self, model: &Model, tape: &mut Tape, logits: Tensor) -> Result<Option<SamplePass>> {
         match self {
-            Read::Logits => Ok(None),
+            Read::Logits(_) => Ok(None),
             Read::Tokens(sampling) => model.sample(tape, logits, sampling).map(Some),
         }
     }

@@ -7,6 +7,9 @@ use crate::qwen3vl::model::Sampling;
 use crate::qwen3vl::pack::Sequence;
 use std::time::Instant;
 
+/// The stream of random numbers that choose tokens ("samp").
+const SAMPLING: u64 = 0x7361_6d70;
+
 /// When to stop and how to choose.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -106,5 +109,5 @@ pub fn generate(
 
 /// The random number that decides one token: a function of seed, sequence and step alone.
 fn uniform(seed: u64, sequence: usize, step: u64) -> f32 {
-    rng::uniform(seed, [rng::Stream::Sampling as u32, sequence as u32, step as u32, 0])
+    rng::Stream::new(seed, &[SAMPLING, sequence as u64]).uniform(step)
 }

@@ -6,3 +6,4 @@ pub mod cache;
 pub mod choices;
 pub mod engine;
 pub mod generate;
+pub mod trace;

@@ -40,7 +40,7 @@ impl Op for AttentionCached {
         let rows = self.keys.shape.rows();
         shape(op, "keys", &self.keys, [rows, h.keys * h.width])?;
         shape(op, "values", &self.values, [rows, h.keys * h.width])?;
-        require(op, "block", self.block > 0 && rows % self.block == 0, || "a divisor of the pool".into(), &self.block)?;
+        require(op, "block", self.block > 0 && rows.is_multiple_of(self.block), || "a divisor of the pool".into(), &self.block)?;
         require(op, "heads", h.queries % h.keys == 0, || "groups of equal size".into(), h)?;
         shape(op, "starts", &self.starts, [b + 1])?;
         shape(op, "blocks", &self.blocks, [b, self.blocks.shape.width()])?;
@@ -56,6 +56,13 @@ impl Op for AttentionCached {
 
     fn outputs(&self) -> Vec<Tensor> {
         vec![self.y]
+    }
+
+    fn cost(&self) -> super::Cost {
+        // of the pools at most the rows that the table can name; how many are held is known to the run alone
+        let named = (self.blocks.shape.elements() * self.block).min(self.keys.shape.rows());
+        let rows = 2 * named * self.keys.shape.width() * self.keys.dtype.bytes();
+        super::Cost { bytes: (2 * self.q.bytes() + rows) as u64, flops: 0 }
     }
 
     fn forward(&self, device: &mut Device) -> Result<()> {

@@ -1,0 +1,93 @@
+//! `vlm doctor`: what this machine has, and what is missing.
+
+use crate::base::Result;
+use crate::device::probe;
+use std::fmt::Write;
+
+/// Say what was found for computing: driver, GPU, kernels, compiler, memory, CPU
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: vlm doctor")]
+pub struct Doctor {
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Doctor {
+    pub fn run(&self) -> Result<()> {
+        let found = probe();
+        let features = cpu_features();
+        let (total, available) = memory_bytes();
+        let nvcc = on_path("nvcc");
+        if self.json {
+            let gpus: Vec<_> = found
+                .gpus
+                .iter()
+                .map(|g| {
+                    let (major, minor) = g.capability;
+                    serde_json::json!({"name": g.name, "memory_bytes": g.memory_bytes, "capability": [major, minor]})
+                })
+                .collect();
+            return super::print_json(&serde_json::json!({
+                "cpu": {"threads": rayon::current_num_threads(), "features": features},
+                "memory": {"total_bytes": total, "available_bytes": available},
+                "driver_cuda_version": found.driver_cuda_version,
+                "driver_error": found.driver_error,
+                "gpus": gpus,
+                "kernels": [],
+                "nvcc": nvcc,
+            }));
+        }
+        let gib = |b: Option<u64>| b.map_or("unknown".into(), |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
+        let mut text = String::new();
+        let mut line = |name: &str, said: String| _ = writeln!(text, "{name:<12}{said}");
+        line("cpu", format!("{} threads, {}", rayon::current_num_threads(), features.join(" ")));
+        line("memory", format!("{}, {} available", gib(total), gib(available)));
+        line(
+            "driver",
+            match (&found.driver_error, found.driver_cuda_version) {
+                (Some(e), _) => format!("the CUDA driver is installed but fails: {e}"),
+                (None, Some(v)) => format!("CUDA {}.{}", v / 1000, v % 1000 / 10),
+                (None, None) => "none (libcuda.so not found): install NVIDIA's driver to use a GPU".into(),
+            },
+        );
+        if found.gpus.is_empty() {
+            line("gpu", "none".into());
+        }
+        for gpu in &found.gpus {
+            let (major, minor) = gpu.capability;
+            line("gpu", format!("{}, {}, sm_{major}{minor}", gpu.name, gib(Some(gpu.memory_bytes as u64))));
+        }
+        line("kernels", "none in this build: every command computes on the CPU".into());
+        line("nvcc", nvcc.map_or("not on the PATH".into(), |p| p.display().to_string()));
+        super::print(&text)
+    }
+}
+
+fn cpu_features() -> Vec<&'static str> {
+    let mut found = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        let mut note = |name, has: bool| has.then(|| found.push(name)).unwrap_or_default();
+        note("avx2", std::arch::is_x86_feature_detected!("avx2"));
+        note("fma", std::arch::is_x86_feature_detected!("fma"));
+        note("avx512f", std::arch::is_x86_feature_detected!("avx512f"));
+        note("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16"));
+    }
+    found
+}
+
+/// Total and available memory, from /proc/meminfo.
+fn memory_bytes() -> (Option<u64>, Option<u64>) {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find(|l| l.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+    };
+    (field("MemTotal:"), field("MemAvailable:"))
+}
+
+fn on_path(program: &str) -> Option<std::path::PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path).map(|dir| dir.join(program)).find(|p| p.is_file())
+}

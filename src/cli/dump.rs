@@ -1,0 +1,50 @@
+//! `vlm dump`: what the program computes, tensor by tensor.
+
+use super::model::ModelFlags;
+use super::progress::Progress;
+use crate::base::Result;
+use crate::data::messages::read_messages;
+use crate::infer::trace;
+use crate::io::safetensors;
+use crate::qwen3vl::template::Ending;
+use crate::tensor::HostTensor;
+use std::path::PathBuf;
+
+/// Write every intermediate tensor of a prompt to a safetensors file
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: vlm dump --model Qwen3-VL-2B-Instruct --messages chat.json --out tensors.safetensors")]
+pub struct Dump {
+    #[command(flatten)]
+    model: ModelFlags,
+    /// {"messages": [...]}; image paths relative to the file
+    #[arg(long, value_name = "FILE")]
+    messages: PathBuf,
+    /// Compute the logits one token at a time through the key/value cache
+    #[arg(long)]
+    through_cache: bool,
+    /// Where to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+impl Dump {
+    pub fn run(&self) -> Result<()> {
+        let tensors = compute(&self.model, &self.messages, self.through_cache)?;
+        safetensors::write_tensors(&self.out, &tensors)?;
+        super::print(&format!("{} tensors in {}\n", tensors.len(), self.out.display()))
+    }
+}
+
+/// The tensors of one prompt: `vlm verify` compares the same.
+pub fn compute(model: &ModelFlags, messages: &PathBuf, through_cache: bool) -> Result<Vec<(String, HostTensor)>> {
+    let conversation = read_messages(messages)?;
+    let mut opened = model.open()?;
+    let prepared = opened.preparer.prepare(&conversation, Ending::GenerationPrompt)?;
+    let mut bar = Progress::new("prompt");
+    let mut progress = |done: usize, all: usize| bar.at(done as u64, all as u64);
+    if through_cache {
+        trace::through_cache(&mut opened.engine, &prepared.sequence, &mut progress)
+    } else {
+        trace::trace(&mut opened.engine, &prepared.sequence, &mut progress)
+    }
+}

@@ -1,0 +1,216 @@
+//! `vlm generate`: an answer about pictures.
+
+use super::model::{ModelFlags, Opened};
+use super::progress::Progress;
+use crate::base::{Error, Result};
+use crate::classify::evaluate::label_tokens;
+use crate::data::messages::{Conversation, ImageSource, read_messages};
+use crate::infer::choices;
+use crate::infer::generate::{Finish, Generated, Settings, Timings, generate};
+use crate::ops::sample::Choice;
+use crate::qwen3vl::generation_config::GenerationConfig;
+use crate::qwen3vl::pack::Sequence;
+use crate::qwen3vl::template::{END_OF_TURN, Ending};
+use crate::qwen3vl::tokenizer::Specials;
+use serde_json::json;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Instant;
+
+/// Answer a prompt about pictures
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example: vlm generate --model Qwen3-VL-2B-Instruct --image car.jpg --prompt 'What is damaged?'\n\
+                  Choices: vlm generate --model DIR --image car.jpg --prompt 'Which damage?' --choices scratch,dent,crack"
+)]
+pub struct Generate {
+    #[command(flatten)]
+    model: ModelFlags,
+    /// {"messages": [...]}; image paths relative to the file
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "prompt"], required_unless_present = "prompt")]
+    messages: Option<PathBuf>,
+    /// A picture, before the prompt; may be given several times
+    #[arg(long, value_name = "FILE", requires = "prompt")]
+    image: Vec<PathBuf>,
+    /// What to ask
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Score these answers instead of writing one: a probability each
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',')]
+    choices: Vec<String>,
+    #[command(flatten)]
+    sampling: SamplingFlags,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// How tokens are chosen; what is absent comes from the checkpoint's generation_config.json.
+#[derive(Debug, clap::Args)]
+pub struct SamplingFlags {
+    /// Stop after this many tokens
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub max_new_tokens: usize,
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "X")]
+    temperature: Option<f32>,
+    /// Keep the likeliest tokens that reach this probability together
+    #[arg(long, value_name = "X")]
+    top_p: Option<f32>,
+    /// Keep this many likeliest tokens; 0 keeps all
+    #[arg(long, value_name = "N")]
+    top_k: Option<usize>,
+    /// Above 1: repeat less of prompt and answer
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f32>,
+    /// Above 0: repeat less of the answer
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// The same seed gives the same answer
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl SamplingFlags {
+    /// The flags over the checkpoint's defaults. `n_valid`: ids from here on have no text.
+    pub fn settings(&self, defaults: &GenerationConfig, n_valid: usize) -> Result<Settings> {
+        let within = |name: &str, value: f32, ok: bool, range: &str| match ok {
+            true => Ok(value),
+            false => Err(Error::Usage(format!("--{name} {value}: give {range}"))),
+        };
+        let temperature = match self.temperature {
+            Some(t) => within("temperature", t, t >= 0.0 && t.is_finite(), "0 or more")?,
+            None if defaults.do_sample => defaults.temperature,
+            None => 0.0,
+        };
+        let top_p = self.top_p.unwrap_or(defaults.top_p);
+        let repetition = self.repetition_penalty.unwrap_or(defaults.repetition_penalty);
+        let presence = self.presence_penalty.unwrap_or(defaults.presence_penalty);
+        let choice = Choice {
+            temperature: (temperature > 0.0).then_some(temperature),
+            top_k: self.top_k.unwrap_or(defaults.top_k),
+            top_p: within("top-p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0, at most 1")?,
+            repetition_penalty: within(
+                "repetition-penalty",
+                repetition,
+                repetition > 0.0 && repetition.is_finite(),
+                "above 0",
+            )?,
+            presence_penalty: within("presence-penalty", presence, presence.is_finite(), "a number")?,
+        };
+        let stop = defaults.eos_token_ids.clone();
+        Ok(Settings { choice, seed: self.seed, max_new_tokens: self.max_new_tokens, stop, n_valid })
+    }
+}
+
+impl Generate {
+    pub fn run(&self) -> Result<()> {
+        let conversation = match (&self.messages, &self.prompt) {
+            (Some(file), _) => read_messages(file)?,
+            (None, Some(prompt)) => {
+                Conversation::ask(self.image.iter().cloned().map(ImageSource::File).collect(), prompt)
+            }
+            (None, None) => return Err(Error::Usage("give --prompt or --messages".into())),
+        };
+        let start = Instant::now();
+        let mut opened = self.model.open()?;
+        let load_seconds = start.elapsed().as_secs_f64();
+        let start = Instant::now();
+        let sequence = opened.preparer.prepare(&conversation, Ending::GenerationPrompt)?.sequence;
+        let preprocess_seconds = start.elapsed().as_secs_f64();
+        let before = Before { load_seconds, preprocess_seconds };
+        if self.choices.is_empty() {
+            self.answer(&mut opened, &sequence, before)
+        } else {
+            self.score(&mut opened, &conversation, &sequence, before)
+        }
+    }
+
+    fn answer(&self, opened: &mut Opened, sequence: &Sequence, before: Before) -> Result<()> {
+        let tokenizer = opened.preparer.prompts.tokenizer();
+        let settings = self.sampling.settings(&opened.generation, tokenizer.n_tokens())?;
+        let live = !self.json && std::io::stdout().is_terminal();
+        let mut printed = String::new();
+        let mut tokens = Vec::new();
+        let mut each = |_: usize, token: u32| {
+            tokens.push(token);
+            if live && let Ok(text) = tokenizer.decode(&tokens, Specials::Skip) {
+                // a character may need more tokens: wait until the text ends in a whole one
+                if let Some(new) = text.strip_prefix(&printed).filter(|new| !new.ends_with('\u{fffd}')) {
+                    _ = super::print(new).and_then(|()| std::io::stdout().flush().or(Ok(())));
+                    printed = text;
+                }
+            }
+            true
+        };
+        let mut bar = Progress::new("prompt");
+        let mut progress = |done: usize, all: usize| bar.at(done as u64, all as u64);
+        let (answers, timings) = generate(&mut opened.engine, &[sequence], &settings, &mut progress, &mut each)?;
+        drop(bar);
+        let Some(Generated { tokens, finish }) = answers.into_iter().next() else { return Ok(()) };
+        let text = tokenizer.decode(&tokens, Specials::Skip)?;
+        if !self.json {
+            return super::print(&format!("{}\n", text.strip_prefix(&printed).unwrap_or(&text)));
+        }
+        super::print_json(&json!({
+            "text": text,
+            "token_ids": tokens,
+            "prompt_tokens": sequence.ids.len(),
+            "finish_reason": if finish == Finish::Stop { "stop" } else { "length" },
+            "timings": before.timings(timings),
+            "device": {"name": opened.engine.device.name(), "kernels": {}},
+        }))
+    }
+
+    fn score(
+        &self,
+        opened: &mut Opened,
+        conversation: &Conversation,
+        sequence: &Sequence,
+        before: Before,
+    ) -> Result<()> {
+        let prompts = &opened.preparer.prompts;
+        let labels = label_tokens(&opened.preparer, conversation, &self.choices)?;
+        let close = prompts.tokenizer().need_token(END_OF_TURN)?;
+        let mut bar = Progress::new("prompt");
+        let mut progress = |done: usize, all: usize| bar.at(done as u64, all as u64);
+        let start = Instant::now();
+        let scores = choices::score(&mut opened.engine, &[sequence], &labels, close, &mut progress)?;
+        let timings = Timings { prefill_seconds: start.elapsed().as_secs_f64(), decode_seconds: 0.0 };
+        drop(bar);
+        let mut ranked: Vec<(&String, f64)> = self.choices.iter().zip(scores.into_iter().flatten()).collect();
+        ranked.sort_by(|a, b| b.1.total_cmp(&a.1));
+        let best = ranked.first().map_or("", |(label, _)| label.as_str());
+        if self.json {
+            let choices: serde_json::Map<_, _> = ranked.iter().map(|(l, p)| (l.to_string(), json!(p))).collect();
+            return super::print_json(&json!({
+                "text": best,
+                "token_ids": [],
+                "prompt_tokens": sequence.ids.len(),
+                "finish_reason": "stop",
+                "choices": choices,
+                "timings": before.timings(timings),
+                "device": {"name": opened.engine.device.name(), "kernels": {}},
+            }));
+        }
+        let lines: Vec<String> = ranked.iter().map(|(label, p)| format!("{:6.2} %  {label}\n", 100.0 * p)).collect();
+        super::print(&lines.concat())
+    }
+}
+
+/// What passed before the model was asked.
+struct Before {
+    load_seconds: f64,
+    preprocess_seconds: f64,
+}
+
+impl Before {
+    fn timings(&self, t: Timings) -> serde_json::Value {
+        json!({
+            "load_seconds": self.load_seconds,
+            "preprocess_seconds": self.preprocess_seconds,
+            "prefill_seconds": t.prefill_seconds,
+            "decode_seconds": t.decode_seconds,
+        })
+    }
+}

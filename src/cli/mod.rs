@@ -1,0 +1,79 @@
+//! The command line: arguments, printing, progress, exit codes; a file per subcommand.
+//!
+//! Floor 9: may use everything; the only room that writes to stdout. Start at [`main`], then [`generate`].
+
+mod compute;
+mod doctor;
+mod dump;
+mod eval;
+mod generate;
+mod init;
+mod inspect;
+mod merge;
+mod model;
+mod preprocess;
+mod progress;
+mod verify;
+
+use crate::base::Result;
+use clap::Parser;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "vlm", version, about = "Qwen3-VL: ask it about photos, score it, merge its adapters.")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(clap::Subcommand)]
+enum Command {
+    Generate(generate::Generate),
+    Eval(eval::Eval),
+    Merge(merge::Merge),
+    Preprocess(preprocess::Preprocess),
+    Dump(dump::Dump),
+    Verify(verify::Verify),
+    Init(init::Init),
+    Inspect(inspect::Inspect),
+    Doctor(doctor::Doctor),
+}
+
+/// Runs the program: 0, 1 for a failure with one message on stderr, 2 for wrong usage.
+pub fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env(crate::base::env::LOG).unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let arguments = Arguments::parse();
+    let done = match arguments.command {
+        Command::Generate(c) => c.run(),
+        Command::Eval(c) => c.run(),
+        Command::Merge(c) => c.run(),
+        Command::Preprocess(c) => c.run(),
+        Command::Dump(c) => c.run(),
+        Command::Verify(c) => c.run(),
+        Command::Init(c) => c.run(),
+        Command::Inspect(c) => c.run(),
+        Command::Doctor(c) => c.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("vlm: {e}");
+            ExitCode::from(if e.is_usage() { 2 } else { 1 })
+        }
+    }
+}
+
+/// Writes to stdout. A reader that has gone away (`vlm inspect | head`) is no failure.
+fn print(text: &str) -> Result<()> {
+    use std::io::Write;
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(crate::base::Error::io("write to", "stdout", e)),
+        _ => Ok(()),
+    }
+}
+
+/// One JSON object on stdout.
+fn print_json(value: &serde_json::Value) -> Result<()> {
+    print(&format!("{value}\n"))
+}

@@ -1,0 +1,48 @@
+//! `vlm preprocess`: one picture as the model sees it.
+
+use super::model::PixelFlags;
+use crate::base::Result;
+use crate::data::image::{self, PatchSpec};
+use crate::io::safetensors;
+use crate::qwen3vl::processor::read_patch_spec;
+use crate::tensor::HostTensor;
+use std::path::PathBuf;
+
+/// Write a picture's patches (pixel_values, image_grid_thw) to a safetensors file
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: vlm preprocess --image photo.jpg --out photo.safetensors")]
+pub struct Preprocess {
+    /// The picture
+    #[arg(long, value_name = "FILE")]
+    image: PathBuf,
+    /// Take the settings of this checkpoint folder instead of Qwen3-VL's
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    pixels: PixelFlags,
+    /// Where to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+}
+
+impl Preprocess {
+    pub fn run(&self) -> Result<()> {
+        let spec = match &self.model {
+            Some(dir) => read_patch_spec(dir)?,
+            None => PatchSpec::default(),
+        };
+        let spec = self.pixels.apply(spec)?;
+        let picture = image::load(&self.image)?;
+        let patches = spec.patches(&picture)?;
+        let grid = patches.grid;
+        let n = grid.iter().product::<usize>();
+        let tensors = [
+            ("pixel_values".to_string(), HostTensor::f32([n, patches.values.len() / n.max(1)], patches.values)),
+            ("image_grid_thw".to_string(), HostTensor::i64([1, 3], grid.map(|g| g as i64).to_vec())),
+        ];
+        safetensors::write_tensors(&self.out, &tensors)?;
+        let (from, to) = ((picture.width, picture.height), (grid[2] * spec.patch, grid[1] * spec.patch));
+        let tokens = n / (spec.merge * spec.merge);
+        super::print(&format!("{} x {} pixels to {} x {}: {n} patches, {tokens} tokens\n", from.0, from.1, to.0, to.1))
+    }
+}

@@ -1,0 +1,61 @@
+//! A conversation with its pictures becomes a [`Sequence`] for the model.
+
+use super::config::Config;
+use super::pack::Sequence;
+use super::prompt::PromptBuilder;
+use super::template::Ending;
+use crate::base::{Error, Result};
+use crate::data::image::{self, PatchSpec};
+use crate::data::messages::{Conversation, ImageSource};
+use rayon::prelude::*;
+use std::path::Path;
+
+/// Tokenizer, template and picture preprocessing of one checkpoint.
+pub struct Preparer {
+    pub prompts: PromptBuilder,
+    pub spec: PatchSpec,
+}
+
+/// A sequence, and which of its ids are labels (the assistant's turns).
+pub struct Prepared {
+    pub sequence: Sequence,
+    pub labels: Vec<bool>,
+}
+
+impl Preparer {
+    /// Reads the folder's tokenizer and template. The picture settings have to be those that the tower was built for.
+    pub fn open(dir: &Path, config: &Config, spec: PatchSpec) -> Result<Preparer> {
+        let v = &config.vision;
+        let (wanted, got) =
+            ([v.patch_size, v.temporal_patch_size, v.merge_size], [spec.patch, spec.temporal, spec.merge]);
+        if wanted != got {
+            let said = format!("patch, temporal and merge size are {got:?} here and {wanted:?} in config.json");
+            return Err(Error::file(dir.join("preprocessor_config.json"), said));
+        }
+        Ok(Preparer { prompts: PromptBuilder::from_folder(dir)?, spec })
+    }
+
+    /// Decodes the pictures, builds the prompt, and puts both together.
+    pub fn prepare(&self, conversation: &Conversation, ending: Ending) -> Result<Prepared> {
+        let sources: Vec<&ImageSource> = conversation.images().collect();
+        let patches = sources
+            .into_par_iter()
+            .map(|source| {
+                let rgb = match source {
+                    ImageSource::File(path) => image::load(path)?,
+                    ImageSource::Bytes { name, bytes } => image::decode(bytes, Path::new(name))?,
+                };
+                self.spec.patches(&rgb)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let merge = self.spec.merge * self.spec.merge;
+        let tokens: Vec<usize> = patches.iter().map(|p| p.grid.iter().product::<usize>() / merge).collect();
+        let prompt = self.prompts.build(conversation, &tokens, ending)?;
+        let mut sequence = Sequence { ids: prompt.ids, is_image: prompt.is_image, ..Sequence::default() };
+        for p in patches {
+            sequence.grids.push(p.grid);
+            sequence.pixels.extend(p.values);
+        }
+        Ok(Prepared { sequence, labels: prompt.labels })
+    }
+}
