@@ -58,18 +58,23 @@ def main():
     transformers.utils.logging.disable_progress_bar()
     if a.command == "cases":
         from peer import cases as part
+
         part.sweep(a.out, a.template, a.models, a.seed)
     elif a.command == "golden":
         from peer import cases as part
+
         part.golden(a.out, a.template)
     elif a.command == "verify":
         from peer import cases as part
+
         sys.exit(not part.verify(a.cases))
     elif a.command == "ops":
         from peer import ops as part
+
         part.write(a.out)
     else:
         from peer import merged as part
+
         sys.exit(not part.check(a.model, a.reference_adapter, a.merged))
 
 

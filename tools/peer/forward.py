@@ -17,7 +17,9 @@ class Model:
     def __init__(self, folder, dtype=torch.float32, processor=None):
         self.folder = Path(folder)
         self.processor = processor or AutoProcessor.from_pretrained(folder)
-        model, said = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, said = Qwen3VLForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
         if any(said[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")):
             raise SystemExit(f"{folder}: {said}")
         self.model = model.to(dtype).eval()
@@ -26,8 +28,11 @@ class Model:
 
 
 def inputs(m, messages, root, reply=True):
-    """The processor's output for a conversation; image paths are relative to `root`. `reply`: end with the assistant's header."""
-    found = [c["image"] for t in messages if isinstance(t["content"], list) for c in t["content"] if c["type"] == "image"]
+    """The processor's output for a conversation; image paths are relative to `root`. `reply`: end with the header of
+    the assistant's turn."""
+    found = [
+        c["image"] for t in messages if isinstance(t["content"], list) for c in t["content"] if c["type"] == "image"
+    ]
     images = [pictures.load(Path(root) / f) for f in found]
     text = m.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
     return m.processor(text=[text], images=images or None, return_tensors="pt")
@@ -41,11 +46,17 @@ def tensors(net, batch):
     if grid is None:
         position = torch.arange(batch["input_ids"].shape[1]).expand(3, -1)
     else:
-        position = model.model.get_rope_index(batch["input_ids"], batch["mm_token_type_ids"], image_grid_thw=grid)[0][:, 0]
+        position = model.model.get_rope_index(batch["input_ids"], batch["mm_token_type_ids"], image_grid_thw=grid)[0][
+            :, 0
+        ]
     out = {"input_ids": batch["input_ids"][0], "position_ids": position}
     if grid is not None:
         features = model.model.get_image_features(batch["pixel_values"].to(model.dtype), grid)
-        out |= {"pixel_values": batch["pixel_values"], "image_grid_thw": grid, "image_embeds": torch.cat(features.pooler_output)}
+        out |= {
+            "pixel_values": batch["pixel_values"],
+            "image_grid_thw": grid,
+            "image_embeds": torch.cat(features.pooler_output),
+        }
         out |= {f"deepstack.{i}": d for i, d in enumerate(features.deepstack_features)}
     result = net(**batch, output_hidden_states=True, use_cache=False)
     out |= {f"hidden.{i}": h[0] for i, h in enumerate(result.hidden_states)}
@@ -54,14 +65,25 @@ def tensors(net, batch):
 
 @torch.no_grad()
 def greedy(m, batch, limit=24):
-    """Greedy ids (stop ids as generation_config.json says; ids beyond the tokenizer never), and the closest decision among
-    them: the gap between the first two logits over the root mean square of the row."""
+    """Greedy ids (stop ids as generation_config.json says; ids beyond the tokenizer never), and the closest decision
+    among them: the gap between the first two logits over the root mean square of the row."""
     said = m.model.generate(
-        **batch, max_new_tokens=limit, do_sample=False, temperature=None, top_k=None, top_p=None, repetition_penalty=None,
-        suppress_tokens=list(range(m.known, m.vocab)) or None, output_logits=True, return_dict_in_generate=True)
-    ids = said.sequences[0, batch["input_ids"].shape[1]:]
-    gap = min(float((a := row[0, :m.known].sort(descending=True).values)[0] - a[1]) / float(row[0].square().mean().sqrt())
-              for row in said.logits)
+        **batch,
+        max_new_tokens=limit,
+        do_sample=False,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        repetition_penalty=None,
+        suppress_tokens=list(range(m.known, m.vocab)) or None,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    ids = said.sequences[0, batch["input_ids"].shape[1] :]
+    gap = min(
+        float((a := row[0, : m.known].sort(descending=True).values)[0] - a[1]) / float(row[0].square().mean().sqrt())
+        for row in said.logits
+    )
     return ids, gap
 
 

@@ -8,18 +8,40 @@ from PIL import Image, ImageDraw, ImageOps
 
 # (name, width, height, mode): scaled up, scaled down, kept, and extreme aspects up to nearly 200.
 SIZES = [
-    ("dot", 1, 1, "RGB"), ("speck", 7, 5, "RGB"), ("cell", 33, 47, "RGB"), ("square", 64, 64, "RGB"), ("wide", 100, 37, "RGB"),
-    ("tall", 29, 90, "RGB"), ("strip", 300, 5, "RGB"), ("pole", 3, 400, "RGB"), ("thread", 398, 2, "RGB"), ("odd", 131, 97, "RGB"),
-    ("big", 351, 263, "RGB"), ("half", 80, 48, "RGB"), ("long", 210, 33, "RGB"), ("grey", 61, 45, "L"), ("glass", 75, 53, "RGBA"),
-    ("paint", 57, 66, "P"), ("fog", 40, 70, "LA"), ("plate", 122, 61, "RGB"), ("slab", 96, 160, "RGB"), ("chip", 48, 16, "RGB")]
+    ("dot", 1, 1, "RGB"),
+    ("speck", 7, 5, "RGB"),
+    ("cell", 33, 47, "RGB"),
+    ("square", 64, 64, "RGB"),
+    ("wide", 100, 37, "RGB"),
+    ("tall", 29, 90, "RGB"),
+    ("strip", 300, 5, "RGB"),
+    ("pole", 3, 400, "RGB"),
+    ("thread", 398, 2, "RGB"),
+    ("odd", 131, 97, "RGB"),
+    ("big", 351, 263, "RGB"),
+    ("half", 80, 48, "RGB"),
+    ("long", 210, 33, "RGB"),
+    ("grey", 61, 45, "L"),
+    ("glass", 75, 53, "RGBA"),
+    ("paint", 57, 66, "P"),
+    ("fog", 40, 70, "LA"),
+    ("plate", 122, 61, "RGB"),
+    ("slab", 96, 160, "RGB"),
+    ("chip", 48, 16, "RGB"),
+]
 
 
 def draw(width, height, mode, seed):
     """Slopes, discs and a little noise, so that patches differ and a resize has edges to soften."""
     rng, noise = random.Random(seed), np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width]
-    base = np.stack([128 + 100 * np.sin(rng.uniform(0.02, 0.3) * x + rng.uniform(0.02, 0.3) * y + rng.uniform(0, 6))
-                     for _ in range(3)], -1)
+    base = np.stack(
+        [
+            128 + 100 * np.sin(rng.uniform(0.02, 0.3) * x + rng.uniform(0.02, 0.3) * y + rng.uniform(0, 6))
+            for _ in range(3)
+        ],
+        -1,
+    )
     picture = Image.fromarray(np.clip(base + noise.normal(0, 6, base.shape), 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(picture)
     for _ in range(4):
@@ -41,7 +63,7 @@ def write_all(folder, seed):
 
 
 def load(path):
-    """EXIF orientation applied, alpha pasted on white, RGB: done here because transformers 5.17 would drop the alpha."""
+    """EXIF orientation applied, alpha pasted on white, RGB: here, because transformers 5.17 would drop the alpha."""
     picture = ImageOps.exif_transpose(Image.open(path))
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")

@@ -1,9 +1,10 @@
-"""LoRA runs with PEFT over a JSONL file in file order: spec.json, init_adapter/, metrics.jsonl, first_gradients.safetensors,
-final_adapter/ and merged.one_image.safetensors of a MODEL.train.NAME folder.
+"""LoRA runs with PEFT over a JSONL file in file order: spec.json, init_adapter/, metrics.jsonl, final_adapter/,
+first_gradients.safetensors and merged.one_image.safetensors of a MODEL.train.NAME folder.
 
-The recipe: base and adapter in one precision (float32; float64 to see how far rounding goes); a batch's loss is the sum of the
-cross-entropies of its label tokens over their number; the gradient's norm is taken before clipping; torch.optim.AdamW with betas
-0.9, 0.999, eps 1e-8; transformers' schedules; step k (from 1) runs at the rate that the log gives for it.
+The recipe: base and adapter in one precision (float32; float64 to see how far rounding goes); a batch's loss is the sum
+of the cross-entropies of its label tokens over their number; the gradient's norm is taken before clipping;
+torch.optim.AdamW with betas 0.9, 0.999, eps 1e-8; transformers' schedules; step k (from 1) runs at the rate that the
+log gives for it.
 """
 
 import json
@@ -18,14 +19,17 @@ from . import forward
 
 
 def labels(m, conversation, ids):
-    """For each token of the expanded prompt: is it a label? Labels are the tokens that lie within an answer or the <|im_end|>
-    that closes it; a token that straddles the border to the header is none."""
+    """For each token of the expanded prompt: is it a label? Labels are the tokens that lie within an answer or the
+    <|im_end|> that closes it; a token that straddles the border to the header is none."""
     p, end = m.processor, "<|im_end|>\n"
-    render = lambda messages, reply: p.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
+
+    def render(messages, reply):
+        return p.apply_chat_template(messages, tokenize=False, add_generation_prompt=reply)
+
     text, spans = render(conversation, False), []
     for i, turn in enumerate(conversation):
         if turn["role"] == "assistant":
-            head, whole = render(conversation[:i], True), render(conversation[:i + 1], False)
+            head, whole = render(conversation[:i], True), render(conversation[: i + 1], False)
             if not (text.startswith(head) and text.startswith(whole) and whole.endswith(end)):
                 raise SystemExit("the template does not render turn by turn")
             spans.append((len(head), len(whole) - 1))
@@ -57,8 +61,15 @@ def samples(m, path):
 def new_adapter(m, spec, out, name, seed):
     """An adapter whose B is small but not zero, so that every gradient of the first step says something."""
     torch.manual_seed(seed)
-    cfg = LoraConfig(r=spec["r"], lora_alpha=spec["alpha"], target_modules=spec["targets"], lora_dropout=0.0, bias="none",
-                     use_rslora=spec.get("rslora", False), init_lora_weights=False)
+    cfg = LoraConfig(
+        r=spec["r"],
+        lora_alpha=spec["alpha"],
+        target_modules=spec["targets"],
+        lora_dropout=0.0,
+        bias="none",
+        use_rslora=spec.get("rslora", False),
+        init_lora_weights=False,
+    )
     net = get_peft_model(m.model, cfg)
     net.peft_config["default"].base_model_name_or_path = name
     with torch.no_grad():
@@ -86,9 +97,11 @@ def run(folder, spec, init, data, dtype=torch.float32):
     tuned = {plain(k): p for k, p in net.named_parameters() if p.requires_grad}
     rows = samples(m, data)
     per_step = spec["batch_size"]
-    batches = [rows[i:i + per_step] for i in range(0, len(rows), per_step)]
+    batches = [rows[i : i + per_step] for i in range(0, len(rows), per_step)]
     steps = len(batches) * spec["epochs"]
-    optimizer = torch.optim.AdamW(tuned.values(), lr=spec["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=spec["weight_decay"])
+    optimizer = torch.optim.AdamW(
+        tuned.values(), lr=spec["lr"], betas=(0.9, 0.999), eps=1e-8, weight_decay=spec["weight_decay"]
+    )
     schedule = spec["schedule"]
     if schedule == "constant" and spec["warmup_steps"]:
         schedule = "constant_with_warmup"
@@ -99,7 +112,12 @@ def run(folder, spec, init, data, dtype=torch.float32):
         n, loss = sum(int(mask.sum()) for _, mask in batch), 0.0
         for x, mask in batch:
             logits = net(**x, use_cache=False).logits[0]
-            part = torch.nn.functional.cross_entropy(logits[:-1][mask[1:]], x["input_ids"][0, 1:][mask[1:]], reduction="sum") / n
+            part = (
+                torch.nn.functional.cross_entropy(
+                    logits[:-1][mask[1:]], x["input_ids"][0, 1:][mask[1:]], reduction="sum"
+                )
+                / n
+            )
             part.backward()
             loss += float(part.detach())
         if first is None:
@@ -108,7 +126,9 @@ def run(folder, spec, init, data, dtype=torch.float32):
                 raise SystemExit(f"no gradient: {silent}")
             first = {k: p.grad.clone().contiguous() for k, p in tuned.items()}
         norm = float(torch.nn.utils.clip_grad_norm_(tuned.values(), spec["max_grad_norm"]))
-        metrics.append({"step": step, "loss": loss, "lr": scheduler.get_last_lr()[0], "grad_norm": norm, "label_tokens": n})
+        metrics.append(
+            {"step": step, "loss": loss, "lr": scheduler.get_last_lr()[0], "grad_norm": norm, "label_tokens": n}
+        )
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
@@ -140,19 +160,30 @@ def relative(got, want):
 
 
 def check(folder, run_folder, data, dtype=torch.float32):
-    """Runs a run folder's recipe again: worst relative differences (loss, lr, norm, gradients, adapter), and those of the merged
-    model's tensors."""
+    """Runs a run folder's recipe again: worst relative differences (loss, lr, norm, gradients, adapter; `applied`: the
+    tensors of one_image with the final adapter), and the names of integer tensors that differ."""
     run_folder = Path(run_folder)
     spec = json.loads((run_folder / "spec.json").read_text())
     metrics, first, final, net, m = run(folder, spec, run_folder / "init_adapter", data, dtype)
     want = [json.loads(line) for line in (run_folder / "metrics.jsonl").read_text().splitlines()]
     assert len(want) == len(metrics) and all(a["label_tokens"] == b["label_tokens"] for a, b in zip(metrics, want))
-    worst = lambda k: max(abs(a[k] - b[k]) / max(abs(b[k]), 1e-30) for a, b in zip(metrics, want))
-    said = {"loss": worst("loss"), "lr": worst("lr"), "norm": worst("grad_norm"),
-            "gradients": relative(first, load_file(run_folder / "first_gradients.safetensors")),
-            "adapter": relative(final, load_file(run_folder / "final_adapter" / "adapter_model.safetensors"))}
+
+    def worst(k):
+        return max(abs(a[k] - b[k]) / max(abs(b[k]), 1e-30) for a, b in zip(metrics, want))
+
+    said = {
+        "loss": worst("loss"),
+        "lr": worst("lr"),
+        "norm": worst("grad_norm"),
+        "gradients": relative(first, load_file(run_folder / "first_gradients.safetensors")),
+        "adapter": relative(final, load_file(run_folder / "final_adapter" / "adapter_model.safetensors")),
+    }
     one = Path(data).parent / "one_image.json"
-    applied = PeftModel.from_pretrained(forward.Model(folder, dtype).model, str(run_folder / "final_adapter")).to(dtype).eval()
+    applied = (
+        PeftModel.from_pretrained(forward.Model(folder, dtype).model, str(run_folder / "final_adapter"))
+        .to(dtype)
+        .eval()
+    )
     batch = forward.inputs(m, forward.messages(one), one.parent)
     got, want = forward.tensors(applied, batch), load_file(run_folder / "merged.one_image.safetensors")
     return said | {"applied": forward.distance(got, want)[0]}, forward.unequal(got, want)
