@@ -1,0 +1,260 @@
+#!/usr/bin/env python3
+"""Times `vlm` and transformers on one model, one picture and one prompt, in turns: CPU, float32, the same cores.
+
+    bench_peer.py make --template DIR --out DIR [--photo FILE]
+        a random model of 55 M parameters whose generation does not stop early, and a 640 x 480 picture
+    bench_peer.py run --model DIR --image FILE --prompt TEXT [--vlm PATH]
+                      [--new-tokens 32] [--threads 2] [--repeat 3] [--csv FILE]
+
+The virtual environment is that of reference.py. Both programs are held to the first THREADS cores that this process
+may use; each runs once before it is timed. What is timed: `preprocess` from the file to pixels and token ids, `prefill`
+the vision tower, the prompt and the first token, `decode` each further token. transformers runs its forward with its
+own cache in a bare greedy loop (less work than its `generate`), the model loaded once; vlm is started for each run and
+reports its own times. Ids that the tokenizer does not know are never taken. Without --vlm, transformers alone.
+"""
+
+import argparse
+import csv
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+WHAT = (("preprocess", "preprocess, ms"), ("prefill", "prefill, ms"), ("decode", "decode, ms a token"))
+
+
+def make(a):
+    from peer import checkpoint, pictures
+
+    s = checkpoint.Spec(
+        "model55",
+        1,
+        text_hidden=512,
+        text_head=64,
+        kv_heads=4,
+        group=2,
+        text_layers=8,
+        text_mlp=1536,
+        sections=(12, 10, 10),
+        vision_head=64,
+        vision_heads=6,
+        vision_depth=8,
+        vision_mlp=1536,
+        deepstack=[1, 3, 5],
+        grid=48,
+        vocab=2048,
+        min_pixels=65536,
+        max_pixels=16777216,
+    )
+    n = checkpoint.write(s, a.out, a.template, eos=[s.vocab - 1])  # an id that the tokenizer does not know
+    print(f"{a.out}: {n} parameters")
+    if a.photo:
+        pictures.draw(640, 480, "RGB", 640).save(a.photo)
+        print(a.photo)
+
+
+class Transformers:
+    name = "transformers"
+
+    def __init__(self, a):
+        from peer import forward
+
+        self.m, self.prompt = forward.Model(a.model), a
+        self.forward = forward
+
+    def run(self, a):
+        import torch
+        from transformers import DynamicCache
+
+        net, turn = (
+            self.m.model,
+            [{"type": "image", "image": os.path.abspath(a.image)}, {"type": "text", "text": a.prompt}],
+        )
+        with torch.inference_mode():
+            start = time.perf_counter()
+            batch = self.forward.inputs(self.m, [{"role": "user", "content": turn}], "/")
+            ready = time.perf_counter()
+            cache, ids = DynamicCache(config=net.config.text_config), []
+            out = net(**batch, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            ids.append(int(out.logits[0, -1, : self.m.known].argmax()))
+            first = time.perf_counter()
+            while len(ids) < a.new_tokens:
+                out = net(input_ids=torch.tensor([ids[-1:]]), past_key_values=cache, use_cache=True)
+                ids.append(int(out.logits[0, -1, : self.m.known].argmax()))
+            done = time.perf_counter()
+        times = {"preprocess": ready - start, "prefill": first - ready, "decode": (done - first) / (a.new_tokens - 1)}
+        return times, ids, batch["input_ids"].shape[1]
+
+
+class Vlm:
+    name = "vlm"
+
+    def __init__(self, a):
+        self.path = a.vlm
+
+    def run(self, a):
+        p = subprocess.run(
+            [
+                self.path,
+                "generate",
+                "--model",
+                a.model,
+                "--image",
+                a.image,
+                "--prompt",
+                a.prompt,
+                "--max-new-tokens",
+                str(a.new_tokens),
+                "--temperature",
+                "0",
+                "--device",
+                "cpu",
+                "--precision",
+                "f32",
+                "--json",
+            ],
+            capture_output=True,
+            text=True,
+        )
+        if p.returncode:
+            sys.exit(f"{self.path} failed with {p.returncode}: {p.stderr.strip()}")
+        said = json.loads(p.stdout)
+        t, n = said["timings"], len(said["token_ids"])
+        if n != a.new_tokens:
+            sys.exit(f"{self.path} gave {n} tokens of {a.new_tokens}: it stopped early, so its times say nothing")
+        times = {
+            "preprocess": t["preprocess_seconds"],
+            "prefill": t["prefill_seconds"],
+            "decode": t["decode_seconds"] / (n - 1),
+        }
+        return times, said["token_ids"], said["prompt_tokens"]
+
+
+def run(a):
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < a.threads:
+        sys.exit(f"{a.threads} threads asked for, but this process may use {len(cores)} cores")
+    os.sched_setaffinity(0, cores[: a.threads])
+    for k in ("RAYON_NUM_THREADS", "MATMUL_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ[k] = str(a.threads)
+
+    import torch
+    import transformers
+
+    torch.set_num_threads(a.threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    sides = [Transformers(a)] + ([Vlm(a)] if a.vlm else [])
+    first = [s.run(a) for s in sides]  # not timed: files into memory, clocks up
+    load, kept = os.getloadavg()[0], {s.name: [] for s in sides}
+    for _ in range(a.repeat):
+        for s in sides:
+            kept[s.name].append(s.run(a)[0])
+    busy = f"load {load:.1f} before the timed runs" + (": OTHER WORK WAS RUNNING" if load > a.threads + 0.7 else "")
+    print(
+        f"{a.model}, {first[0][2]} prompt tokens, {a.new_tokens} new, {a.threads} threads, {a.repeat} runs;"
+        f" torch {torch.__version__}, transformers {transformers.__version__}; {busy}"
+    )
+    if a.vlm:
+        ours, theirs = first[1][1:], first[0][1:]
+        print(
+            "both read the same number of prompt tokens and chose the same ids"
+            if ours == theirs
+            else f"THEY DIFFER: vlm {ours[1]} prompt tokens, {ours[0]}; transformers {theirs[1]}, {theirs[0]}"
+        )
+    table(kept)
+    if a.csv:
+        record(a, kept, load, first[0][2], torch.__version__, transformers.__version__)
+    sys.exit(a.vlm is not None and first[0][1:] != first[1][1:])
+
+
+def milliseconds(kept, name, key):
+    all_runs = [1000 * t[key] for t in kept[name]]
+    return min(all_runs), statistics.median(all_runs)
+
+
+def table(kept):
+    print(
+        f"{'':22}"
+        + "".join(f"{n + ' best':>20}{'median':>10}" for n in kept)
+        + (f"{'best, vlm/peer':>17}" if len(kept) > 1 else "")
+    )
+    for key, label in WHAT:
+        cells = [milliseconds(kept, n, key) for n in kept]
+        ratio = f"{cells[1][0] / cells[0][0]:>17.2f}" if len(cells) > 1 else ""
+        print(f"{label:22}" + "".join(f"{b:>20.2f}{m:>10.2f}" for b, m in cells) + ratio)
+
+
+def record(a, kept, load, prompt_tokens, torch_version, version):
+    new = not Path(a.csv).exists()
+    cpu = next(
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown"
+    )
+    with open(a.csv, "a", newline="") as f:
+        w = csv.writer(f)
+        if new:
+            w.writerow(
+                [
+                    "date",
+                    "cpu",
+                    "threads",
+                    "load",
+                    "model",
+                    "prompt_tokens",
+                    "new_tokens",
+                    "runs",
+                    "program",
+                    "what",
+                    "best_ms",
+                    "median_ms",
+                ]
+            )
+        for name in kept:
+            program = f"transformers {version}, torch {torch_version}" if name == "transformers" else name
+            for key, _ in WHAT:
+                best, median = milliseconds(kept, name, key)
+                w.writerow(
+                    [
+                        datetime.date.today().isoformat(),
+                        cpu,
+                        a.threads,
+                        f"{load:.2f}",
+                        Path(a.model).name,
+                        prompt_tokens,
+                        a.new_tokens,
+                        a.repeat,
+                        program,
+                        key,
+                        f"{best:.3f}",
+                        f"{median:.3f}",
+                    ]
+                )
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sub = p.add_subparsers(dest="command", required=True)
+    m = sub.add_parser("make")
+    m.add_argument("--template", required=True)
+    m.add_argument("--out", required=True)
+    m.add_argument("--photo")
+    r = sub.add_parser("run")
+    r.add_argument("--vlm")
+    r.add_argument("--model", required=True)
+    r.add_argument("--image", required=True)
+    r.add_argument("--prompt", required=True)
+    r.add_argument("--new-tokens", type=int, default=32)
+    r.add_argument("--threads", type=int, default=2)
+    r.add_argument("--repeat", type=int, default=3)
+    r.add_argument("--csv")
+    a = p.parse_args()
+    make(a) if a.command == "make" else run(a)
+
+
+if __name__ == "__main__":
+    main()
