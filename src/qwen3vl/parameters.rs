@@ -2,6 +2,7 @@
 
 use super::adapter::Adapter;
 use super::checkpoint::Checkpoint;
+use super::names;
 use crate::base::{Error, Result, Shape};
 use crate::ops::linear::{self, Segment};
 use crate::tensor::Weight;
@@ -32,8 +33,8 @@ impl<'a> Parameters<'a> {
 
     /// A linear module: its weight, its bias where the architecture has one, its adapter where there is one.
     pub fn segment(&self, path: &str, has_bias: bool) -> Result<Segment> {
-        let weight = self.weight(&format!("{path}.weight"))?;
-        let bias = if has_bias { Some(self.weight(&format!("{path}.bias"))?) } else { None };
+        let weight = self.weight(&names::weight(path))?;
+        let bias = if has_bias { Some(self.weight(&names::bias(path))?) } else { None };
         self.adapted(path, weight, bias)
     }
 

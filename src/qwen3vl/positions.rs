@@ -5,6 +5,9 @@
 use super::config::{TextConfig, VisionConfig};
 use crate::base::{Error, Result};
 
+/// The base of the tower's rotary: fixed in the reference, and checked where a configuration names it.
+const VISION_THETA: f64 = 10_000.0;
+
 /// Time, height and width position of one token.
 pub type Position = [i32; 3];
 
@@ -63,7 +66,7 @@ impl Frequencies {
     /// The tower's 2-D rotary: the first half of the frequencies turns with the row, the second with the column.
     pub fn vision(config: &VisionConfig) -> Frequencies {
         let quarter = config.hidden_size / config.n_heads / 4;
-        let axis = |axis| (0..quarter).map(move |i| (axis, frequency(config.rope_theta, 2 * i, 2 * quarter)));
+        let axis = |axis| (0..quarter).map(move |i| (axis, frequency(VISION_THETA, 2 * i, 2 * quarter)));
         Frequencies(axis(0).chain(axis(1)).collect())
     }
 

@@ -71,30 +71,30 @@ impl TextModel {
         let text: &TextConfig = &config.text;
         let eps = text.rms_norm_eps;
         let norm = |path: &str| {
-            let weight = parameters.weight(&format!("{path}.weight"))?;
+            let weight = parameters.weight(&names::weight(path))?;
             Ok(Norm { kind: NormKind::Rms { weight }, eps })
         };
         let layer = |l: usize| {
-            let at = |module: &str| names::text_layer(l, module);
-            let linear = |modules: &[&str]| {
-                let segments = modules.iter().map(|m| parameters.segment(&at(m), false)).collect::<Result<_>>()?;
+            let at = names::text_layer(l);
+            let linear = |modules: &[String]| {
+                let segments = modules.iter().map(|m| parameters.segment(m, false)).collect::<Result<_>>()?;
                 Ok(Linear { segments })
             };
             Ok(Layer {
-                input_norm: norm(&at("input_layernorm"))?,
-                qkv: linear(&["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"])?,
+                input_norm: norm(&at.input_norm())?,
+                qkv: linear(&[at.q_proj(), at.k_proj(), at.v_proj()])?,
                 head_norms: HeadNorms {
-                    query: parameters.weight(&at("self_attn.q_norm.weight"))?,
-                    key: parameters.weight(&at("self_attn.k_norm.weight"))?,
+                    query: parameters.weight(&names::weight(&at.q_norm()))?,
+                    key: parameters.weight(&names::weight(&at.k_norm()))?,
                     eps,
                 },
-                o: linear(&["self_attn.o_proj"])?,
-                post_norm: norm(&at("post_attention_layernorm"))?,
-                gate_up: linear(&["mlp.gate_proj", "mlp.up_proj"])?,
-                down: linear(&["mlp.down_proj"])?,
+                o: linear(&[at.o_proj()])?,
+                post_norm: norm(&at.post_attention_norm())?,
+                gate_up: linear(&[at.gate_proj(), at.up_proj()])?,
+                down: linear(&[at.down_proj()])?,
             })
         };
-        let embed = parameters.weight(&format!("{}.weight", names::EMBED_TOKENS))?;
+        let embed = parameters.weight(&names::weight(names::EMBED_TOKENS))?;
         let head = match config.tie_word_embeddings {
             true => parameters.adapted(names::LM_HEAD, embed.clone(), None)?,
             false => parameters.segment(names::LM_HEAD, false)?,

@@ -65,36 +65,29 @@ impl VisionTower {
         let norm = |path: &str| layer_norm(parameters, path);
         let linear = |path: &str| Ok(Linear { segments: vec![parameters.segment(path, true)?] });
         let block = |i: usize| {
-            let at = |module: &str| names::vision_block(i, module);
+            let at = names::vision_block(i);
             Ok(Block {
-                norm1: norm(&at("norm1"))?,
-                qkv: linear(&at("attn.qkv"))?,
-                proj: linear(&at("attn.proj"))?,
-                norm2: norm(&at("norm2"))?,
-                fc1: linear(&at("mlp.linear_fc1"))?,
-                fc2: linear(&at("mlp.linear_fc2"))?,
+                norm1: norm(&at.norm1())?,
+                qkv: linear(&at.qkv())?,
+                proj: linear(&at.proj())?,
+                norm2: norm(&at.norm2())?,
+                fc1: linear(&at.fc1())?,
+                fc2: linear(&at.fc2())?,
             })
         };
-        let merger = |path: &str, norm_width: usize| {
-            Ok(Merger {
-                norm: norm(&format!("{path}.norm"))?,
-                norm_width,
-                fc1: linear(&format!("{path}.linear_fc1"))?,
-                fc2: linear(&format!("{path}.linear_fc2"))?,
-            })
+        let merger = |at: names::Merger, norm_width: usize| {
+            Ok(Merger { norm: norm(&at.norm())?, norm_width, fc1: linear(&at.fc1())?, fc2: linear(&at.fc2())? })
         };
         let c = config.hidden_size;
-        let patch = config.in_channels * config.temporal_patch_size * config.patch_size * config.patch_size;
-        let merged = c * config.merge_size * config.merge_size;
         let deepstack = 0..config.deepstack_indexes.len();
         Ok(VisionTower {
             config: config.clone(),
-            patch_weight: parameters.weight(&format!("{}.weight", names::PATCH_EMBED))?.reshaped([c, patch]),
-            patch_bias: parameters.weight(&format!("{}.bias", names::PATCH_EMBED))?,
-            position_table: parameters.weight(&format!("{}.weight", names::POSITION_TABLE))?,
+            patch_weight: parameters.weight(&names::weight(names::PATCH_EMBED))?,
+            patch_bias: parameters.weight(&names::bias(names::PATCH_EMBED))?,
+            position_table: parameters.weight(&names::weight(names::VISION_POSITIONS))?,
             blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
-            merger: merger(names::MERGER, c)?,
-            deepstack: deepstack.map(|k| merger(&names::deepstack_merger(k), merged)).collect::<Result<_>>()?,
+            merger: merger(names::merger(), c)?,
+            deepstack: deepstack.map(|k| merger(names::deepstack_merger(k), config.merged_size())).collect::<Result<_>>()?,
         })
     }
 
@@ -185,7 +178,7 @@ impl Merger {
 }
 
 fn layer_norm(parameters: &Parameters, path: &str) -> Result<Norm> {
-    let weight = parameters.weight(&format!("{path}.weight"))?;
-    let bias = parameters.weight(&format!("{path}.bias"))?;
+    let weight = parameters.weight(&names::weight(path))?;
+    let bias = parameters.weight(&names::bias(path))?;
     Ok(Norm { kind: NormKind::Layer { weight, bias }, eps: EPS })
 }
