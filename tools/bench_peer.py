@@ -151,11 +151,12 @@ def run(a):
     transformers.utils.logging.disable_progress_bar()
     sides = [Transformers(a)] + ([Vlm(a)] if a.vlm else [])
     first = [s.run(a) for s in sides]  # not timed: files into memory, clocks up
-    load, kept = os.getloadavg()[0], {s.name: [] for s in sides}
+    kept, start, before = {s.name: [] for s in sides}, time.perf_counter(), others()
     for _ in range(a.repeat):
         for s in sides:
             kept[s.name].append(s.run(a)[0])
-    busy = f"load {load:.1f} before the timed runs" + (": OTHER WORK WAS RUNNING" if load > a.threads + 0.7 else "")
+    load = max(0.0, (others() - before) / (time.perf_counter() - start))
+    busy = f"other processes used {load:.2f} cores" + (": NOT A QUIET MACHINE" if load > 0.1 else "")
     print(
         f"{a.model}, {first[0][2]} prompt tokens, {a.new_tokens} new, {a.threads} threads, {a.repeat} runs;"
         f" torch {torch.__version__}, transformers {transformers.__version__}; {busy}"
@@ -171,6 +172,12 @@ def run(a):
     if a.csv:
         record(a, kept, load, first[0][2], torch.__version__, transformers.__version__)
     sys.exit(a.vlm is not None and first[0][1:] != first[1][1:])
+
+
+def others():
+    """Processor seconds since the machine started, of everything but this process and its finished children."""
+    user, nice, system, _, _, irq, softirq = map(int, open("/proc/stat").readline().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
 def milliseconds(kept, name, key):
@@ -203,7 +210,7 @@ def record(a, kept, load, prompt_tokens, torch_version, version):
                     "date",
                     "cpu",
                     "threads",
-                    "load",
+                    "others_cores",
                     "model",
                     "prompt_tokens",
                     "new_tokens",
