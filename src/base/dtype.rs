@@ -25,6 +25,12 @@ impl DType {
         }
     }
 
+    /// The type of that name in a safetensors header; None for those that this program does not read.
+    pub fn from_safetensors_name(name: &str) -> Option<Self> {
+        use DType::*;
+        [F32, Bf16, F16, F64, I32, I64, U8].into_iter().find(|dtype| dtype.safetensors_name() == name)
+    }
+
     /// The name as it stands in a safetensors header.
     pub fn safetensors_name(self) -> &'static str {
         match self {
@@ -73,23 +79,28 @@ impl Precision {
 /// Stored elements as f32, rounded as a computation in `precision` stores them. Borrows where nothing changes.
 /// `bytes` holds whole elements of a floating `dtype`; an integer type is a caller's mistake.
 pub fn widened(dtype: DType, bytes: &[u8], precision: Precision) -> Cow<'_, [f32]> {
-    if (dtype, precision) == (DType::F32, Precision::F32)
+    let rounds = precision == Precision::Bf16 && dtype != DType::Bf16;
+    if dtype == DType::F32
+        && !rounds
         && let Ok(values) = bytemuck::try_cast_slice(bytes)
     {
         return Cow::Borrowed(values);
     }
     let mut out = vec![0.0; bytes.len() / dtype.bytes()];
-    widen(dtype, bytes, precision, &mut out);
+    assert!(widen(dtype, bytes, &mut out).is_some(), "{dtype} holds no fractions");
+    if rounds {
+        out.iter_mut().for_each(|x| *x = precision.round(*x));
+    }
     Cow::Owned(out)
 }
 
-/// [`widened`] into a buffer of the caller's, of as many elements.
-pub fn widen(dtype: DType, bytes: &[u8], precision: Precision, out: &mut [f32]) {
-    assert_eq!(bytes.len(), out.len() * dtype.bytes());
+/// Widens stored elements to f32. `bytes` holds whole elements of a floating `dtype`; None for the integer types.
+pub fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Option<()> {
+    debug_assert_eq!(bytes.len(), out.len() * dtype.bytes());
     match dtype {
         DType::F32 => {
             for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                *o = precision.round(f32::from_le_bytes(*b));
+                *o = f32::from_le_bytes(*b);
             }
         }
         DType::Bf16 => {
@@ -99,9 +110,15 @@ pub fn widen(dtype: DType, bytes: &[u8], precision: Precision, out: &mut [f32]) 
         }
         DType::F16 => {
             for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                *o = precision.round(f16::from_le_bytes(*b).to_f32());
+                *o = f16::from_le_bytes(*b).to_f32();
             }
         }
-        DType::F64 | DType::I32 | DType::I64 | DType::U8 => panic!("{dtype} is no storage format of a weight"),
+        DType::F64 => {
+            for (o, b) in out.iter_mut().zip(bytes.as_chunks::<8>().0) {
+                *o = f64::from_le_bytes(*b) as f32;
+            }
+        }
+        DType::I32 | DType::I64 | DType::U8 => return None,
     }
+    Some(())
 }

@@ -3,7 +3,9 @@
 //! Floor 0: uses nothing of this crate. Start at [`error`].
 
 pub mod dtype;
+pub mod env;
 pub mod error;
+pub mod rng;
 pub mod shape;
 
 pub use dtype::{DType, Precision};

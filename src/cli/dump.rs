@@ -5,9 +5,8 @@ use super::progress::Progress;
 use crate::base::Result;
 use crate::data::messages::read_messages;
 use crate::infer::trace;
-use crate::io::safetensors;
+use crate::io::{HostTensor, host_tensor};
 use crate::qwen3vl::template::Ending;
-use crate::tensor::HostTensor;
 use std::path::PathBuf;
 
 /// Write every intermediate tensor of a prompt to a safetensors file
@@ -30,7 +29,7 @@ pub struct Dump {
 impl Dump {
     pub fn run(&self) -> Result<()> {
         let tensors = compute(&self.model, &self.messages, self.through_cache)?;
-        safetensors::write_tensors(&self.out, &tensors)?;
+        host_tensor::write(&self.out, &tensors)?;
         super::print(&format!("{} tensors in {}\n", tensors.len(), self.out.display()))
     }
 }

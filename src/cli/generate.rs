@@ -80,12 +80,12 @@ impl SamplingFlags {
         };
         let temperature = match self.temperature {
             Some(t) => within("temperature", t, t >= 0.0 && t.is_finite(), "0 or more")?,
-            None if defaults.do_sample => defaults.temperature,
+            None if defaults.do_sample => defaults.temperature as f32,
             None => 0.0,
         };
-        let top_p = self.top_p.unwrap_or(defaults.top_p);
-        let repetition = self.repetition_penalty.unwrap_or(defaults.repetition_penalty);
-        let presence = self.presence_penalty.unwrap_or(defaults.presence_penalty);
+        let top_p = self.top_p.unwrap_or(defaults.top_p as f32);
+        let repetition = self.repetition_penalty.unwrap_or(defaults.repetition_penalty as f32);
+        let presence = self.presence_penalty.unwrap_or(defaults.presence_penalty as f32);
         let choice = Choice {
             temperature: (temperature > 0.0).then_some(temperature),
             top_k: self.top_k.unwrap_or(defaults.top_k),

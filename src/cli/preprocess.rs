@@ -3,9 +3,8 @@
 use super::model::PixelFlags;
 use crate::base::Result;
 use crate::data::image::{self, PatchSpec};
-use crate::io::safetensors;
+use crate::io::{HostTensor, host_tensor};
 use crate::qwen3vl::processor::read_patch_spec;
-use crate::tensor::HostTensor;
 use std::path::PathBuf;
 
 /// Write a picture's patches (pixel_values, image_grid_thw) to a safetensors file
@@ -40,7 +39,7 @@ impl Preprocess {
             ("pixel_values".to_string(), HostTensor::f32([n, patches.values.len() / n.max(1)], patches.values)),
             ("image_grid_thw".to_string(), HostTensor::i64([1, 3], grid.map(|g| g as i64).to_vec())),
         ];
-        safetensors::write_tensors(&self.out, &tensors)?;
+        host_tensor::write(&self.out, &tensors)?;
         let (from, to) = ((picture.width, picture.height), (grid[2] * spec.patch, grid[1] * spec.patch));
         let tokens = n / (spec.merge * spec.merge);
         super::print(&format!("{} x {} pixels to {} x {}: {n} patches, {tokens} tokens\n", from.0, from.1, to.0, to.1))

@@ -4,7 +4,7 @@ use super::dump;
 use super::model::ModelFlags;
 use crate::base::{Error, Result};
 use crate::io::safetensors::SafetensorsFile;
-use crate::tensor::{HostData, HostTensor};
+use crate::io::{HostData, HostTensor};
 use std::fmt::Write;
 use std::path::PathBuf;
 
@@ -37,7 +37,7 @@ impl Verify {
                 continue;
             }
             compared += 1;
-            let theirs = reference.host_tensor(name)?;
+            let theirs = HostTensor::read(&reference, name)?;
             let shape = format!("{:?}", tensor.shape);
             match difference(tensor, &theirs) {
                 Some((relative, largest)) => {

@@ -1,1 +1,8 @@
-//! Photos and text to arrays.
+//! Photos and text to arrays: [`image`] decodes, resizes and cuts pictures into patches, [`messages`] and [`dataset`]
+//! read conversations.
+//!
+//! Floor 1: uses `base` only. Start at [`image`].
+
+pub mod dataset;
+pub mod image;
+pub mod messages;

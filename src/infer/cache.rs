@@ -21,7 +21,7 @@ pub struct Cache {
 }
 
 /// One sequence's part of the cache.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CachedSequence {
     blocks: Vec<u32>,
     /// Tokens held.
@@ -31,6 +31,11 @@ pub struct CachedSequence {
 }
 
 impl CachedSequence {
+    /// No tokens yet.
+    pub fn new(delta: i32) -> CachedSequence {
+        CachedSequence { blocks: Vec::new(), length: 0, delta }
+    }
+
     /// The pool row of a token.
     pub fn row(&self, token: usize) -> i32 {
         (self.blocks[token / BLOCK] as usize * BLOCK + token % BLOCK) as i32

@@ -78,7 +78,7 @@ impl Engine {
         let sample = read.append(&self.model, &mut tape, pass.outputs.logits)?;
         let (mut cached, mut slots) = (Vec::new(), Vec::new());
         for (sequence, delta) in sequences.iter().zip(&packed.deltas) {
-            let mut kept = CachedSequence { delta: *delta, ..CachedSequence::default() };
+            let mut kept = CachedSequence::new(*delta);
             cache.grow(&mut self.device, &mut kept, sequence.ids.len())?;
             kept.length = sequence.ids.len();
             slots.extend((0..kept.length).map(|t| kept.row(t)));

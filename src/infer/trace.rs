@@ -5,7 +5,8 @@ use crate::base::Result;
 use crate::qwen3vl::model::Rows;
 use crate::qwen3vl::pack::{Packed, Sequence};
 use crate::tape::Tape;
-use crate::tensor::{HostTensor, Tensor};
+use crate::io::HostTensor;
+use crate::tensor::Tensor;
 
 /// The tensors of one prompt by name: input_ids [T], position_ids [3, T], pixel_values [P, 1536], image_grid_thw [N, 3],
 /// image_embeds and deepstack.I [U, D], hidden.I [T, D] (0: embeddings with image rows in place; I: output of layer I

@@ -46,7 +46,7 @@ pub trait Op {
     }
     fn cost(&self) -> Cost {
         let tensors = self.inputs().iter().chain(&self.outputs()).map(Tensor::bytes).sum::<usize>();
-        let weights = self.weights().iter().map(|w| w.bytes().len()).sum::<usize>();
+        let weights = self.weights().iter().map(|w| w.stored_bytes()).sum::<usize>();
         Cost { bytes: (tensors + weights) as u64, flops: self.flops() }
     }
     fn forward(&self, device: &mut Device) -> Result<()>;

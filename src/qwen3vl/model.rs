@@ -107,13 +107,20 @@ pub struct StepSizes {
 
 impl Model {
     pub fn load(checkpoint: &Checkpoint, adapter: Option<&Adapter>) -> Result<Model> {
-        let parameters = Parameters::new(checkpoint, adapter);
-        let config = checkpoint.config.clone();
+        Model::build(&checkpoint.config, &Parameters::new(checkpoint, adapter))
+    }
+
+    /// A model without weights: its tapes can be planned, costed and printed, and not run.
+    pub fn dry(config: &Config, dtype: DType) -> Result<Model> {
+        Model::build(config, &Parameters::dry(config, dtype))
+    }
+
+    fn build(config: &Config, parameters: &Parameters) -> Result<Model> {
         Ok(Model {
-            vision: VisionTower::load(&parameters, &config.vision)?,
-            text: TextModel::load(&parameters, &config)?,
+            vision: VisionTower::load(parameters, &config.vision)?,
+            text: TextModel::load(parameters, config)?,
             frequencies: Frequencies::text(&config.text),
-            config,
+            config: config.clone(),
         })
     }
 

@@ -2,33 +2,49 @@
 
 use super::adapter::Adapter;
 use super::checkpoint::Checkpoint;
+use super::config::Config;
 use super::names;
-use crate::base::{Error, Result, Shape};
+use crate::base::{DType, Error, Result, Shape};
 use crate::ops::linear::{self, Segment};
 use crate::tensor::Weight;
+use std::collections::HashMap;
 
 /// Hands out weights by their names in the checkpoint.
 pub struct Parameters<'a> {
-    checkpoint: &'a Checkpoint,
+    source: Source<'a>,
     adapter: Option<&'a Adapter>,
+}
+
+enum Source<'a> {
+    Checkpoint(&'a Checkpoint),
+    /// Shapes only, for a dry run: what a checkpoint of this configuration would hold, in this type.
+    Shapes(HashMap<String, Vec<usize>>, DType),
 }
 
 impl<'a> Parameters<'a> {
     pub fn new(checkpoint: &'a Checkpoint, adapter: Option<&'a Adapter>) -> Parameters<'a> {
-        Parameters { checkpoint, adapter }
+        Parameters { source: Source::Checkpoint(checkpoint), adapter }
+    }
+
+    /// Weights without bytes, to plan with.
+    pub fn dry(config: &Config, dtype: DType) -> Parameters<'static> {
+        Parameters { source: Source::Shapes(names::expected(config).into_iter().collect(), dtype), adapter: None }
     }
 
     /// A tensor of the checkpoint, left in its file.
     pub fn weight(&self, name: &str) -> Result<Weight> {
-        let (file, entry) = self.checkpoint.tensor(name)?;
-        let shape = match entry.shape[..] {
-            [n] => Shape::new([n]),
-            [n, k] => Shape::new([n, k]),
-            // a convolution's kernel [C, channels, frames, height, width] is the matrix [C, everything else]
-            [n, ref rest @ ..] => Shape::new([n, rest.iter().product()]),
-            [] => return Err(Error::tensor(&self.checkpoint.dir, name, "has no sizes")),
-        };
-        Weight::new(name, entry.dtype, shape, file, entry.range.clone())
+        match &self.source {
+            Source::Checkpoint(checkpoint) => {
+                let missing = || Error::tensor(&checkpoint.dir, name, "the checkpoint has none of this name");
+                let stored = checkpoint.tensor(name).ok_or_else(missing)?;
+                let file = stored.file.file.clone();
+                Weight::new(name, stored.entry.dtype, matrix(&stored.entry.shape), file, stored.entry.range.clone())
+            }
+            Source::Shapes(shapes, dtype) => {
+                let missing = || Error::tensor("config.json", name, "the architecture has none of this name");
+                Ok(Weight::shape_only(name, *dtype, matrix(shapes.get(name).ok_or_else(missing)?)))
+            }
+        }
     }
 
     /// A linear module: its weight, its bias where the architecture has one, its adapter where there is one.
@@ -42,14 +58,22 @@ impl<'a> Parameters<'a> {
     pub fn adapted(&self, path: &str, weight: Weight, bias: Option<Weight>) -> Result<Segment> {
         let adapter = match self.adapter.and_then(|a| a.modules.get(path)) {
             Some(module) => {
-                let pair = |name: &str, tensor: &super::adapter::LoraTensor| {
-                    Weight::from_f32(&format!("{path}.{name}"), [tensor.rows, tensor.columns], &tensor.values)
-                };
-                let (a, b) = (pair("lora_A", &module.a)?, pair("lora_B", &module.b)?);
+                let a = Weight::from_f32(&format!("{path}.lora_A"), [module.rank, module.inputs], &module.a)?;
+                let b = Weight::from_f32(&format!("{path}.lora_B"), [module.outputs, module.rank], &module.b)?;
                 Some(linear::Adapter { a, b, scale: module.scale })
             }
             None => None,
         };
         Ok(Segment { weight, bias, adapter })
+    }
+}
+
+/// A weight's shape as the words see it: a convolution's kernel [C, channels, frames, height, width] is the matrix
+/// [C, everything else].
+fn matrix(shape: &[usize]) -> Shape {
+    match shape {
+        [n] => [*n].into(),
+        [n, rest @ ..] => [*n, rest.iter().product()].into(),
+        [] => [1].into(),
     }
 }

@@ -1,12 +1,12 @@
 //! Handles: what a tensor is, apart from where its bytes lie.
 //!
-//! Owns [`Tensor`] (a value of a tape or of the cache), [`Weight`] (a parameter that stays in the file it came from)
-//! and [`HostTensor`] (numbers outside any device, for files and tests). Floor 3: uses `base`. Start at [`Tensor`].
+//! Owns [`Tensor`] (a value of a tape or of the cache) and [`Weight`] (a parameter that stays in the file it came from).
+//! Floor 2: uses `base`. Start at [`Tensor`].
 
-mod host_tensor;
+
 mod weight;
 
-pub use host_tensor::{HostData, HostTensor};
+
 pub use weight::Weight;
 
 use crate::base::{DType, Shape};

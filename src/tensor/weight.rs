@@ -5,18 +5,23 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A parameter. On the host its bytes stay where they are (a mapped file, or memory for an adapter) in the format of
+/// A parameter. A dry run has only its shape. On the host its bytes stay where they are (a mapped file, or memory for an adapter) in the format of
 /// the checkpoint; whoever multiplies with it widens a panel at a time.
 #[derive(Clone)]
 pub struct Weight {
     name: Arc<str>,
     dtype: DType,
     shape: Shape,
-    bytes: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    range: Range<usize>,
+    /// None in a dry run.
+    bytes: Option<(Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>)>,
 }
 
 impl Weight {
+    /// A weight to plan with: it has no bytes, and an operation that reads them fails.
+    pub fn shape_only(name: &str, dtype: DType, shape: impl Into<Shape>) -> Weight {
+        Weight { name: name.into(), dtype, shape: shape.into(), bytes: None }
+    }
+
     /// `range` of `bytes` holds exactly the elements of `shape` in a floating `dtype`.
     pub fn new(
         name: &str,
@@ -36,7 +41,7 @@ impl Weight {
                 got: format!("{held:?} bytes of {dtype}"),
             });
         }
-        Ok(Weight { name: name.into(), dtype, shape, bytes, range })
+        Ok(Weight { name: name.into(), dtype, shape, bytes: Some((bytes, range)) })
     }
 
     /// A weight that holds its own f32 numbers.
@@ -58,8 +63,14 @@ impl Weight {
         self.shape
     }
 
+    /// The stored elements; none in a dry run.
     pub fn bytes(&self) -> &[u8] {
-        &(*self.bytes).as_ref()[self.range.clone()]
+        self.bytes.as_ref().map_or(&[], |(bytes, range)| &(**bytes).as_ref()[range.clone()])
+    }
+
+    /// How many bytes it is stored in.
+    pub fn stored_bytes(&self) -> usize {
+        self.shape.elements() * self.dtype.bytes()
     }
 
     /// All elements in f32 as a computation in `precision` sees them. For norms, biases and the like: small.

@@ -1,0 +1,188 @@
+//! `vlm inspect`: what a folder holds, and what running it takes.
+
+use crate::base::{DType, Error, Precision, Result};
+use crate::data::image::PatchSpec;
+use crate::infer::cache;
+use crate::qwen3vl::adapter::AdapterConfig;
+use crate::qwen3vl::checkpoint::Checkpoint;
+use crate::qwen3vl::config::Config;
+use crate::qwen3vl::model::{Model, Rows};
+use crate::qwen3vl::names::Counts;
+use crate::qwen3vl::pack::{Packed, Sequence};
+use crate::qwen3vl::processor::read_patch_spec;
+use crate::tape::Tape;
+use crate::io::safetensors::SafetensorsFile;
+use serde_json::json;
+use std::fmt::Write;
+use std::path::PathBuf;
+
+/// Sizes, parameters and memory of a model folder (its config.json is enough), or of an adapter
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: vlm inspect Qwen3-VL-8B-Instruct --image 1000x667 --new-tokens 64")]
+pub struct Inspect {
+    /// A checkpoint or adapter folder
+    dir: PathBuf,
+    /// Size of the picture that memory is planned for
+    #[arg(long, value_name = "WxH", default_value = "640x480", value_parser = size)]
+    image: (usize, usize),
+    /// Text tokens of the prompt that memory is planned for
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    prompt_tokens: usize,
+    /// Answer tokens that memory is planned for
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    new_tokens: usize,
+    /// Print the tape of the prompt's pass: shapes, cost and memory of each operation
+    #[arg(long)]
+    trace: bool,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn size(text: &str) -> std::result::Result<(usize, usize), String> {
+    let parts = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    parts.filter(|(w, h)| *w > 0 && *h > 0).ok_or_else(|| "give width x height in pixels, as 640x480".into())
+}
+
+impl Inspect {
+    pub fn run(&self) -> Result<()> {
+        if self.dir.join("config.json").exists() {
+            self.model()
+        } else if self.dir.join("adapter_config.json").exists() {
+            self.adapter()
+        } else {
+            Err(Error::file(&self.dir, "holds neither config.json (a model) nor adapter_config.json (an adapter)"))
+        }
+    }
+
+    fn model(&self) -> Result<()> {
+        let config = Config::read(&self.dir)?;
+        let counts = Counts::of(&config);
+        // weights are there, or only their configuration
+        let has_weights = std::fs::read_dir(&self.dir)
+            .map_err(|e| Error::io("read", &self.dir, e))?
+            .flatten()
+            .any(|f| f.path().extension().is_some_and(|e| e == "safetensors"));
+        let checkpoint = if has_weights { Some(Checkpoint::open(&self.dir)?) } else { None };
+        let stored: Option<u64> =
+            checkpoint.as_ref().map(|c| c.tensors().map(|(_, t)| t.bytes().len() as u64).sum::<u64>());
+        let spec = if self.dir.join("preprocessor_config.json").exists() || self.dir.join("processor_config.json").exists() {
+            read_patch_spec(&self.dir)?
+        } else {
+            PatchSpec::default()
+        };
+        let plans = [Precision::F32, Precision::Bf16].map(|p| self.plan(&config, &spec, p));
+        let [f32, bf16] = plans;
+        let (f32, bf16) = (f32?, bf16?);
+        if self.trace {
+            return super::print(&format!("{}\n", f32.trace));
+        }
+        let (t, v) = (&config.text, &config.vision);
+        if self.json {
+            let plan = |p: &Plan| json!({"activation_bytes": p.activations, "cache_bytes": p.cache, "prompt_flops": p.flops, "prompt_tokens": p.tokens});
+            return super::print_json(&json!({
+                "parameters": counts.parameters(),
+                "text_parameters": counts.text,
+                "vision_parameters": counts.vision,
+                "tensors": counts.tensors,
+                "weight_bytes": stored,
+                "tied": config.tie_word_embeddings,
+                "text": {"layers": t.n_layers, "hidden_size": t.hidden_size, "heads": t.n_heads, "kv_heads": t.n_kv_heads,
+                         "head_dim": t.head_dim, "intermediate_size": t.intermediate_size, "vocab_size": t.vocab_size},
+                "vision": {"depth": v.depth, "hidden_size": v.hidden_size, "heads": v.n_heads,
+                           "intermediate_size": v.intermediate_size, "deepstack_indexes": v.deepstack_indexes,
+                           "patch_size": v.patch_size},
+                "memory": {"f32": plan(&f32), "bf16": plan(&bf16)},
+            }));
+        }
+        let mut said = String::new();
+        let mut line = |name: &str, text: String| _ = writeln!(said, "{name:<12}{text}");
+        line("parameters", format!("{} (text {}, vision {})", grouped(counts.parameters()), grouped(counts.text), grouped(counts.vision)));
+        line("tensors", format!("{}{}", counts.tensors, if config.tie_word_embeddings { ", head tied to the embedding" } else { "" }));
+        line("weights", match stored {
+            Some(bytes) => format!("{} in this folder", gigabytes(bytes)),
+            None => format!("none in this folder; {} as bf16", gigabytes(2 * counts.parameters())),
+        });
+        line("text", format!("{} layers of {}, {} heads of {} on {} key heads, MLP {}, vocabulary {}", t.n_layers, t.hidden_size, t.n_heads, t.head_dim, t.n_kv_heads, t.intermediate_size, t.vocab_size));
+        line("vision", format!("{} blocks of {}, {} heads, MLP {}, patches of {}, deepstack after {:?}", v.depth, v.hidden_size, v.n_heads, v.intermediate_size, v.patch_size, v.deepstack_indexes));
+        let (w, h) = self.image;
+        line("answering", format!("a {w} x {h} photo with {} text tokens ({} tokens), {} new ones, beside the weights:", self.prompt_tokens, f32.tokens, self.new_tokens));
+        for (name, p) in [("f32", &f32), ("bf16", &bf16)] {
+            line("", format!("{name:<5} activations {}, cache {}", gigabytes(p.activations), gigabytes(p.cache)));
+        }
+        line("", format!("{:.2} TFLOP for the prompt", f32.flops as f64 / 1e12));
+        super::print(&said)
+    }
+
+    /// What a prompt needs, from a dry run of its tape.
+    fn plan(&self, config: &Config, spec: &PatchSpec, precision: Precision) -> Result<Plan> {
+        let model = Model::dry(config, DType::Bf16)?;
+        let (w, h) = self.image;
+        let (height, width) = spec.target_size(h, w)?;
+        let grid = [1, height / spec.patch, width / spec.patch];
+        let image_tokens = grid.iter().product::<usize>() / (spec.merge * spec.merge);
+        let tokens = image_tokens + self.prompt_tokens;
+        let is_image = (0..tokens).map(|i| i < image_tokens).collect();
+        let sequence = Sequence { ids: vec![0; tokens], is_image, grids: vec![grid], pixels: Vec::new() };
+        let mut tape = Tape::new(precision);
+        model.prompt(&mut tape, &Packed::new(&[&sequence], spec.merge)?, Rows::Last, None, false)?;
+        let blocks = cache::blocks_for(tokens + self.new_tokens);
+        Ok(Plan {
+            tokens,
+            activations: tape.plan().bytes as u64,
+            cache: cache::bytes(&config.text, precision, blocks) as u64,
+            flops: tape.cost().flops,
+            trace: if self.trace { tape.to_string() } else { String::new() },
+        })
+    }
+
+    fn adapter(&self) -> Result<()> {
+        let config = AdapterConfig::read(&self.dir)?;
+        let file = SafetensorsFile::open(&self.dir.join("adapter_model.safetensors"))?;
+        let parameters: u64 = file.tensors().map(|(_, t)| t.elements() as u64).sum();
+        let tensors = file.tensors().len();
+        if self.json {
+            return super::print_json(&json!({
+                "rank": config.rank, "alpha": config.alpha, "rslora": config.use_rslora,
+                "parameters": parameters, "tensors": tensors,
+            }));
+        }
+        let mut said = String::new();
+        let mut line = |name: &str, text: String| _ = writeln!(said, "{name:<12}{text}");
+        line("adapter", format!("LoRA, rank {}, alpha {}{}", config.rank, config.alpha, if config.use_rslora { ", rsLoRA" } else { "" }));
+        line("parameters", format!("{} in {tensors} tensors", grouped(parameters)));
+        for (name, entry) in file.tensors() {
+            _ = writeln!(said, "  {name} {} {:?}", entry.dtype, entry.shape);
+        }
+        super::print(&said)
+    }
+}
+
+struct Plan {
+    tokens: usize,
+    activations: u64,
+    cache: u64,
+    flops: u64,
+    trace: String,
+}
+
+/// 8767123696 as 8,767,123,696.
+fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, d) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(d);
+    }
+    text
+}
+
+fn gigabytes(bytes: u64) -> String {
+    match bytes as f64 {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
+        b => format!("{:.1} kB", b / 1e3),
+    }
+}

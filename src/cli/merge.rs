@@ -1,0 +1,56 @@
+//! `vlm merge`: base and adapter become one plain checkpoint.
+
+use super::progress::Progress;
+use crate::base::{DType, Result};
+use crate::qwen3vl::adapter::Adapter;
+use crate::qwen3vl::checkpoint::Checkpoint;
+use crate::qwen3vl::merge::{self, Options};
+use std::path::PathBuf;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DTypeFlag {
+    Bf16,
+    F16,
+    F32,
+}
+
+impl DTypeFlag {
+    pub fn dtype(self) -> DType {
+        match self {
+            DTypeFlag::Bf16 => DType::Bf16,
+            DTypeFlag::F16 => DType::F16,
+            DTypeFlag::F32 => DType::F32,
+        }
+    }
+}
+
+/// Write a checkpoint folder with the adapter's change in its weights
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: vlm merge --model Qwen3-VL-2B-Instruct --adapter runs/cars --out cars-merged")]
+pub struct Merge {
+    /// The base checkpoint folder
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// The PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR")]
+    adapter: PathBuf,
+    /// The new folder; must not exist or be empty
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Type of the written weights [default: that of the base]
+    #[arg(long, value_enum)]
+    dtype: Option<DTypeFlag>,
+}
+
+impl Merge {
+    pub fn run(&self) -> Result<()> {
+        let base = Checkpoint::open(&self.model)?;
+        let adapter = Adapter::open(&self.adapter, &base.config)?;
+        let options = Options { dtype: self.dtype.map(DTypeFlag::dtype), ..Options::default() };
+        let mut bar = Progress::new("bytes");
+        merge::merge(&base, Some(&adapter), &self.out, options, &mut |done, all| bar.at(done, all))?;
+        drop(bar);
+        let (n, out) = (adapter.modules.len(), self.out.display());
+        super::print(&format!("merged {n} adapted modules into {out}\n"))
+    }
+}

@@ -1,0 +1,241 @@
+//! The checkpoint's chat template: a conversation to the text that the model was trained to read.
+//!
+//! The checkpoint's own Jinja is what is rendered. Where a turn's words lie in the text is learnt by rendering the
+//! conversation up to that turn, never by looking for markers, which a user can type.
+
+use super::jinja;
+use crate::base::{Error, Result};
+use crate::data::messages::{Content, Conversation, Message, Part, Role};
+use minijinja::value::Serde;
+use minijinja::{Environment, Value, context};
+use serde_json::{Map, Value as Json, json};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Closes every turn of Qwen's templates, and is what the model emits to stop.
+pub const END_OF_TURN: &str = "<|im_end|>";
+
+/// How a rendered conversation ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// With the header of an assistant turn, for the model to go on.
+    GenerationPrompt,
+    /// With the last message, to learn from.
+    Complete,
+}
+
+/// A complete conversation as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    pub text: String,
+    /// For each assistant turn the bytes of `text` that it says: content, tool calls and the closing `<|im_end|>`,
+    /// without the header before and the newline after.
+    pub answers: Vec<Range<usize>>,
+}
+
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    place: Place,
+    /// `eos_token` and the like, which transformers hands to templates.
+    special_tokens: Value,
+}
+
+/// Where the template's text came from.
+struct Place {
+    path: PathBuf,
+    /// Whether the file is the template, or a JSON file with the template inside.
+    in_json: bool,
+}
+
+impl Place {
+    fn error(&self, error: &minijinja::Error) -> Error {
+        let mut reason = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+        let mut source = std::error::Error::source(error);
+        while let Some(cause) = source {
+            reason = format!("{reason}: {cause}");
+            source = cause.source();
+        }
+        let reason = format!("the chat template failed: {reason}");
+        match error.line() {
+            Some(line) if self.in_json => {
+                Error::file(&self.path, format!("line {line} of its chat_template: {reason}"))
+            }
+            Some(line) => Error::line(&self.path, line, reason),
+            None => Error::file(&self.path, reason),
+        }
+    }
+}
+
+const NAME: &str = "chat_template";
+
+impl ChatTemplate {
+    /// Reads `chat_template.jinja`, else `chat_template.json`, else `chat_template` in `tokenizer_config.json` (text,
+    /// or a list of named templates with one called `default`).
+    pub fn from_folder(folder: &Path) -> Result<Self> {
+        let config_path = folder.join("tokenizer_config.json");
+        let config = read_json(&config_path)?.unwrap_or_default();
+        let special_tokens = Value::from(Serde(special_tokens(&config)));
+        let jinja = folder.join("chat_template.jinja");
+        match std::fs::read_to_string(&jinja) {
+            Ok(source) => return Self::new(Place { path: jinja, in_json: false }, &source, special_tokens),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io("read", jinja, e)),
+        }
+        let json_path = folder.join("chat_template.json");
+        for (path, object) in [(&json_path, read_json(&json_path)?), (&config_path, Some(config))] {
+            if let Some(found) = object.as_ref().and_then(|object| object.get(NAME)) {
+                let source = default_template(found).map_err(|reason| Error::file(path, reason))?;
+                return Self::new(Place { path: path.clone(), in_json: true }, source, special_tokens);
+            }
+        }
+        Err(Error::file(
+            folder,
+            "has no chat template: neither chat_template.jinja nor chat_template.json, and no chat_template in \
+             tokenizer_config.json; copy the file from the original checkpoint",
+        ))
+    }
+
+    fn new(place: Place, source: &str, special_tokens: Value) -> Result<Self> {
+        match jinja::environment(NAME, source) {
+            Ok(environment) => Ok(ChatTemplate { environment, place, special_tokens }),
+            Err(e) => Err(place.error(&e)),
+        }
+    }
+
+    /// The text of a conversation. Templates may print less than the messages hold: Qwen's drops images of system and
+    /// assistant messages and a system message that is not the first.
+    pub fn render(&self, conversation: &Conversation, ending: Ending) -> Result<String> {
+        self.print(&values(&conversation.messages), conversation, ending)
+    }
+
+    /// The text of a complete conversation with the places of what the assistant says.
+    ///
+    /// Beyond the errors of [`ChatTemplate::render`]: the template writes an earlier turn differently once others
+    /// follow (templates that drop past reasoning do), or ends a turn with something other than `<|im_end|>`.
+    pub fn render_with_answers(&self, conversation: &Conversation) -> Result<Rendered> {
+        let messages = values(&conversation.messages);
+        let text = self.print(&messages, conversation, Ending::Complete)?;
+        let mut answers = Vec::new();
+        for (i, message) in conversation.messages.iter().enumerate() {
+            if message.role != Role::Assistant {
+                continue;
+            }
+            let until = self.print(&messages[..=i], conversation, Ending::Complete)?;
+            let start = match i {
+                0 => self.start_of_first_turn(conversation, &until)?,
+                _ => self.print(&messages[..i], conversation, Ending::GenerationPrompt)?,
+            };
+            let said = until.trim_end();
+            let (from, to) = (start.len(), said.len());
+            if !text.starts_with(&start) || !text.starts_with(&until) || !said.ends_with(END_OF_TURN) || to < from {
+                return Err(Error::file(
+                    &self.place.path,
+                    format!(
+                        "cannot tell which words of message {} are the assistant's, so it cannot be learnt: the \
+                         template does not write it as a generation prompt, the answer and {END_OF_TURN}, the same \
+                         whatever follows; split the conversation so that this answer comes last, or use another \
+                         template",
+                        i + 1
+                    ),
+                ));
+            }
+            answers.push(from..to);
+        }
+        Ok(Rendered { text, answers })
+    }
+
+    /// What stands before the words of an assistant turn that opens the conversation: nothing can be rendered before
+    /// it, so the turn is rendered without words, and its header, the last one there, is what a generation prompt is.
+    fn start_of_first_turn(&self, conversation: &Conversation, until: &str) -> Result<String> {
+        let silent = values(&[Message::text(Role::Assistant, "")]);
+        let mut empty = self.print(&silent, conversation, Ending::Complete)?;
+        let prompted = self.print(&silent, conversation, Ending::GenerationPrompt)?;
+        let header = prompted.strip_prefix(empty.as_str()).filter(|header| !header.is_empty());
+        match header.and_then(|header| Some(empty.rfind(header)? + header.len())) {
+            Some(end) => empty.truncate(end),
+            // Longer than the turn itself: the caller's checks say what is wrong.
+            None => empty = format!("{until}{prompted}"),
+        }
+        Ok(empty)
+    }
+
+    /// The texts of the first message, the first two, and so on.
+    pub(super) fn prefixes(&self, conversation: &Conversation) -> Result<Vec<String>> {
+        let messages = values(&conversation.messages);
+        (1..=messages.len()).map(|n| self.print(&messages[..n], conversation, Ending::Complete)).collect()
+    }
+
+    fn print(&self, messages: &[Value], conversation: &Conversation, ending: Ending) -> Result<String> {
+        let context = context! {
+            messages,
+            tools => conversation.tools.as_ref().map(|tools| Value::from(Serde(tools))),
+            documents => Value::from(()),
+            add_generation_prompt => ending == Ending::GenerationPrompt,
+            ..self.special_tokens.clone()
+        };
+        let template = self.environment.get_template(NAME).map_err(|e| self.place.error(&e))?;
+        template.render(context).map_err(|e| self.place.error(&e))
+    }
+}
+
+/// The messages as the template sees them.
+fn values(messages: &[Message]) -> Vec<Value> {
+    let value = |message: &Message| {
+        let mut object = Map::new();
+        object.insert("role".into(), message.role.as_str().into());
+        match &message.content {
+            Content::Absent => {}
+            Content::Text(text) => {
+                object.insert("content".into(), text.as_str().into());
+            }
+            Content::Parts(parts) => {
+                let parts = parts.iter().map(|part| match part {
+                    Part::Text(text) => json!({"type": "text", "text": text}),
+                    Part::Image(_) => json!({"type": "image"}),
+                });
+                object.insert("content".into(), parts.collect());
+            }
+        }
+        object.extend(message.extra.iter().map(|(key, value)| (key.clone(), value.clone())));
+        Value::from(Serde(object))
+    };
+    messages.iter().map(value).collect()
+}
+
+/// A JSON object, or `None` where there is no such file.
+fn read_json(path: &Path) -> Result<Option<Map<String, Json>>> {
+    let bytes = match std::fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("read", path, e)),
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))
+}
+
+/// A template's text, or of several named ones that called `default`.
+fn default_template(found: &Json) -> std::result::Result<&str, String> {
+    let named: Vec<(&str, &Json)> = match found {
+        Json::String(source) => return Ok(source),
+        Json::Array(list) => {
+            list.iter().filter_map(|entry| Some((entry.get("name")?.as_str()?, entry.get("template")?))).collect()
+        }
+        Json::Object(map) => map.iter().map(|(name, template)| (name.as_str(), template)).collect(),
+        _ => return Err("its chat_template is neither text nor a list of named templates".into()),
+    };
+    let default = named.iter().find(|(name, _)| *name == "default").and_then(|(_, template)| template.as_str());
+    default.ok_or_else(|| {
+        let names: Vec<_> = named.iter().map(|(name, _)| *name).collect();
+        format!("its chat_template has several templates and none called \"default\": {}", names.join(", "))
+    })
+}
+
+/// `bos_token` and the like, each text or an object with its text.
+fn special_tokens(config: &Map<String, Json>) -> Map<String, Json> {
+    let names = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let token = |name: &&str| {
+        let value = config.get(*name)?;
+        let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+        Some((name.to_string(), Json::from(text)))
+    };
+    names.iter().filter_map(token).collect()
+}
