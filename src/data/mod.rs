@@ -1,1 +1,3 @@
 //! Photos and text to arrays.
+
+pub mod image;

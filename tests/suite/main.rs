@@ -1,0 +1,3 @@
+//! Tests of the library from outside, one module per topic.
+
+mod image_files;
