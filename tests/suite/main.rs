@@ -1,4 +1,6 @@
-//! Everything that is tested from outside, as one program.
+//! All tests of the program in one binary: one link, one report.
 
 mod dataset;
+mod image_files;
+mod images;
 mod prompt;

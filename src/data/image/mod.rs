@@ -1,0 +1,22 @@
+//! Image files to the patches that the vision tower reads.
+//!
+//! Owns: which formats are read and how ([`decode`]; JPEG by a decoder of our own in `jpeg/`, so that photos give
+//! Pillow's pixels), the resize filter ([`resize`]) and the order of patches ([`patches`]). Uses `base` only. Start
+//! at [`load`], then [`PatchSpec::patches`].
+
+mod decode;
+mod jpeg;
+mod patches;
+mod resize;
+
+pub use decode::{decode, dimensions, load};
+pub use patches::{PatchSpec, Patches};
+pub use resize::resize;
+
+/// An 8-bit picture: `pixels` is [height, width, 3], red first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rgb {
+    pub width: usize,
+    pub height: usize,
+    pub pixels: Vec<u8>,
+}
