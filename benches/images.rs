@@ -1,4 +1,4 @@
-//! Decoding, resizing and cutting up a photo of 1000 x 667 pixels. Run with `cargo bench --bench images [PHOTO]`;
+//! Decoding, resizing and cutting up a photo of 1000 x 667 pixels. Run with `cargo bench --bench images`;
 //! without a photo, decoding is timed on the small golden files.
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use std::hint::black_box;

@@ -1,7 +1,7 @@
 //! Arenas: one allocation each, laid out before anything runs, and lent out in slices that cannot overlap.
 
 use crate::base::{DType, Error, Precision, Result, dtype};
-use crate::tensor::{Arena, Tensor};
+use crate::tensor::{Arena, Tensor, Weight};
 use half::bf16;
 use std::borrow::Cow;
 
@@ -50,6 +50,7 @@ struct Region {
 pub struct Memory {
     activations: Region,
     cache: Region,
+    parameters: Region,
 }
 
 impl Memory {
@@ -57,6 +58,7 @@ impl Memory {
         match arena {
             Arena::Activations => &self.activations,
             Arena::Cache => &self.cache,
+            Arena::Parameters => &self.parameters,
         }
     }
 
@@ -64,6 +66,7 @@ impl Memory {
         match arena {
             Arena::Activations => &mut self.activations,
             Arena::Cache => &mut self.cache,
+            Arena::Parameters => &mut self.parameters,
         }
     }
 
@@ -118,9 +121,11 @@ impl Memory {
         Ok(a.arena == b.arena && self.place(a)? == self.place(b)?)
     }
 
-    /// Lends out the bytes of inputs and outputs of one operation. An output that overlaps anything else is an error;
-    /// naming an input twice is fine.
-    pub fn borrow(&mut self, inputs: &[Tensor], outputs: &[Tensor]) -> Result<Borrowed<'_>> {
+    /// Lends out the bytes of inputs, trained weights and outputs of one operation. An output that overlaps anything
+    /// else is an error; naming an input twice is fine.
+    pub fn borrow(&mut self, inputs: &[Tensor], weights: &[&Weight], outputs: &[Tensor]) -> Result<Borrowed<'_>> {
+        let trained = weights.iter().filter_map(|w| w.as_trained()).map(|t| t.value);
+        let inputs: Vec<Tensor> = inputs.iter().copied().chain(trained).collect();
         let mut wanted = Vec::with_capacity(inputs.len() + outputs.len());
         for (tensor, out) in inputs.iter().map(|t| (t, false)).chain(outputs.iter().map(|t| (t, true))) {
             wanted.push((tensor.arena as u8, self.place(tensor)?, out, *tensor));
@@ -128,7 +133,12 @@ impl Memory {
         wanted.sort_by_key(|(arena, place, out, _)| (*arena, place.offset, place.bytes, *out));
         let mut lent =
             Borrowed { inputs: Vec::with_capacity(inputs.len()), outputs: Vec::with_capacity(outputs.len()) };
-        for (arena, region) in [(Arena::Activations, &mut self.activations), (Arena::Cache, &mut self.cache)] {
+        let regions = [
+            (Arena::Activations, &mut self.activations),
+            (Arena::Cache, &mut self.cache),
+            (Arena::Parameters, &mut self.parameters),
+        ];
+        for (arena, region) in regions {
             let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut region.lines);
             let mut at = 0;
             let mut last: Option<(Place, &[u8])> = None;
@@ -165,7 +175,7 @@ impl Memory {
     /// Writes f32 numbers into a floating tensor, rounding to its type.
     pub fn write_f32(&mut self, tensor: Tensor, values: &[f32]) -> Result<()> {
         fits(&tensor, values.len())?;
-        let mut lent = self.borrow(&[], &[tensor])?;
+        let mut lent = self.borrow(&[], &[], &[tensor])?;
         let out = lent.output(tensor)?;
         out.fill(|to| to.copy_from_slice(values))
     }
@@ -173,19 +183,19 @@ impl Memory {
     /// Writes whole numbers into an i32 tensor.
     pub fn write_i32(&mut self, tensor: Tensor, values: &[i32]) -> Result<()> {
         fits(&tensor, values.len())?;
-        let mut lent = self.borrow(&[], &[tensor])?;
+        let mut lent = self.borrow(&[], &[], &[tensor])?;
         lent.output(tensor)?.i32()?.copy_from_slice(values);
         Ok(())
     }
 
     /// The numbers of a floating tensor.
     pub fn read_f32(&mut self, tensor: Tensor) -> Result<Vec<f32>> {
-        Ok(self.borrow(&[tensor], &[])?.f32(tensor)?.into_owned())
+        Ok(self.borrow(&[tensor], &[], &[])?.f32(tensor)?.into_owned())
     }
 
     /// The numbers of an i32 tensor.
     pub fn read_i32(&mut self, tensor: Tensor) -> Result<Vec<i32>> {
-        Ok(self.borrow(&[tensor], &[])?.i32(tensor)?.to_vec())
+        Ok(self.borrow(&[tensor], &[], &[])?.i32(tensor)?.to_vec())
     }
 
     /// Copies `n` rows of a tensor from row `from` to row `to`.
@@ -233,6 +243,25 @@ impl<'a> Borrowed<'a> {
         bytemuck::try_cast_slice(self.input(tensor)?).map_err(|_| not_lent(tensor))
     }
 
+    /// A weight's stored elements, wherever it is kept.
+    pub fn stored<'w>(&self, weight: &'w Weight) -> Result<&'w [u8]>
+    where
+        'a: 'w,
+    {
+        match weight.as_trained() {
+            Some(trained) => self.input(trained.value),
+            None => Ok(weight.bytes()),
+        }
+    }
+
+    /// All of a weight in f32 as a computation in `precision` sees it. For norms, biases and the like: small.
+    pub fn values<'w>(&self, weight: &'w Weight, precision: Precision) -> Result<Cow<'w, [f32]>>
+    where
+        'a: 'w,
+    {
+        Ok(dtype::widened(weight.dtype(), self.stored(weight)?, precision))
+    }
+
     /// An output's bytes: each can be taken once.
     pub fn output(&mut self, tensor: Tensor) -> Result<Output<'a>> {
         let at = self.outputs.iter().position(|(t, _)| t.same_value(&tensor)).ok_or_else(|| not_lent(tensor))?;
@@ -276,6 +305,26 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// Opens a gradient to be added to: from zero, or from what it holds.
+    pub fn open(self, accumulate: Accumulate) -> Result<Opened<'a>> {
+        let Output { tensor, bytes } = self;
+        let mut opened = match tensor.dtype {
+            DType::F32 => Opened::F32(bytemuck::cast_slice_mut(bytes)),
+            DType::Bf16 => {
+                let wide = match accumulate {
+                    Accumulate::Overwrite => vec![0.0; tensor.shape.elements()],
+                    Accumulate::Add => dtype::widened(DType::Bf16, bytes, Precision::F32).into_owned(),
+                };
+                Opened::Bf16(wide, bytes)
+            }
+            _ => return Err(not_lent(tensor)),
+        };
+        if accumulate == Accumulate::Overwrite {
+            opened.values().fill(0.0);
+        }
+        Ok(opened)
+    }
+
     /// Replaces some rows, and leaves the others as they are: row `rows[i]` becomes the i-th of `values`.
     pub fn write_rows<'v>(self, rows: &[i32], values: impl Iterator<Item = &'v [f32]>) -> Result<()> {
         let row = self.tensor.shape.width() * self.tensor.dtype.bytes();
@@ -295,6 +344,34 @@ impl<'a> Output<'a> {
         match tensor.dtype {
             DType::I32 => Ok(bytemuck::cast_slice_mut(self.bytes)),
             _ => Err(not_lent(tensor)),
+        }
+    }
+}
+
+/// Whether a result replaces what is there or is added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Accumulate {
+    Overwrite,
+    Add,
+}
+
+/// A gradient open for adding. [`Opened::close`] stores it in its type.
+pub enum Opened<'a> {
+    F32(&'a mut [f32]),
+    Bf16(Vec<f32>, &'a mut [u8]),
+}
+
+impl Opened<'_> {
+    pub fn values(&mut self) -> &mut [f32] {
+        match self {
+            Opened::F32(values) => values,
+            Opened::Bf16(values, _) => values,
+        }
+    }
+
+    pub fn close(self) {
+        if let Opened::Bf16(values, bytes) = self {
+            narrow(&values, bytes);
         }
     }
 }

@@ -5,7 +5,7 @@
 pub mod memory;
 mod probe;
 
-pub use memory::{Borrowed, Layout, Memory, Place};
+pub use memory::{Accumulate, Borrowed, Layout, Memory, Opened, Place};
 pub use probe::{Gpu, Probe, probe};
 
 /// Where the words run. Every word has one arm per kind of device in its `forward`; the layers above never ask.

@@ -66,7 +66,7 @@ impl Op for Attention {
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
-                let mut lent = memory.borrow(&self.inputs(), &self.outputs())?;
+                let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (q, k, v) = (lent.f32(self.q)?, lent.f32(self.k)?, lent.f32(self.v)?);
                 let starts = lent.i32(self.starts)?;
                 check_starts("attention", starts, self.q.shape.rows())?;

@@ -68,7 +68,7 @@ impl Op for AttentionCached {
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
-                let mut lent = memory.borrow(&self.inputs(), &self.outputs())?;
+                let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (starts, lengths, blocks) =
                     (lent.i32(self.starts)?, lent.i32(self.lengths)?, lent.i32(self.blocks)?);
                 let table = BlockTable { blocks, max_blocks: self.blocks.shape.width(), block: self.block };

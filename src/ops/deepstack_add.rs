@@ -47,7 +47,7 @@ impl Op for DeepstackAdd {
                 let apart = !memory.same_place(&self.x, &self.y)?;
                 let mut inputs = vec![self.features, self.rows];
                 inputs.extend(apart.then_some(self.x));
-                let mut lent = memory.borrow(&inputs, &self.outputs())?;
+                let mut lent = memory.borrow(&inputs, &self.weights(), &self.outputs())?;
                 let (features, rows) = (lent.f32(self.features)?, lent.i32(self.rows)?);
                 indices("deepstack_add", "rows", rows, self.x.shape.rows(), false)?;
                 let add = |y: &mut [f32]| host::deepstack_add::deepstack_add(y, &features, self.x.shape.width(), rows);

@@ -58,7 +58,7 @@ impl Op for Embed {
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
-                let mut lent = memory.borrow(&self.inputs(), &self.outputs())?;
+                let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let ids = lent.i32(self.ids)?;
                 indices("embed", "ids", ids, self.table.shape().rows(), false)?;
                 let image = match &self.image {
@@ -69,7 +69,7 @@ impl Op for Embed {
                     }
                     None => None,
                 };
-                let table = matrix(&self.table, self.precision);
+                let table = matrix(&lent, &self.table, self.precision)?;
                 lent.output(self.y)?.fill(|y| {
                     let image = image.as_ref().map(|(f, r)| (&**f, *r));
                     let row = |id: usize, y: &mut [f32]| y.copy_from_slice(&table.panel(id..id + 1));

@@ -5,7 +5,7 @@
 
 use super::{Op, require, shape, weight_shape};
 use crate::base::{Precision, Result};
-use crate::device::Device;
+use crate::device::{Borrowed, Device};
 use crate::host::linear_tuned::{self, LowRank, Matrix};
 use crate::tensor::{Tensor, Weight};
 
@@ -123,30 +123,17 @@ impl Op for Linear {
                     _ => None,
                 };
                 let inputs: Vec<_> = std::iter::once(self.x).chain(residual).collect();
-                let mut lent = memory.borrow(&inputs, &self.outputs())?;
+                let mut lent = memory.borrow(&inputs, &self.weights(), &self.outputs())?;
                 let x = lent.f32(self.x)?;
                 let residual = residual.map(|r| lent.f32(r)).transpose()?;
-                let mut s_column = 0;
-                let segments: Vec<_> = self
-                    .segments
-                    .iter()
-                    .map(|seg| linear_tuned::Segment {
-                        weight: matrix(&seg.weight, self.precision),
-                        bias: seg.bias.as_ref().map(|b| b.values(self.precision)),
-                        low_rank: seg.adapter.as_ref().map(|a| {
-                            let at = s_column;
-                            s_column += a.a.shape().rows();
-                            let (a_matrix, b) = (matrix(&a.a, self.precision), matrix(&a.b, self.precision));
-                            LowRank { a: a_matrix, b, scale: a.scale, s_column: at }
-                        }),
-                    })
-                    .collect();
+                let segments = lent_segments(&lent, &self.segments, self.precision)?;
+                let rank = Linear::rank(&self.segments);
                 let k = self.x.shape.width();
                 let mut s_values = Vec::new();
                 let y = lent.output(self.y)?;
                 let mut run = |y: &mut [f32], add| {
                     s_values = vec![0.0; self.s.map_or(0, |s| s.shape.elements())];
-                    linear_tuned::linear(&x, k, &segments, &mut s_values, s_column.max(1), self.activation, y, add);
+                    linear_tuned::linear(&x, k, &segments, &mut s_values, rank.max(1), self.activation, y, add);
                 };
                 match residual {
                     Some(residual) => y.fill(|y| {
@@ -165,8 +152,30 @@ impl Op for Linear {
     }
 }
 
+/// The segments as the host's products read them; adapters side by side in s, in order.
+fn lent_segments<'w, 'a: 'w>(
+    lent: &Borrowed<'a>,
+    segments: &'w [Segment],
+    precision: Precision,
+) -> Result<Vec<linear_tuned::Segment<'w>>> {
+    let mut s_column = 0;
+    let mut segment = |seg: &'w Segment| {
+        let low_rank = match &seg.adapter {
+            Some(adapter) => {
+                let (a, b) = (matrix(lent, &adapter.a, precision)?, matrix(lent, &adapter.b, precision)?);
+                s_column += a.rows;
+                Some(LowRank { a, b, scale: adapter.scale, s_column: s_column - a.rows })
+            }
+            None => None,
+        };
+        let bias = seg.bias.as_ref().map(|b| lent.values(b, precision)).transpose()?;
+        Ok(linear_tuned::Segment { weight: matrix(lent, &seg.weight, precision)?, bias, low_rank })
+    };
+    segments.iter().map(&mut segment).collect()
+}
+
 /// A weight as the host's products read it.
-pub(super) fn matrix(weight: &Weight, precision: Precision) -> Matrix<'_> {
+pub(super) fn matrix<'w, 'a: 'w>(lent: &Borrowed<'a>, weight: &'w Weight, precision: Precision) -> Result<Matrix<'w>> {
     let (rows, columns) = (weight.shape().rows(), weight.shape().width());
-    Matrix { dtype: weight.dtype(), bytes: weight.bytes(), rows, columns, precision }
+    Ok(Matrix { dtype: weight.dtype(), bytes: lent.stored(weight)?, rows, columns, precision })
 }

@@ -62,13 +62,14 @@ impl Op for Norm {
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
-                let mut lent = memory.borrow(&self.inputs(), &[self.y])?;
+                let mut lent = memory.borrow(&self.inputs(), &self.weights(), &[self.y])?;
                 let x = lent.f32(self.x)?;
                 let rows = self.rows.map(|r| lent.i32(r)).transpose()?;
                 if let Some(rows) = rows {
                     indices("norm", "rows", rows, self.x.shape.rows(), false)?;
                 }
-                let values = self.weights().iter().map(|w| w.values(self.precision)).collect::<Vec<_>>();
+                let weights = self.weights();
+                let values = weights.iter().map(|w| lent.values(w, self.precision)).collect::<Result<Vec<_>>>()?;
                 let kind = match self.kind {
                     Kind::Layer { .. } => host::norm::Kind::Layer { weight: &values[0], bias: &values[1] },
                     Kind::Rms { .. } => host::norm::Kind::Rms { weight: &values[0] },

@@ -63,13 +63,13 @@ impl Op for PatchEmbed {
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
-                let mut lent = memory.borrow(&self.inputs(), &self.outputs())?;
+                let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (pixels, corners, shares) =
                     (lent.f32(self.pixels)?, lent.i32(self.corners)?, lent.f32(self.shares)?);
                 indices("patch_embed", "corners", corners, self.table.shape().rows(), false)?;
-                let bias = Some(self.bias.values(self.precision));
-                let segment = Segment { weight: matrix(&self.weight, self.precision), bias, low_rank: None };
-                let table = self.table.values(self.precision);
+                let bias = Some(lent.values(&self.bias, self.precision)?);
+                let segment = Segment { weight: matrix(&lent, &self.weight, self.precision)?, bias, low_rank: None };
+                let table = lent.values(&self.table, self.precision)?;
                 let (k, c) = (self.pixels.shape.width(), self.y.shape.width());
                 lent.output(self.y)?.fill(|y| {
                     linear_tuned::linear(&pixels, k, &[segment], &mut [], 1, Activation::None, y, false);

@@ -94,11 +94,12 @@ impl Op for QkRope {
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
-                let mut lent = memory.borrow(&self.inputs(), &self.outputs())?;
+                let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (qkv, angles) = (lent.f32(self.qkv)?, lent.f32(self.angles)?);
                 let h = self.heads;
                 let stride = self.qkv.shape.width();
-                let values = self.weights().iter().map(|w| w.values(self.precision)).collect::<Vec<_>>();
+                let weights = self.weights();
+                let values = weights.iter().map(|w| lent.values(w, self.precision)).collect::<Result<Vec<_>>>()?;
                 let eps = self.norms.as_ref().map_or(0.0, |n| n.eps);
                 let norm = |i: usize| values.get(i).map(|w| host::qk_rope::HeadNorm { weight: w, eps });
                 let rotate = |column: usize, heads: usize, norm, y: &mut [f32]| {

@@ -51,7 +51,7 @@ impl Op for Sample {
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
-                let mut lent = memory.borrow(&self.inputs(), &self.outputs())?;
+                let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (logits, uniform) = (lent.f32(self.logits)?, lent.f32(self.uniform)?);
                 let (seen, generated) = (lent.i32(self.seen)?, lent.i32(self.generated)?);
                 let y = lent.output(self.y)?.i32()?;

@@ -35,7 +35,7 @@ impl Op for Swiglu {
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
-                let mut lent = memory.borrow(&self.inputs(), &self.outputs())?;
+                let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let gate_up = lent.f32(self.gate_up)?;
                 let f = self.y.shape.width();
                 lent.output(self.y)?.fill(|y| {

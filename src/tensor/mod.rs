@@ -7,7 +7,7 @@
 mod weight;
 
 
-pub use weight::Weight;
+pub use weight::{Trained, Weight};
 
 use crate::base::{DType, Shape};
 
@@ -18,6 +18,8 @@ pub enum Arena {
     Activations,
     /// Keys and values kept from one run to the next.
     Cache,
+    /// What is trained: numbers, gradients and moments.
+    Parameters,
 }
 
 /// A small copyable handle. `slot` indexes the arena's table of places; `generation` is that of the tape (or cache)

@@ -1,25 +1,53 @@
 //! A weight is not a tensor: it has a storage format and a place, and is read as the products need it.
 
-use crate::base::{DType, Precision, Result, Shape, dtype};
-use std::borrow::Cow;
+use super::Tensor;
+use crate::base::{DType, Result, Shape};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A parameter. A dry run has only its shape. On the host its bytes stay where they are (a mapped file, or memory for an adapter) in the format of
-/// the checkpoint; whoever multiplies with it widens a panel at a time.
+/// A parameter. On the host its bytes stay where they are (a mapped file, or memory for an adapter) in the format of
+/// the checkpoint; whoever multiplies with it widens a panel at a time. A trained one lives in the device's memory.
 #[derive(Clone)]
 pub struct Weight {
     name: Arc<str>,
     dtype: DType,
     shape: Shape,
-    /// None in a dry run.
-    bytes: Option<(Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>)>,
+    location: Location,
+}
+
+#[derive(Clone)]
+enum Location {
+    /// A dry run has only shapes.
+    Nowhere,
+    Bytes(Arc<dyn AsRef<[u8]> + Send + Sync>, Range<usize>),
+    Trained(Trained),
+}
+
+/// Where a trained weight's f32 numbers lie, and where its gradient is added.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Trained {
+    pub value: Tensor,
+    pub gradient: Tensor,
 }
 
 impl Weight {
     /// A weight to plan with: it has no bytes, and an operation that reads them fails.
     pub fn shape_only(name: &str, dtype: DType, shape: impl Into<Shape>) -> Weight {
-        Weight { name: name.into(), dtype, shape: shape.into(), bytes: None }
+        Weight { name: name.into(), dtype, shape: shape.into(), location: Location::Nowhere }
+    }
+
+    /// A weight whose numbers an optimiser changes.
+    pub fn trained(name: &str, trained: Trained) -> Weight {
+        let Tensor { dtype, shape, .. } = trained.value;
+        Weight { name: name.into(), dtype, shape, location: Location::Trained(trained) }
+    }
+
+    /// Where the device holds it, where it is trained.
+    pub fn as_trained(&self) -> Option<Trained> {
+        match self.location {
+            Location::Trained(trained) => Some(trained),
+            Location::Nowhere | Location::Bytes(..) => None,
+        }
     }
 
     /// `range` of `bytes` holds exactly the elements of `shape` in a floating `dtype`.
@@ -41,7 +69,7 @@ impl Weight {
                 got: format!("{held:?} bytes of {dtype}"),
             });
         }
-        Ok(Weight { name: name.into(), dtype, shape, bytes: Some((bytes, range)) })
+        Ok(Weight { name: name.into(), dtype, shape, location: Location::Bytes(bytes, range) })
     }
 
     /// A weight that holds its own f32 numbers.
@@ -63,9 +91,13 @@ impl Weight {
         self.shape
     }
 
-    /// The stored elements; none in a dry run.
+    /// The stored elements of a frozen weight; none where it is trained (they are in the device's memory) or in a dry
+    /// run.
     pub fn bytes(&self) -> &[u8] {
-        self.bytes.as_ref().map_or(&[], |(bytes, range)| &(**bytes).as_ref()[range.clone()])
+        match &self.location {
+            Location::Bytes(bytes, range) => &(**bytes).as_ref()[range.clone()],
+            Location::Nowhere | Location::Trained(_) => &[],
+        }
     }
 
     /// How many bytes it is stored in.
@@ -73,16 +105,15 @@ impl Weight {
         self.shape.elements() * self.dtype.bytes()
     }
 
-    /// All elements in f32 as a computation in `precision` sees them. For norms, biases and the like: small.
-    pub fn values(&self, precision: Precision) -> Cow<'_, [f32]> {
-        dtype::widened(self.dtype, self.bytes(), precision)
-    }
-
     /// The same bytes under another shape (a convolution's kernel as a matrix).
     pub fn reshaped(mut self, shape: impl Into<Shape>) -> Weight {
         let shape = shape.into();
         assert_eq!(shape.elements(), self.shape.elements(), "reshape {} {} to {shape}", self.name, self.shape);
         self.shape = shape;
+        if let Location::Trained(trained) = &mut self.location {
+            trained.value = trained.value.reshaped(shape);
+            trained.gradient = trained.gradient.reshaped(shape);
+        }
         self
     }
 }
