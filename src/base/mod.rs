@@ -4,6 +4,7 @@
 
 pub mod dtype;
 pub mod error;
+pub mod rng;
 
 pub use dtype::{DType, Precision};
 pub use error::{Error, Result};
