@@ -24,6 +24,12 @@ impl DType {
         }
     }
 
+    /// The type of that name in a safetensors header; None for those that this program does not read.
+    pub fn from_safetensors_name(name: &str) -> Option<Self> {
+        use DType::*;
+        [F32, Bf16, F16, F64, I32, I64, U8].into_iter().find(|dtype| dtype.safetensors_name() == name)
+    }
+
     /// The name as it stands in a safetensors header.
     pub fn safetensors_name(self) -> &'static str {
         match self {

@@ -228,7 +228,8 @@ mod tests {
     #[test]
     fn seeds_and_ids_make_different_streams() {
         let streams = [(0, vec![]), (1, vec![]), (0, vec![0]), (0, vec![1]), (0, vec![0, 1]), (0, vec![1, 0])];
-        let firsts: std::collections::HashSet<_> = streams.iter().map(|(s, ids)| Stream::new(*s, ids).bits(0)).collect();
+        let firsts: std::collections::HashSet<_> =
+            streams.iter().map(|(s, ids)| Stream::new(*s, ids).bits(0)).collect();
         assert_eq!(firsts.len(), streams.len());
     }
 }

@@ -1,1 +1,8 @@
-//! Files.
+//! Files: memory maps, safetensors, JSON with sentences for errors, and writing that never leaves half a file.
+//!
+//! Floor 1: uses `base` only. Start at [`safetensors`]; [`atomic`] is how everything is written.
+
+pub mod atomic;
+pub mod json;
+pub mod mapped;
+pub mod safetensors;
