@@ -2,3 +2,4 @@
 pub mod base;
 pub mod data;
 pub mod io;
+pub mod qwen3vl;

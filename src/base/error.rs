@@ -68,3 +68,13 @@ impl<T> Context<T> for Result<T> {
         self.map_err(|source| Error::While { doing: doing.into(), source: Box::new(source) })
     }
 }
+
+/// The first eight of `items` for a sentence, and how many there are where that is not all.
+pub fn first_of<T: std::fmt::Display>(items: &[T]) -> String {
+    const SHOWN: usize = 8;
+    let shown: Vec<String> = items.iter().take(SHOWN).map(T::to_string).collect();
+    match items.len() {
+        n if n > SHOWN => format!("{}, … ({n} in all)", shown.join(", ")),
+        _ => shown.join(", "),
+    }
+}

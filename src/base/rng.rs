@@ -8,18 +8,27 @@
 use multiversion::multiversion;
 
 /// Philox4x32-10 of a 128-bit counter under a 64-bit key.
-#[inline]
 pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let [mut c0, mut c1, mut c2, mut c3] = counter;
-    let [mut k0, mut k1] = key;
+    rounds(counter.map(|word| [word]), key).map(|[word]| word)
+}
+
+/// The ten rounds on N counters side by side: word w of counter i is `c[w][i]`.
+#[inline(always)]
+fn rounds<const N: usize>(mut c: [[u32; N]; 4], [mut k0, mut k1]: [u32; 2]) -> [[u32; N]; 4] {
     for _ in 0..10 {
-        let p0 = u64::from(c0) * 0xD251_1F53;
-        let p1 = u64::from(c2) * 0xCD9E_8D57;
-        (c0, c1, c2, c3) = ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
+        let [c0, c1, c2, c3] = &mut c;
+        for (((c0, c1), c2), c3) in c0.iter_mut().zip(c1).zip(c2).zip(c3) {
+            let p0 = u64::from(*c0) * 0xD251_1F53;
+            let p1 = u64::from(*c2) * 0xCD9E_8D57;
+            *c0 = (p1 >> 32) as u32 ^ *c1 ^ k0;
+            *c1 = p1 as u32;
+            *c2 = (p0 >> 32) as u32 ^ *c3 ^ k1;
+            *c3 = p0 as u32;
+        }
         k0 = k0.wrapping_add(0x9E37_79B9);
         k1 = k1.wrapping_add(0xBB67_AE85);
     }
-    [c0, c1, c2, c3]
+    c
 }
 
 /// An endless sequence of random elements, found by number and not by order.
@@ -83,18 +92,24 @@ const LANES: usize = 16;
 fn fill_blocks(key: [u32; 2], first_block: u64, out: &mut [f32]) {
     let mut block = first_block;
     for piece in out.chunks_mut(4 * LANES) {
-        let mut words = [[0_u32; LANES]; 4];
+        let mut low = [0; LANES];
+        let mut high = [0; LANES];
         for lane in 0..LANES {
-            let [low, high] = halves(block.wrapping_add(lane as u64));
-            let random = philox([low, high, 0, 0], key);
-            for (word, value) in words.iter_mut().zip(random) {
-                word[lane] = value;
+            [low[lane], high[lane]] = halves(block.wrapping_add(lane as u64));
+        }
+        let words = rounds([low, high, [0; LANES], [0; LANES]], key);
+        let (mut cosines, mut sines) = ([[0.0; LANES]; 2], [[0.0; LANES]; 2]);
+        for pair in 0..2 {
+            for lane in 0..LANES {
+                [cosines[pair][lane], sines[pair][lane]] = box_muller(words[2 * pair][lane], words[2 * pair + 1][lane]);
             }
         }
         let mut values = [0.0; 4 * LANES];
         for lane in 0..LANES {
-            let four = normals([words[0][lane], words[1][lane], words[2][lane], words[3][lane]]);
-            values[4 * lane..4 * lane + 4].copy_from_slice(&four);
+            for pair in 0..2 {
+                values[4 * lane + 2 * pair] = cosines[pair][lane];
+                values[4 * lane + 2 * pair + 1] = sines[pair][lane];
+            }
         }
         piece.copy_from_slice(&values[..piece.len()]);
         block = block.wrapping_add(LANES as u64);
@@ -121,17 +136,18 @@ fn box_muller(w0: u32, w1: u32) -> [f32; 2] {
 /// ln m = 2 artanh((m - 1) / (m + 1)) by its series, whose argument is at most 0.172.
 #[inline(always)]
 fn ln(x: f64) -> f64 {
-    // Subtracting the bits of sqrt(1/2) leaves the exponent e in the upper bits, correct for that range of m.
+    // Without the bits of sqrt(1/2), and with the bias of exponents put back, the upper bits are e + 1023 for that m.
     const SQRT_HALF: u64 = 0x3FE6_A09E_667F_3BCD;
-    let shifted = x.to_bits().wrapping_sub(SQRT_HALF) as i64 >> 52;
-    let m = f64::from_bits(x.to_bits().wrapping_sub((shifted << 52) as u64));
+    const BIAS: u64 = 1023;
+    let biased = x.to_bits().wrapping_sub(SQRT_HALF).wrapping_add(BIAS << 52) >> 52;
+    let m = f64::from_bits(x.to_bits().wrapping_sub(biased << 52).wrapping_add(BIAS << 52));
     let s = (m - 1.0) / (m + 1.0);
     let z = s * s;
     let mut p = 1.0 / 19.0;
     for k in [17.0, 15.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
         p = p * z + 1.0 / k;
     }
-    shifted as i32 as f64 * std::f64::consts::LN_2 + 2.0 * s * p
+    f64::from(biased as i32 - BIAS as i32) * std::f64::consts::LN_2 + 2.0 * s * p
 }
 
 /// Sine and cosine of 2 pi w / 2^32, to 1e-14: the nearest quarter turn is split off in integers, which is exact,
