@@ -1,0 +1,202 @@
+//! Files and folders that appear whole or not at all: written beside their place, flushed to disk, renamed into it.
+
+use crate::base::{Error, Result};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A file being written. Errors name the file that was asked for.
+pub struct Output {
+    file: BufWriter<File>,
+    path: PathBuf,
+}
+
+impl Output {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::io("write", &self.path, e))
+    }
+}
+
+/// Writes `path` with what `fill` writes: on success the whole of it is on disk, on any error `path` is as it was and
+/// nothing is left beside it.
+pub fn write_file(path: &Path, fill: impl FnOnce(&mut Output) -> Result<()>) -> Result<()> {
+    let aside = Aside::of(path)?;
+    let created = OpenOptions::new().write(true).create_new(true).open(&aside.path);
+    let file = created.map_err(|e| Error::io("create", path, e))?;
+    let mut out = Output { file: BufWriter::with_capacity(1 << 20, file), path: path.into() };
+    fill(&mut out)?;
+    let flushed = out.file.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all());
+    flushed.map_err(|e| Error::io("write", path, e))?;
+    fs::rename(&aside.path, path).map_err(|e| Error::io("rename into place", path, e))?;
+    sync_folder(parent(path))
+}
+
+/// Makes the folder `path` with what `fill` writes into the folder that it is given. Parents are created.
+///
+/// Where `path` is missing, the folder is filled beside it and renamed. An empty one is kept (it may be a mount
+/// point, which cannot be replaced): it is filled in a folder inside, whose entries are then moved up.
+/// Errors: `path` is a file or holds anything; it cannot be written. Then what was written is removed.
+pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let exists = match fs::read_dir(path) {
+        Ok(mut entries) => {
+            if entries.next().is_some() {
+                return Err(Error::file(path, "the folder is not empty; name a new or an empty one"));
+            }
+            true
+        }
+        Err(e) if e.kind() == ErrorKind::NotFound => false,
+        Err(e) => return Err(Error::io("use as a folder", path, e)),
+    };
+    let aside = if exists {
+        Aside::of(&path.join("folder"))?
+    } else {
+        fs::create_dir_all(parent(path)).map_err(|e| Error::io("create", parent(path), e))?;
+        Aside::of(path)?
+    };
+    fs::create_dir(&aside.path).map_err(|e| Error::io("create", path, e))?;
+    fill(&aside.path)?;
+    sync_folder(&aside.path)?;
+    if exists {
+        let entries = fs::read_dir(&aside.path).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+        for entry in entries.map_err(|e| Error::io("list", &aside.path, e))? {
+            let to = path.join(entry.file_name());
+            fs::rename(entry.path(), &to).map_err(|e| Error::io("rename into place", to, e))?;
+        }
+        sync_folder(path)
+    } else {
+        fs::rename(&aside.path, path).map_err(|e| Error::io("rename into place", path, e))?;
+        sync_folder(parent(path))
+    }
+}
+
+/// A name beside the one wanted, removed when dropped (after a rename there is nothing left to remove).
+struct Aside {
+    path: PathBuf,
+}
+
+impl Aside {
+    fn of(path: &Path) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let Some(name) = path.file_name() else {
+            return Err(Error::file(path, "wanted the name of a file or folder to write"));
+        };
+        let mut aside = OsString::from(".");
+        aside.push(name);
+        aside.push(format!(".partial-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+        Ok(Aside { path: path.with_file_name(aside) })
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // Whatever fails here, the error that led here is the one to report.
+        let _ = if self.path.is_dir() { fs::remove_dir_all(&self.path) } else { fs::remove_file(&self.path) };
+    }
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// A rename is on disk once its folder is.
+fn sync_folder(path: &Path) -> Result<()> {
+    File::open(path).and_then(|folder| folder.sync_all()).map_err(|e| Error::io("flush", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(dir: &Path) -> Vec<OsString> {
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect()
+    }
+
+    #[test]
+    fn a_file_appears_whole_and_replaces_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        write_file(&path, |out| out.write(b"one")).unwrap();
+        write_file(&path, |out| {
+            out.write(b"two")?;
+            assert_eq!(fs::read(&path).unwrap(), b"one", "not replaced before it is whole");
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(names(dir.path()), ["a.txt"]);
+    }
+
+    #[test]
+    fn an_error_while_writing_leaves_the_old_file_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.txt");
+        write_file(&path, |out| out.write(b"one")).unwrap();
+        let error = write_file(&path, |out| {
+            out.write(b"two")?;
+            Err(Error::Usage("stop".into()))
+        });
+        assert!(error.unwrap_err().is_usage());
+        assert_eq!(fs::read(&path).unwrap(), b"one");
+        assert_eq!(names(dir.path()), ["a.txt"]);
+    }
+
+    #[test]
+    fn a_full_disk_is_said_with_the_name_of_the_file() {
+        let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut out = Output { file: BufWriter::with_capacity(16, full), path: "big.safetensors".into() };
+        let error = out.write(&[0; 64]).unwrap_err().to_string();
+        assert!(error.starts_with("cannot write big.safetensors: No space left on device"), "{error}");
+    }
+
+    #[test]
+    fn places_that_cannot_be_written_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = write_file(&dir.path().join("missing/a.txt"), |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("missing/a.txt") && error.contains("No such file"), "{error}");
+        let error = write_file(Path::new("/"), |_| Ok(())).unwrap_err().to_string();
+        assert_eq!(error, "/: wanted the name of a file or folder to write");
+        let file = dir.path().join("file");
+        fs::write(&file, "x").unwrap();
+        let error = write_folder(&file, |_| Ok(())).unwrap_err().to_string();
+        assert!(error.starts_with("cannot use as a folder") && error.contains("Not a directory"), "{error}");
+        let error = write_folder(&file.join("below"), |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("Not a directory"), "{error}");
+    }
+
+    #[test]
+    fn a_folder_appears_whole_whether_missing_or_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        for name in ["deep/new", "empty"] {
+            let out = dir.path().join(name);
+            write_folder(&out, |inside| {
+                assert!(!out.join("a").exists());
+                write_file(&inside.join("a"), |f| f.write(b"1"))
+            })
+            .unwrap();
+            assert_eq!(names(&out), ["a"]);
+            let error = write_folder(&out, |_| Ok(())).unwrap_err().to_string();
+            assert!(error.contains("not empty"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_failed_folder_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        for name in ["new", "empty"] {
+            let failed = write_folder(&dir.path().join(name), |inside| {
+                write_file(&inside.join("a"), |f| f.write(b"1"))?;
+                Err(Error::Usage("stop".into()))
+            });
+            assert!(failed.unwrap_err().is_usage());
+        }
+        assert_eq!(names(dir.path()), ["empty"]);
+        assert!(names(&dir.path().join("empty")).is_empty());
+    }
+}
