@@ -1,0 +1,8 @@
+//! All tests that are not inside a module: one binary.
+
+mod host_norm;
+mod host_optimizer;
+mod host_qk_rope;
+mod host_rows;
+mod host_sample;
+mod support;
