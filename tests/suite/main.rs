@@ -1,5 +1,8 @@
 //! All tests that are not inside a module: one binary.
 
+mod host_attention;
+mod host_linear;
+mod host_linear_loss;
 mod host_norm;
 mod host_optimizer;
 mod host_qk_rope;
