@@ -80,11 +80,52 @@ pub fn gelu_tanh(x: &mut [f32]) {
     }
 }
 
+/// dz = gelu'(z) dy of the tanh form: with sigma = sigmoid(2 u), tanh u = 2 sigma - 1 and 1 - tanh^2 u = 4 sigma (1 -
+/// sigma), the derivative is sigma + 2 z sigma (1 - sigma) u'.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+pub fn gelu_tanh_backward(z: &[f32], dy: &[f32], dz: &mut [f32]) {
+    const TWICE_SQRT_2_OVER_PI: f32 = 2.0 * 0.797_884_6;
+    for ((dz, dy), z) in dz.iter_mut().zip(dy).zip(z) {
+        let square = 0.044715 * *z * *z;
+        let s = sigmoid(TWICE_SQRT_2_OVER_PI * *z * (1.0 + square));
+        *dz = *dy * (s + TWICE_SQRT_2_OVER_PI * *z * s * (1.0 - s) * (1.0 + 3.0 * square));
+    }
+}
+
+/// The gradient of a softmax of scaled scores, in place of dp: dp = scale p (dp - sum of p dp).
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+pub fn softmax_backward(p: &[f32], scale: f32, dp: &mut [f32]) {
+    let mut sums = [0.0f32; 16];
+    let ((p_chunks, p_rest), (chunks, rest)) = (p.as_chunks::<16>(), dp.as_chunks::<16>());
+    for (p, dp) in p_chunks.iter().zip(chunks) {
+        for l in 0..16 {
+            sums[l] += p[l] * dp[l];
+        }
+    }
+    for ((sum, p), dp) in sums.iter_mut().zip(p_rest).zip(rest) {
+        *sum += *p * *dp;
+    }
+    let mean: f32 = sums.iter().sum();
+    for (dp, p) in dp.iter_mut().zip(p) {
+        *dp = scale * *p * (*dp - mean);
+    }
+}
+
 /// out = silu(gate) * up.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub fn silu_times(gate: &[f32], up: &[f32], out: &mut [f32]) {
     for ((o, g), u) in out.iter_mut().zip(gate).zip(up) {
         *o = *g * sigmoid(*g) * *u;
+    }
+}
+
+/// dgate += dy up silu'(gate), dup += dy silu(gate).
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+pub fn silu_times_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
+    for ((((dg, du), g), u), dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
+        let s = sigmoid(*g);
+        *dg += *dy * *u * s * (1.0 + *g * (1.0 - s));
+        *du += *dy * *g * s;
     }
 }
 

@@ -4,13 +4,18 @@
 //! function ([`linear_tuned`], [`attention_tuned`]) that is tested against it and is what the host device runs.
 //! Floor 1: uses `base`. Start at [`linear`].
 
+pub mod adamw;
 pub mod attention;
 pub mod attention_tuned;
 pub mod deepstack_add;
 pub mod embed;
 pub mod gemm;
+pub mod grad_norm;
 pub mod linear;
+pub mod linear_loss;
+pub mod linear_loss_tuned;
 pub mod linear_tuned;
+pub mod linear_tuned_backward;
 pub mod math;
 pub mod norm;
 pub mod patch_embed;
