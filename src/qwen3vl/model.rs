@@ -88,6 +88,14 @@ pub struct ImageFeatures {
     pub deepstack: Vec<Vec<f32>>,
 }
 
+/// Whether a loss is to be learnt from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Forward,
+    /// With what backward starts from.
+    Both,
+}
+
 /// Which tokens are learnt: token t of the packed sequences is predicted by row t - 1.
 pub struct Labels {
     /// [R] rows that predict.
@@ -263,7 +271,14 @@ impl Model {
     }
 
     /// Appends a pass over packed sequences that ends in the loss of `n_labels` tokens.
-    pub fn loss(&self, tape: &mut Tape, packed: &Packed, n_labels: usize, images: Images) -> Result<LossPass> {
+    pub fn loss(
+        &self,
+        tape: &mut Tape,
+        packed: &Packed,
+        n_labels: usize,
+        images: Images,
+        direction: Direction,
+    ) -> Result<LossPass> {
         let (t, b, u) = (packed.tokens(), packed.deltas.len(), packed.visual_tokens.len());
         let images = (u > 0).then(|| LossImages {
             source: match images {
@@ -296,7 +311,7 @@ impl Model {
             None => None,
         };
         let hidden = self.text.forward(tape, ids, angles, visual.as_ref(), &attend, Some(rows), false)?;
-        let losses = self.text.loss(tape, hidden.last, labels, scale)?;
+        let losses = self.text.loss(tape, hidden.last, labels, scale, direction)?;
         Ok(LossPass { ids, angles, starts, rows, labels, scale, images, losses })
     }
 

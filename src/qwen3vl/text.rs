@@ -3,6 +3,7 @@
 //! Semantics: transformers `modeling_qwen3_vl.py`, Qwen3VLTextModel.
 
 use super::config::{Config, TextConfig};
+use super::model::Direction;
 use super::parameters::Parameters;
 use super::{names, vision};
 use crate::base::{DType, Error, Result};
@@ -159,7 +160,14 @@ impl TextModel {
 
     /// The loss of each row [R] with its label, kept; where something is trained, with the gradient of `scale` times
     /// their sum.
-    pub fn loss(&self, tape: &mut Tape, last: Tensor, labels: Tensor, scale: Tensor) -> Result<Tensor> {
+    pub fn loss(
+        &self,
+        tape: &mut Tape,
+        last: Tensor,
+        labels: Tensor,
+        scale: Tensor,
+        direction: Direction,
+    ) -> Result<Tensor> {
         let [Segment { weight: head, adapter: None, .. }] = &self.head.segments[..] else {
             return Err(Error::Unsupported(format!(
                 "{} is not trained with an adapter: leave it out of --target-modules",
@@ -169,7 +177,7 @@ impl TextModel {
         let value = tape.value(DType::F32, [last.shape.rows()]);
         let losses = tape.keep(value);
         let trains = tape.requires_gradient(&last) || head.as_trained().is_some();
-        let dx = trains.then(|| tape.activation(last.shape));
+        let dx = (trains && direction == Direction::Both).then(|| tape.activation(last.shape));
         let (head, precision) = (head.clone(), tape.precision());
         tape.push(LinearLoss { x: last, head, labels, scale, precision, losses, dx })?;
         Ok(losses)

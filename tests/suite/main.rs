@@ -22,3 +22,4 @@ mod names;
 mod prompt;
 mod safetensors;
 mod support;
+mod training;
