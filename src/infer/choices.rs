@@ -33,7 +33,8 @@ pub fn score(
     let (cached, first) = engine.prefill(prompts, Read::Logits(Rows::Last), progress)?;
     let Answer::Logits(first) = first else { return Ok(Vec::new()) };
     let first: Vec<Vec<f64>> = first.iter().map(|row| log_softmax(row)).collect();
-    let mut scores: Vec<Vec<f64>> = first.iter().map(|row| labels.iter().map(|l| row[l[0] as usize]).collect()).collect();
+    let mut scores: Vec<Vec<f64>> =
+        first.iter().map(|row| labels.iter().map(|l| row[l[0] as usize]).collect()).collect();
     // the last token of a label is only predicted, never fed
     let fed: Vec<(usize, &[u32])> =
         labels.iter().enumerate().filter(|(_, l)| l.len() > 1).map(|(i, l)| (i, &l[..l.len() - 1])).collect();
@@ -47,7 +48,9 @@ pub fn score(
             }
         }
         let mut sequences: Vec<_> = forks.iter_mut().collect();
-        let Answer::Logits(rows) = engine.extend(&mut sequences, &new, Read::Logits(Rows::All))? else { return Ok(Vec::new()) };
+        let Answer::Logits(rows) = engine.extend(&mut sequences, &new, Read::Logits(Rows::All))? else {
+            return Ok(Vec::new());
+        };
         let mut rows = rows.iter();
         for (p, i) in places {
             for (token, row) in labels[i][1..].iter().zip(&mut rows) {

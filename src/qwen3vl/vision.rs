@@ -87,7 +87,9 @@ impl VisionTower {
             position_table: parameters.weight(&names::weight(names::VISION_POSITIONS))?,
             blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
             merger: merger(names::merger(), c)?,
-            deepstack: deepstack.map(|k| merger(names::deepstack_merger(k), config.merged_size())).collect::<Result<_>>()?,
+            deepstack: deepstack
+                .map(|k| merger(names::deepstack_merger(k), config.merged_size()))
+                .collect::<Result<_>>()?,
         })
     }
 
