@@ -39,6 +39,16 @@
 //! | or probabilities of a closed set of answers | `src/infer/choices.rs` | `score` |
 //! | a labelled set's predictions, and what they add up to | `src/classify/evaluate.rs` | `evaluate` |
 //!
+//! # A loss becomes gradients, gradients an adapter
+//!
+//! | what happens | file | function |
+//! |---|---|---|
+//! | what is trained: numbers, gradients and moments, side by side | `src/qwen3vl/trainable.rs` | `lora` |
+//! | the label tokens' loss at the end of a pass | `src/ops/linear_loss.rs` | `forward` |
+//! | the tape walks its records backward | `src/tape/rules.rs` | `backward` |
+//! | gradients of a micro-batch are added | `src/train/step.rs` | `micro_batch` |
+//! | their norm, clipping, AdamW | `src/train/step.rs` | `update` |
+//!
 //! # A word's life
 //!
 //! A word is one operation with one name in every room. `norm` is the plainest; `CONTRIBUTING.md` tells how to add one.
@@ -59,6 +69,7 @@
 //! | floor | room | owns | may use |
 //! |---|---|---|---|
 //! | 9 | `cli` | arguments, printing, progress, exit codes; a file per command | everything |
+//! | 8 | `train` | the training step and loop, the run's folder | `infer`, `classify`, `qwen3vl`, `tape`, `ops`, `device`, `tensor`, `io`, `data`, `host`, `base` |
 //! | 8 | `classify` | scoring of labelled sets | `infer`, `qwen3vl`, `data`, `io`, `base` |
 //! | 8 | `infer` | prefill, decode, cache, sampling, closed sets | `qwen3vl`, `tape`, `ops`, `device`, `tensor`, `io`, `base` |
 //! | 7 | `qwen3vl` | architecture, configuration, folders, positions, prompts | `nn`, `tape`, `ops`, `device`, `tensor`, `io`, `data`, `base` |
@@ -85,3 +96,4 @@ pub mod ops;
 pub mod qwen3vl;
 pub mod tape;
 pub mod tensor;
+pub mod train;

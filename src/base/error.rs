@@ -78,3 +78,15 @@ pub fn first_of<T: std::fmt::Display>(items: &[T]) -> String {
         _ => shown.join(", "),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_lists_are_cut_and_counted() {
+        assert_eq!(first_of(&[1, 2]), "1, 2");
+        assert_eq!(first_of(&(1..9).collect::<Vec<_>>()), "1, 2, 3, 4, 5, 6, 7, 8");
+        assert_eq!(first_of(&(1..10).collect::<Vec<_>>()), "1, 2, 3, 4, 5, 6, 7, 8, … (9 in all)");
+    }
+}

@@ -14,21 +14,21 @@ pub fn philox(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
 
 /// The ten rounds on N counters side by side: word w of counter i is `c[w][i]`.
 #[inline(always)]
-fn rounds<const N: usize>(mut c: [[u32; N]; 4], [mut k0, mut k1]: [u32; 2]) -> [[u32; N]; 4] {
+fn rounds<const N: usize>(counters: [[u32; N]; 4], [mut k0, mut k1]: [u32; 2]) -> [[u32; N]; 4] {
+    let [mut c0, mut c1, mut c2, mut c3] = counters;
     for _ in 0..10 {
-        let [c0, c1, c2, c3] = &mut c;
-        for (((c0, c1), c2), c3) in c0.iter_mut().zip(c1).zip(c2).zip(c3) {
-            let p0 = u64::from(*c0) * 0xD251_1F53;
-            let p1 = u64::from(*c2) * 0xCD9E_8D57;
-            *c0 = (p1 >> 32) as u32 ^ *c1 ^ k0;
-            *c1 = p1 as u32;
-            *c2 = (p0 >> 32) as u32 ^ *c3 ^ k1;
-            *c3 = p0 as u32;
+        for i in 0..N {
+            let p0 = u64::from(c0[i]) * 0xD251_1F53;
+            let p1 = u64::from(c2[i]) * 0xCD9E_8D57;
+            c0[i] = (p1 >> 32) as u32 ^ c1[i] ^ k0;
+            c1[i] = p1 as u32;
+            c2[i] = (p0 >> 32) as u32 ^ c3[i] ^ k1;
+            c3[i] = p0 as u32;
         }
         k0 = k0.wrapping_add(0x9E37_79B9);
         k1 = k1.wrapping_add(0xBB67_AE85);
     }
-    c
+    [c0, c1, c2, c3]
 }
 
 /// An endless sequence of random elements, found by number and not by order.

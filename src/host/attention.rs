@@ -51,15 +51,21 @@ pub fn query<'a, T: Real>(
     y: &mut [T],
 ) {
     let scores: Vec<T> = (0..n).map(|i| scale * q.iter().zip(key(i)).map(|(q, k)| *q * *k).sum::<T>()).collect();
-    let max = scores.iter().fold(T::neg_infinity(), |m, s| if s.is_nan() || *s > m { *s } else { m });
-    let p: Vec<T> = scores.iter().map(|s| (*s - max).exp()).collect();
-    let sum = p.iter().copied().sum::<T>();
     y.fill(T::zero());
-    for (i, p) in p.iter().enumerate() {
+    for (i, p) in probabilities(scores).iter().enumerate() {
         for (y, v) in y.iter_mut().zip(value(i)) {
-            *y += *p / sum * *v;
+            *y += *p * *v;
         }
     }
+}
+
+/// Softmax.
+pub fn probabilities<T: Real>(mut scores: Vec<T>) -> Vec<T> {
+    let max = scores.iter().fold(T::neg_infinity(), |m, s| if s.is_nan() || *s > m { *s } else { m });
+    scores.iter_mut().for_each(|s| *s = (*s - max).exp());
+    let sum = scores.iter().copied().sum::<T>();
+    scores.iter_mut().for_each(|p| *p /= sum);
+    scores
 }
 
 /// Packed sequences: tokens starts[b]..starts[b + 1] belong to sequence b. q and y have rows of queries * width,
@@ -85,6 +91,60 @@ pub fn attention<T: Real>(
                 let g = heads.key_of(h);
                 let (key, value) = (|i| k.head(from + i, g, width), |i| v.head(from + i, g, width));
                 query(&q[at..][..width], n, scale, key, value, &mut y[at..][..width]);
+            }
+        }
+    }
+}
+
+/// Where the gradients of [`Rows`] are added, in the same places.
+pub struct RowsMut<'a, T> {
+    pub data: &'a mut [T],
+    pub start: usize,
+    pub stride: usize,
+}
+
+impl<T> RowsMut<'_, T> {
+    pub fn head(&mut self, row: usize, head: usize, width: usize) -> &mut [T] {
+        &mut self.data[self.start + row * self.stride + head * width..][..width]
+    }
+}
+
+/// Of [`attention`], with the probabilities p computed again: dv_i += p_i dy; dp_i = dy . v_i;
+/// ds_i = p_i (dp_i - sum_j p_j dp_j) scale; dq += ds_i k_i, dk_i += ds_i q. Query heads that share a key/value head add
+/// to the same rows, in order.
+#[allow(clippy::too_many_arguments, reason = "the specification names each of its inputs")]
+pub fn attention_backward<T: Real>(
+    q: &[T],
+    k: Rows<T>,
+    v: Rows<T>,
+    starts: &[i32],
+    heads: Heads,
+    mask: Mask,
+    scale: T,
+    dy: &[T],
+    dq: &mut [T],
+    mut dk: RowsMut<T>,
+    mut dv: RowsMut<T>,
+) {
+    let (row, width) = (heads.queries * heads.width, heads.width);
+    let dot = |a: &[T], b: &[T]| a.iter().zip(b).map(|(a, b)| *a * *b).sum::<T>();
+    let add = |to: &mut [T], factor: T, v: &[T]| to.iter_mut().zip(v).for_each(|(t, v)| *t += factor * *v);
+    for pair in starts.windows(2) {
+        let (from, to) = (pair[0] as usize, pair[1] as usize);
+        for t in from..to {
+            let last = if mask == Mask::Causal { t + 1 } else { to };
+            for h in 0..heads.queries {
+                let (at, g) = (t * row + h * width, heads.key_of(h));
+                let (q, dy) = (&q[at..][..width], &dy[at..][..width]);
+                let p = probabilities((from..last).map(|i| scale * dot(q, k.head(i, g, width))).collect());
+                let dp: Vec<T> = (from..last).map(|i| dot(dy, v.head(i, g, width))).collect();
+                let mean = dot(&p, &dp);
+                for (i, (p, dp)) in (from..last).zip(p.iter().zip(&dp)) {
+                    let ds = *p * (*dp - mean) * scale;
+                    add(dv.head(i, g, width), *p, dy);
+                    add(&mut dq[at..][..width], ds, k.head(i, g, width));
+                    add(dk.head(i, g, width), ds, q);
+                }
             }
         }
     }

@@ -1,13 +1,15 @@
 //! The attention that the host device runs: blocks of queries, scores and sums as matrix products, a vectorised
 //! softmax. Tested against [`super::attention`].
 
-use super::attention::{BlockTable, Heads, Mask, Rows};
+use super::attention::{BlockTable, Heads, Mask, Rows, RowsMut};
 use super::gemm::{View, gemm};
 use super::math;
 use rayon::prelude::*;
 
 /// Queries of one block: its scores against a few thousand keys fit a second-level cache.
 const QUERIES: usize = 96;
+/// The same in backward, where it is also the depth of two of the products.
+const BACKWARD_QUERIES: usize = 128;
 
 /// One block of queries of one sequence, with the rows of y that it writes.
 struct Block<'a> {
@@ -64,6 +66,79 @@ pub fn attention(
             gemm(n_queries, n_keys, heads.width, 1.0, View::rows(&scores, n_keys), values, 0.0, y, row);
         }
     });
+}
+
+/// [`super::attention::attention_backward`] in f32. A task owns one key/value head of one sequence, and with it the
+/// query heads that share it: it computes their gradients apart, in blocks of queries in order, and they are then added
+/// to dq, dk and dv.
+#[allow(clippy::too_many_arguments, reason = "the operands of the specification")]
+pub fn attention_backward(
+    q: &[f32],
+    k: Rows<f32>,
+    v: Rows<f32>,
+    starts: &[i32],
+    heads: Heads,
+    mask: Mask,
+    scale: f32,
+    dy: &[f32],
+    dq: &mut [f32],
+    mut dk: RowsMut<f32>,
+    mut dv: RowsMut<f32>,
+) {
+    let (row, width, group) = (heads.queries * heads.width, heads.width, heads.queries / heads.keys);
+    let sequences = starts.windows(2).map(|pair| (pair[0] as usize, pair[1] as usize)).filter(|(from, to)| from < to);
+    let tasks: Vec<_> = sequences.flat_map(|s| (0..heads.keys).map(move |g| (s, g))).collect();
+    let compute = |&((from, to), g): &((usize, usize), usize)| {
+        let n = to - from;
+        let mut own = [vec![0.0; n * group * width], vec![0.0; n * width], vec![0.0; n * width]];
+        let [dq, dk, dv] = &mut own;
+        let of = |r: Rows<'_, f32>| r.start + from * r.stride + g * width;
+        let (k, v) = ((&k.data[of(k)..], k.stride), (&v.data[of(v)..], v.stride));
+        let (mut p, mut dp) = (Vec::new(), Vec::new());
+        for h in 0..group {
+            for start in (0..n).step_by(QUERIES) {
+                let n_queries = QUERIES.min(n - start);
+                let n_keys = if mask == Mask::Causal { start + n_queries } else { n };
+                let at = (from + start) * row + (g * group + h) * width;
+                let (q, dy) = (View::rows(&q[at..], row), View::rows(&dy[at..], row));
+                p.resize(n_queries * n_keys, 0.0);
+                dp.resize(n_queries * n_keys, 0.0);
+                gemm(n_queries, width, n_keys, scale, q, View::transposed(k.0, k.1), 0.0, &mut p, n_keys);
+                gemm(n_queries, width, n_keys, 1.0, dy, View::transposed(v.0, v.1), 0.0, &mut dp, n_keys);
+                for (i, (p, dp)) in p.chunks_exact_mut(n_keys).zip(dp.chunks_exact_mut(n_keys)).enumerate() {
+                    let seen = if mask == Mask::Causal { start + i + 1 } else { n_keys };
+                    softmax(&mut p[..seen]);
+                    math::softmax_backward(&p[..seen], scale, &mut dp[..seen]);
+                    p[seen..].fill(0.0);
+                    dp[seen..].fill(0.0);
+                }
+                let dq = &mut dq[start * group * width + h * width..];
+                gemm(
+                    n_queries,
+                    n_keys,
+                    width,
+                    1.0,
+                    View::rows(&dp, n_keys),
+                    View::rows(k.0, k.1),
+                    0.0,
+                    dq,
+                    group * width,
+                );
+                gemm(n_keys, n_queries, width, 1.0, View::transposed(&dp, n_keys), q, 1.0, dk, width);
+                gemm(n_keys, n_queries, width, 1.0, View::transposed(&p, n_keys), dy, 1.0, dv, width);
+            }
+        }
+        own
+    };
+    let parts: Vec<[Vec<f32>; 3]> = tasks.par_iter().with_max_len(1).map(compute).collect();
+    let add = |to: &mut [f32], v: &[f32]| to.iter_mut().zip(v).for_each(|(t, v)| *t += *v);
+    for (((from, to), g), [own_q, own_k, own_v]) in tasks.into_iter().zip(&parts) {
+        for (t, (i, own)) in (from..to).zip(own_q.chunks_exact(group * width).enumerate()) {
+            add(&mut dq[t * row + g * group * width..][..group * width], own);
+            add(dk.head(t, g, width), &own_k[i * width..]);
+            add(dv.head(t, g, width), &own_v[i * width..]);
+        }
+    }
 }
 
 fn softmax(x: &mut [f32]) {

@@ -10,3 +10,12 @@ pub fn deepstack_add<T: Real>(x: &mut [T], features: &[T], width: usize, rows: &
         }
     }
 }
+
+/// dfeatures[u] += dy[rows[u]]; the gradient of x is dy itself.
+pub fn deepstack_add_backward<T: Real>(dy: &[T], width: usize, rows: &[i32], dfeatures: &mut [T]) {
+    for (df, at) in dfeatures.chunks_exact_mut(width).zip(rows) {
+        for (df, dy) in df.iter_mut().zip(&dy[*at as usize * width..]) {
+            *df += *dy;
+        }
+    }
+}

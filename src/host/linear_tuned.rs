@@ -19,6 +19,8 @@ const PANEL: usize = 192;
 const FEW_ROWS: usize = 6;
 /// Weight rows of one panel of dot products.
 const DOT_PANEL: usize = 128;
+/// Elements of one piece of element-wise work.
+pub(super) const ELEMENTS: usize = 1 << 13;
 
 /// A stored matrix [rows, columns], row-major, of a floating type.
 #[derive(Clone, Copy)]
@@ -34,6 +36,22 @@ impl<'a> Matrix<'a> {
     /// Some of its rows in f32.
     pub fn panel(&self, rows: Range<usize>) -> Cow<'a, [f32]> {
         dtype::widened(self.dtype, self.panel_bytes(rows), self.precision)
+    }
+
+    /// Some of its rows and columns in f32, and the distance between the rows of what is returned.
+    pub fn block(&self, rows: Range<usize>, columns: Range<usize>) -> (Cow<'a, [f32]>, usize) {
+        if (self.dtype, self.precision) == (DType::F32, Precision::F32)
+            && let Ok(values) = bytemuck::try_cast_slice(self.bytes)
+        {
+            return (Cow::Borrowed(&values[rows.start * self.columns + columns.start..]), self.columns);
+        }
+        let (size, width) = (self.dtype.bytes(), columns.len());
+        let mut block = vec![0.0; rows.len() * width];
+        for (row, out) in rows.zip(block.chunks_exact_mut(width)) {
+            let at = (row * self.columns + columns.start) * size;
+            dtype::widen(self.dtype, &self.bytes[at..at + width * size], self.precision, out);
+        }
+        (Cow::Owned(block), width)
     }
 
     fn panel_bytes(&self, rows: Range<usize>) -> &'a [u8] {
@@ -119,15 +137,28 @@ fn finish(block: &[f32], bias: Option<&[f32]>, activation: Activation, y: &mut [
     if let Some(bias) = bias {
         sum.iter_mut().zip(bias).for_each(|(v, b)| *v += *b);
     }
-    match activation {
-        Activation::GeluTanh => math::gelu_tanh(&mut sum),
-        other => sum.iter_mut().for_each(|v| *v = other.apply(*v)),
-    }
+    apply(activation, &mut sum);
     if add {
         y.iter_mut().zip(&sum).for_each(|(y, v)| *y += *v);
     } else {
         y.copy_from_slice(&sum);
     }
+}
+
+fn apply(activation: Activation, z: &mut [f32]) {
+    match activation {
+        Activation::None => {}
+        Activation::GeluTanh => math::gelu_tanh(z),
+        other => z.iter_mut().for_each(|z| *z = other.apply(*z)),
+    }
+}
+
+/// y = act(z), where z was kept for backward: z is what [`linear`] gives without the activation.
+pub fn activate(activation: Activation, z: &[f32], y: &mut [f32]) {
+    y.par_chunks_mut(ELEMENTS).zip(z.par_chunks(ELEMENTS)).for_each(|(y, z)| {
+        y.copy_from_slice(z);
+        apply(activation, y);
+    });
 }
 
 struct Panel {
@@ -152,7 +183,7 @@ fn products(x: &[f32], m: usize, parts: &[Part]) -> Vec<Panel> {
     let compute = |panel: &mut Panel| {
         let (weight, low_rank) = &parts[panel.part];
         panel.block = vec![0.0; m * panel.rows.len()];
-        multiply(x, m, weight, panel.rows.clone(), 1.0, &mut panel.block);
+        multiply(x, m, weight, panel.rows.clone(), &mut panel.block);
         if let Some((l, s, s_stride)) = low_rank {
             let b = l.b.panel(panel.rows.clone());
             let (rank, n) = (l.b.columns, panel.rows.len());
@@ -169,11 +200,11 @@ fn products(x: &[f32], m: usize, parts: &[Part]) -> Vec<Panel> {
     panels
 }
 
-fn multiply(x: &[f32], m: usize, weight: &Matrix, rows: Range<usize>, alpha: f32, block: &mut [f32]) {
+fn multiply(x: &[f32], m: usize, weight: &Matrix, rows: Range<usize>, block: &mut [f32]) {
     let (k, n) = (weight.columns, rows.len());
     if m > FEW_ROWS {
         let panel = weight.panel(rows);
-        return gemm(m, k, n, alpha, View::rows(x, k), View::transposed(&panel, k), 0.0, block, n);
+        return gemm(m, k, n, 1.0, View::rows(x, k), View::transposed(&panel, k), 0.0, block, n);
     }
     if weight.dtype == DType::Bf16
         && let Ok(panel) = bytemuck::try_cast_slice(weight.panel_bytes(rows.clone()))

@@ -24,3 +24,15 @@ pub fn add_positions<T: Real>(
         }
     }
 }
+
+/// dtable[corner] += share * dy[p] for each of the four; the gradients of the product are [`super::linear`]'s.
+pub fn add_positions_backward<T: Real>(corners: &[i32], shares: &[T], width: usize, dy: &[T], dtable: &mut [T]) {
+    let corners = corners.chunks_exact(4).zip(shares.chunks_exact(4));
+    for ((corners, shares), dy) in corners.zip(dy.chunks_exact(width)) {
+        for (c, s) in corners.iter().zip(shares) {
+            for (d, dy) in dtable[*c as usize * width..][..width].iter_mut().zip(dy) {
+                *d += *s * *dy;
+            }
+        }
+    }
+}

@@ -54,3 +54,53 @@ pub fn rotate<T: Real>(
         }
     }
 }
+
+/// The gradient of one head, added to dx (and dweight): the rotation turned back,
+/// dn_j = dy_j cos_j + dy_{j+E/2} sin_j and dn_{j+E/2} = dy_{j+E/2} cos_j - dy_j sin_j, then through the norm.
+pub fn head_backward<T: Real>(
+    x: &[T],
+    angles: &[T],
+    norm: Option<HeadNorm<T>>,
+    dy: &[T],
+    dx: &mut [T],
+    dweight: Option<&mut [T]>,
+) {
+    let half = x.len() / 2;
+    let (cos, sin) = angles.split_at(half);
+    let mut dn = vec![T::zero(); x.len()];
+    for j in 0..half {
+        dn[j] = dy[j] * cos[j] + dy[j + half] * sin[j];
+        dn[j + half] = dy[j + half] * cos[j] - dy[j] * sin[j];
+    }
+    match norm {
+        Some(n) => {
+            let mut gradients = norm::Gradients { dweight, dbias: None };
+            norm::row_backward(x, norm::Kind::Rms { weight: n.weight }, n.eps, &dn, dx, &mut gradients);
+        }
+        None => dx.iter_mut().zip(&dn).for_each(|(dx, dn)| *dx += *dn),
+    }
+}
+
+/// Of [`rotate`]: x and dx have rows of `stride`, their heads from `column`; dy rows of heads * E; dweight [E].
+#[allow(clippy::too_many_arguments, reason = "one loop over a strided matrix")]
+pub fn rotate_backward<T: Real>(
+    x: &[T],
+    stride: usize,
+    column: usize,
+    heads: usize,
+    width: usize,
+    angles: &[T],
+    norm: Option<HeadNorm<T>>,
+    dy: &[T],
+    dx: &mut [T],
+    mut dweight: Option<&mut [T]>,
+) {
+    let rows = x.chunks_exact(stride).zip(dx.chunks_exact_mut(stride));
+    for (((x, dx), angles), dy) in rows.zip(angles.chunks_exact(width)).zip(dy.chunks_exact(heads * width)) {
+        for h in 0..heads {
+            let at = column + h * width;
+            let (x, dx) = (&x[at..][..width], &mut dx[at..][..width]);
+            head_backward(x, angles, norm, &dy[h * width..][..width], dx, dweight.as_deref_mut());
+        }
+    }
+}

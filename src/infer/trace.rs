@@ -33,10 +33,10 @@ pub fn trace(engine: &mut Engine, sequence: &Sequence, progress: Progress) -> Re
             read(format!("deepstack.{i}"), features)?;
         }
     }
-    for (i, hidden) in pass.outputs.hidden.iter().enumerate() {
+    for (i, hidden) in pass.hidden.iter().enumerate() {
         read(format!("hidden.{i}"), *hidden)?;
     }
-    read("logits".into(), pass.outputs.logits)?;
+    read("logits".into(), pass.logits)?;
     Ok(tensors)
 }
 

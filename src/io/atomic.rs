@@ -25,7 +25,8 @@ pub fn write_file(path: &Path, fill: impl FnOnce(&mut Output) -> Result<()>) -> 
     let aside = Aside::of(path)?;
     let created = OpenOptions::new().write(true).create_new(true).open(&aside.path);
     let file = created.map_err(|e| Error::io("create", path, e))?;
-    let mut out = Output { file: BufWriter::with_capacity(1 << 20, file), path: path.into() };
+    // Collects small writes; larger ones pass it by.
+    let mut out = Output { file: BufWriter::with_capacity(1 << 16, file), path: path.into() };
     fill(&mut out)?;
     let flushed = out.file.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all());
     flushed.map_err(|e| Error::io("write", path, e))?;

@@ -229,7 +229,8 @@ pub fn write(
         if !names.insert(&spec.name) {
             return Err(contract("names that differ"));
         }
-        let entry = serde_json::json!({"dtype": spec.dtype.safetensors_name(), "shape": spec.shape, "data_offsets": [start, end]});
+        let dtype = spec.dtype.safetensors_name();
+        let entry = serde_json::json!({"dtype": dtype, "shape": spec.shape, "data_offsets": [start, end]});
         header.insert(spec.name.clone(), entry);
     }
     let mut text = Value::Object(header).to_string().into_bytes();

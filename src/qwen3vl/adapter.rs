@@ -1,7 +1,7 @@
 //! LoRA adapters in PEFT's format: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! y += scale B (A x) with A `[rank, in]`, B `[out, rank]`. The format is PEFT 0.21.2's. Variants that compute something
-//! else are refused by name, and every tensor must belong to a module that the config selects: an adapter that loads
+//! y += scale B (A x) with A `[rank, in]`, B `[out, rank]`. The format is PEFT 0.21.2's. Variants that compute
+//! something else are refused by name, and every tensor must belong to a module that the config selects: an adapter that loads
 //! without effect, which is what peers do with names they do not know, is no adapter.
 
 use super::config::Config;

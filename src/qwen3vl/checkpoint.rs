@@ -88,7 +88,8 @@ impl Checkpoint {
         if let (Some(tied), Some(embedding)) = (self.tensor(&head), self.tensor(&names::weight(names::EMBED_TOKENS)))
             && (tied.entry.dtype != embedding.entry.dtype || tied.bytes() != embedding.bytes())
         {
-            let reason = "config.json says tie_word_embeddings, but it differs from the embedding; set tie_word_embeddings to false if both were trained";
+            let reason = "config.json says tie_word_embeddings, but it differs from the embedding; \
+                          set tie_word_embeddings to false if both were trained";
             return Err(Error::tensor(&tied.file.path, head, reason));
         }
         self.places.remove(&head);

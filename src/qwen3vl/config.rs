@@ -201,7 +201,8 @@ fn rope(text: &mut Fields) -> Result<Rope> {
         return Err(table.error("rope_theta", format!("it is {a}, and {b} beside it in text_config; make them equal")));
     }
     let Some(theta) = theta.or(outer) else {
-        let reason = "it is missing, here and in rope_parameters; the published models have 5000000, and a guess would be wrong silently";
+        let reason = "it is missing, here and in rope_parameters; the published models have 5000000, \
+                      and a guess would be wrong silently";
         return Err(text.error("rope_theta", reason));
     };
     if !(theta.is_finite() && theta > 0.0) {

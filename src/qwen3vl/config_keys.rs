@@ -114,7 +114,8 @@ pub(super) fn nothing_else(fields: &mut Fields) -> Result<()> {
             }
             None => {
                 let reason = format!(
-                    "it is {}, a key that this program does not know and cannot ignore safely; remove it if it changes nothing",
+                    "it is {}, a key that this program does not know and cannot ignore safely; \
+                     remove it if it changes nothing",
                     brief(&value)
                 );
                 return Err(fields.error(&key, reason));

@@ -3,11 +3,12 @@
 use super::adapter::{Adapter, AdapterModule};
 use super::checkpoint::{Checkpoint, StoredTensor};
 use super::names;
-use super::save::{self, Progress, narrow};
+use super::save::{self, Pieces, Progress, narrow};
 use crate::base::{DType, Error, Result, dtype};
 use crate::io::atomic;
 use crate::io::safetensors::TensorSpec;
-use rayon::prelude::*;
+use multiversion::multiversion;
+use std::ops::Range;
 use std::path::Path;
 
 /// How a merged checkpoint is written.
@@ -23,9 +24,6 @@ impl Default for Options {
         Options { dtype: None, shard_bytes: save::SHARD_BYTES }
     }
 }
-
-/// Elements that one thread works on at a time.
-const PIECE: usize = 1 << 18;
 
 /// Writes `base` with `adapter` (none: only the type changes) into the folder `out`: published tensor names, config,
 /// tokenizer, processor, templates. Errors: `out` holds anything or cannot be written; the adapter names a module
@@ -57,6 +55,7 @@ pub fn merge(
             shape: stored.entry.shape.clone(),
         })
         .collect();
+    let mut pieces = Pieces::new();
     atomic::write_folder(out, |dir| {
         save::write_config(&base.dir, dir, options.dtype)?;
         save::copy_companions(&base.dir, dir)?;
@@ -68,22 +67,15 @@ pub fn merge(
             if module.is_none() && spec.dtype == stored.entry.dtype {
                 return output.write(stored.bytes());
             }
-            // A width of 1 where there is no adapter: any split of the elements will do.
-            let width = module.map_or(1, |module| module.inputs);
-            let rows = (PIECE / width).max(1);
-            let batch = rows * rayon::current_num_threads();
-            let total_rows = stored.entry.elements() / width;
-            for first in (0..total_rows).step_by(batch) {
-                let starts: Vec<usize> = (first..total_rows.min(first + batch)).step_by(rows).collect();
-                let pieces = starts.par_iter().map(|&start| {
-                    let end = total_rows.min(start + rows);
-                    merged_rows(stored, module, width, start..end, spec.dtype).ok_or_else(|| too_large(&stored, spec))
-                });
-                for piece in pieces.collect::<Result<Vec<Vec<u8>>>>()? {
-                    output.write(&piece)?;
-                }
-            }
-            Ok(())
+            let elements = stored.entry.elements();
+            // Whole rows where there is an adapter; else any split will do.
+            let width = module.map_or(1 << 12, |module| module.inputs);
+            let piece = (Pieces::ELEMENTS / width).max(1) * width;
+            pieces.write(elements.div_ceil(piece), output, |i, out| {
+                let range = i * piece..elements.min((i + 1) * piece);
+                out.resize(range.len() * spec.dtype.bytes(), 0);
+                merge_rows(stored, module, width, range, spec.dtype, out).ok_or_else(|| too_large(&stored, spec))
+            })
         })
     })
 }
@@ -96,32 +88,41 @@ fn too_large(stored: &StoredTensor, spec: &TensorSpec) -> Error {
     )
 }
 
-/// Rows of W + scale B A as bytes of `to`: for each element the sum over the rank, in order, in f32.
-fn merged_rows(
+/// Elements `range` of W + scale B A, rows of `width` each, as bytes of `to`: for each the sum over the rank, in order,
+/// in f32.
+fn merge_rows(
     stored: StoredTensor,
     module: Option<&AdapterModule>,
     width: usize,
-    rows: std::ops::Range<usize>,
+    range: Range<usize>,
     to: DType,
-) -> Option<Vec<u8>> {
+    out: &mut [u8],
+) -> Option<()> {
     let from = stored.entry.dtype;
-    let mut values = vec![0.0; rows.len() * width];
-    let bytes = &stored.bytes()[rows.start * width * from.bytes()..rows.end * width * from.bytes()];
-    dtype::widen(from, bytes, &mut values)?;
-    if let Some(module) = module {
-        let mut delta = vec![0.0_f32; width];
-        for (row, weights) in rows.zip(values.chunks_exact_mut(width)) {
+    let bytes = &stored.bytes()[range.start * from.bytes()..range.end * from.bytes()];
+    let mut values = vec![0.0; width];
+    let mut delta = vec![0.0; width];
+    let rows = bytes.chunks(width * from.bytes()).zip(out.chunks_mut(width * to.bytes()));
+    for ((bytes, out), row) in rows.zip(range.start / width..) {
+        let values = &mut values[..bytes.len() / from.bytes()];
+        dtype::widen(from, bytes, values)?;
+        if let Some(module) = module {
             delta.fill(0.0);
             let b = &module.b[row * module.rank..(row + 1) * module.rank];
             for (b, a) in b.iter().zip(module.a.chunks_exact(width)) {
-                for (sum, a) in delta.iter_mut().zip(a) {
-                    *sum += b * a;
-                }
+                add_scaled(*b, a, &mut delta);
             }
-            for (weight, delta) in weights.iter_mut().zip(&delta) {
-                *weight += module.scale * delta;
-            }
+            add_scaled(module.scale, &delta, values);
         }
+        narrow(to, values, out)?;
     }
-    narrow(to, &values)
+    Some(())
+}
+
+/// y += factor x, product and sum rounded each: the same on every processor.
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2", "aarch64+neon"))]
+fn add_scaled(factor: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += factor * x;
+    }
 }

@@ -5,6 +5,7 @@ use crate::base::{DType, Error, Result};
 use crate::io::safetensors::{self, TensorOutput, TensorSpec};
 use crate::io::{atomic, json};
 use half::{bf16, f16};
+use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::Read;
@@ -163,42 +164,109 @@ pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
     })
 }
 
-/// Rounds `values` to `dtype` and gives their little-endian bytes. None where a finite value is beyond what `dtype` can
-/// hold, and for types that hold no fractions.
-pub(super) fn narrow(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
+/// Makes the bytes of tensors piece by piece on all threads, while the pieces before are written. Its buffers are used
+/// again and again: fresh memory would cost more than the arithmetic.
+pub(super) struct Pieces {
+    making: Vec<Vec<u8>>,
+    writing: Vec<Vec<u8>>,
+}
+
+impl Pieces {
+    /// How many elements a piece should have, so that it is worth a thread's while and a batch fits in memory easily.
+    pub const ELEMENTS: usize = 1 << 17;
+
+    pub fn new() -> Self {
+        let batch = 8 * rayon::current_num_threads();
+        Pieces { making: vec![Vec::new(); batch], writing: vec![Vec::new(); batch] }
+    }
+
+    /// Writes pieces 0 to n - 1 in order. `make` replaces the content of the buffer by that of the piece.
+    pub fn write<F>(&mut self, n: usize, output: &mut TensorOutput, make: F) -> Result<()>
+    where
+        F: Fn(usize, &mut Vec<u8>) -> Result<()> + Sync,
+    {
+        let batch = self.making.len();
+        let mut ready = 0;
+        for first in (0..n + batch).step_by(batch) {
+            let (making, writing) = (&mut self.making, &self.writing[..ready]);
+            let count = batch.min(n.saturating_sub(first));
+            let (made, written) = rayon::join(
+                || making[..count].par_iter_mut().enumerate().try_for_each(|(i, buffer)| make(first + i, buffer)),
+                || writing.iter().try_for_each(|piece| output.write(piece)),
+            );
+            written.and(made)?;
+            std::mem::swap(&mut self.making, &mut self.writing);
+            ready = count;
+        }
+        Ok(())
+    }
+}
+
+/// Rounds `values` to `dtype`, little-endian, into `out` of as many elements. None where a finite value is beyond what
+/// `dtype` can hold, and for types that hold no fractions.
+pub(super) fn narrow(dtype: DType, values: &[f32], out: &mut [u8]) -> Option<()> {
+    debug_assert_eq!(out.len(), values.len() * dtype.bytes());
     match dtype {
-        DType::F32 => rounded(values, |x| (x, true), f32::to_le_bytes),
-        DType::Bf16 => rounded(
-            values,
-            |x| {
-                let y = bf16::from_f32(x);
-                (y, y.is_finite())
-            },
-            bf16::to_le_bytes,
-        ),
-        DType::F16 => rounded(
-            values,
-            |x| {
-                let y = f16::from_f32(x);
-                (y, y.is_finite())
-            },
-            f16::to_le_bytes,
-        ),
+        DType::F32 => round_into(values, out, |x| (x.to_le_bytes(), true)),
+        DType::Bf16 => round_into(values, out, |x| {
+            let rounded = bf16::from_f32(x);
+            (rounded.to_le_bytes(), rounded.is_finite())
+        }),
+        DType::F16 => round_into(values, out, |x| {
+            let rounded = f16::from_f32(x);
+            (rounded.to_le_bytes(), rounded.is_finite())
+        }),
         DType::F64 | DType::I32 | DType::I64 | DType::U8 => None,
     }
 }
 
-fn rounded<T, const N: usize>(
-    values: &[f32],
-    round: impl Fn(f32) -> (T, bool),
-    bytes: impl Fn(T) -> [u8; N],
-) -> Option<Vec<u8>> {
-    let mut out = vec![0; N * values.len()];
+fn round_into<const N: usize>(values: &[f32], out: &mut [u8], round: impl Fn(f32) -> ([u8; N], bool)) -> Option<()> {
     let mut fits = true;
     for (slot, &x) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
-        let (y, is_finite) = round(x);
-        fits &= is_finite || !x.is_finite();
-        *slot = bytes(y);
+        let (bytes, is_finite) = round(x);
+        fits &= is_finite | !x.is_finite();
+        *slot = bytes;
     }
-    fits.then_some(out)
+    fits.then_some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_written_in_order_however_many_there_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.safetensors");
+        let mut pieces = Pieces::new();
+        let batch = pieces.making.len();
+        for n in [0, 1, batch - 1, batch, batch + 1, 3 * batch + 2] {
+            let want: Vec<u8> = (0..n).flat_map(|i| vec![i as u8; i % 3 + 1]).collect();
+            let spec = TensorSpec { name: "t".into(), dtype: DType::U8, shape: vec![want.len()] };
+            safetensors::write(&path, &[spec], &[], |_, output| {
+                pieces.write(n, output, |i, out| {
+                    out.clear();
+                    out.resize(i % 3 + 1, i as u8);
+                    Ok(())
+                })
+            })
+            .unwrap();
+            let file = safetensors::SafetensorsFile::open(&path).unwrap();
+            assert_eq!(file.bytes("t").unwrap(), want, "{n} pieces");
+        }
+    }
+
+    #[test]
+    fn an_error_in_a_piece_is_the_result() {
+        let dir = tempfile::tempdir().unwrap();
+        let spec = TensorSpec { name: "t".into(), dtype: DType::U8, shape: vec![100] };
+        let error = safetensors::write(&dir.path().join("x"), &[spec], &[], |_, output| {
+            Pieces::new().write(100, output, |i, out| {
+                out.resize(1, 0);
+                if i == 57 { Err(Error::Usage("piece 57".into())) } else { Ok(()) }
+            })
+        });
+        assert_eq!(error.unwrap_err().to_string(), "piece 57");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
 }

@@ -55,6 +55,7 @@ pub struct Inputs {
 }
 
 /// image_embeds [U, D], and the deepstack features [U, D] in the order of the text layers that they are added after.
+#[derive(Debug, Clone)]
 pub struct Features {
     pub embeds: Tensor,
     pub deepstack: Vec<Tensor>,

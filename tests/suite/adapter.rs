@@ -298,7 +298,8 @@ fn targets_that_cannot_be_meant_are_wrong_usage() {
         (
             "proj",
             &config,
-            "model.visual.patch_embed.proj is matched too, which is a convolution; adapters are for linear modules; for the output projection of attention write attn.proj",
+            "model.visual.patch_embed.proj is matched too, which is a convolution; adapters are for linear modules; \
+             for the output projection of attention write attn.proj",
         ),
         ("q_proj,norm", &config, "which is a norm"),
         ("mlp", &config, "which is a group of modules"),

@@ -65,7 +65,9 @@ class Book:
         """Tensors are stored as F32 or I64; Python's numbers and lists of them as F64 or I64."""
         for k, v in tensors.items():
             if isinstance(v, torch.Tensor):
-                v = v.detach().float() if v.is_floating_point() else v
+                stored = v.detach().float() if v.is_floating_point() else v
+                assert torch.equal(stored.to(v.dtype), v), (name, k)
+                v = stored
             else:
                 v = torch.from_numpy(np.asarray(v))
             self.tensors[f"{name}.{k}"] = v.clone()
@@ -133,7 +135,7 @@ def patch_embed(b):
 def norms(b):
     for case, t, d, around in (("a", 5, 24, 3.0), ("b", 3, 77, -0.5)):
         x, w = b.rand(t, d, scale=2.0, around=around), b.rand(d, scale=0.2, around=1.0)
-        x[1] *= 1e-3  # small enough for eps to matter
+        x[1] *= 2.0**-10  # small enough for eps to matter
         b.through(
             f"layer_norm.{case}",
             {"x": x, "weight": w, "bias": b.rand(d)},
@@ -326,7 +328,7 @@ def optimizer(b):
     for case, decay in (("decay", 0.1), ("plain", 0.0)):
         p, g, lr = b.rand(17), b.rand(3, 17), [1e-3, 5e-4, 2e-3]
         g[:, 3] = 0.0
-        g[:, 4] *= 1e-7  # where eps matters
+        g[:, 4] *= 2.0**-23  # where eps matters
         b.given(f"adamw.{case}", p=p, g=g, lr=lr, betas=[0.9, 0.999], eps=1e-8, weight_decay=decay)
         w, kept = torch.nn.Parameter(p.clone()), []
         step = torch.optim.AdamW([w], betas=(0.9, 0.999), eps=1e-8, weight_decay=decay)

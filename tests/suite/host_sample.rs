@@ -1,0 +1,62 @@
+//! `sample`: the probabilities of transformers' logits processors, and what they do not say.
+
+use crate::support::close::assert_close;
+use crate::support::golden::Golden;
+use vlm::host::sample::{Choice, distribution, penalise, sample};
+
+#[test]
+fn probabilities_follow_transformers() {
+    let golden = Golden::ops();
+    for name in ["temperature", "top_k", "top_p", "narrow", "penalty", "all"] {
+        let name = format!("sample.{name}");
+        let case = golden.case(&name);
+        let choice = Choice {
+            temperature: Some(case.number("temperature") as f32),
+            top_k: case.number("top_k") as usize,
+            top_p: case.number("top_p") as f32,
+            repetition_penalty: case.number("repetition_penalty") as f32,
+            presence_penalty: 0.0,
+        };
+        let mut logits = case.f32("logits");
+        penalise(&mut logits, &case.i32("history"), &[], &choice);
+        let mut got = vec![0.0; logits.len()];
+        for (token, p) in distribution(&logits, &choice) {
+            got[token] = p;
+        }
+        let want = case.f64("probabilities");
+        for (token, (g, w)) in got.iter().zip(&want).enumerate() {
+            assert_eq!(*g == 0.0, *w == 0.0, "{name}: token {token} may be chosen in one and not in the other");
+        }
+        // temperature and penalty are f32 here and f64 there: a logit of 10 moves by 10 * 2 * 2^-24 / 0.7
+        assert_close(&name, &got, &want, 3e-6);
+    }
+}
+
+#[test]
+fn a_uniform_number_walks_the_distribution() {
+    let choice = Choice { temperature: Some(1.0), ..Choice::GREEDY };
+    let logits = [0.5f32.ln(), 0.125f32.ln(), 0.375f32.ln()];
+    // largest first: token 0 to 0.5, token 2 to 0.875, token 1 to 1
+    for (uniform, want) in [(0.0, 0), (0.49, 0), (0.51, 2), (0.87, 2), (0.88, 1), (0.999_999_9, 1)] {
+        assert_eq!(sample(&logits, &choice, uniform), Some(want), "{uniform}");
+    }
+}
+
+#[test]
+fn greedy_takes_the_first_of_the_largest() {
+    let greedy = |logits: &[f32]| sample(logits, &Choice::GREEDY, 0.7);
+    assert_eq!(greedy(&[1.0, 3.0, 3.0]), Some(1));
+    assert_eq!(greedy(&[f32::NEG_INFINITY, -5.0]), Some(1));
+    assert_eq!(greedy(&[f32::NEG_INFINITY, f32::NEG_INFINITY]), None);
+    assert_eq!(greedy(&[f32::NAN, f32::NAN]), None);
+    assert_eq!(greedy(&[f32::NAN, -1.0, 0.0]), Some(2));
+    assert_eq!(greedy(&[]), None);
+}
+
+#[test]
+fn penalties_take_each_token_once_and_padding_never() {
+    let choice = Choice { repetition_penalty: 2.0, presence_penalty: 0.5, ..Choice::GREEDY };
+    let mut logits = [4.0, -4.0, 1.0, 1.0];
+    penalise(&mut logits, &[0, 0, 1, -1, 4, 99], &[3, 3, -1], &choice);
+    assert_eq!(logits, [2.0, -8.0, 1.0, 0.5]);
+}
