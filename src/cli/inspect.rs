@@ -1,5 +1,6 @@
 //! `vlm inspect`: what a folder holds, and what running it takes.
 
+use super::model::tokens;
 use crate::base::{DType, Error, Precision, Result};
 use crate::data::image::PatchSpec;
 use crate::infer::cache;
@@ -26,10 +27,10 @@ pub struct Inspect {
     #[arg(long, value_name = "WxH", default_value = "640x480", value_parser = size)]
     image: (usize, usize),
     /// Text tokens of the prompt that memory is planned for
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = tokens)]
     prompt_tokens: usize,
     /// Answer tokens that memory is planned for
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = tokens)]
     new_tokens: usize,
     /// Print the tape of the prompt's pass: shapes, cost and memory of each operation
     #[arg(long)]
@@ -50,6 +51,8 @@ impl Inspect {
             self.model()
         } else if self.dir.join("adapter_config.json").exists() {
             self.adapter()
+        } else if !self.dir.exists() {
+            Err(Error::file(&self.dir, "there is no such folder"))
         } else {
             Err(Error::file(&self.dir, "holds neither config.json (a model) nor adapter_config.json (an adapter)"))
         }

@@ -21,6 +21,14 @@ pub fn score(
     if let Some(i) = labels.iter().position(Vec::is_empty) {
         return Err(Error::Usage(format!("label {} of the choices is empty", i + 1)));
     }
+    if let Some(i) = (1..labels.len()).find(|i| labels[..*i].contains(&labels[*i])) {
+        return Err(Error::Usage(format!("label {} of the choices is there twice", i + 1)));
+    }
+    let vocabulary = engine.model.config.text.vocab_size;
+    if let Some(id) = labels.iter().flatten().chain([&close]).find(|id| **id as usize >= vocabulary) {
+        let said = format!("the choices have the token {id}, and the model only {vocabulary}: its tokenizer is another's");
+        return Err(Error::Unsupported(said));
+    }
     let mut labels = labels.to_vec();
     let nested = |a: &Vec<u32>, b: &Vec<u32>| a.len() < b.len() && b.starts_with(a);
     if labels.iter().any(|a| labels.iter().any(|b| nested(a, b))) {

@@ -1,11 +1,14 @@
 //! All tests of the program in one binary: one link, one report.
 
 mod adapter;
+mod batches;
 mod checkpoint;
 mod config;
 mod dataset;
+mod documents;
 mod folders;
 mod generation_config;
+mod golden_cases;
 mod host_attention;
 mod host_attention_tuned;
 mod host_linear;
