@@ -8,8 +8,6 @@ use rayon::prelude::*;
 
 /// Queries of one block: its scores against a few thousand keys fit a second-level cache.
 const QUERIES: usize = 96;
-/// The same in backward, where it is also the depth of two of the products.
-const BACKWARD_QUERIES: usize = 128;
 
 /// One block of queries of one sequence, with the rows of y that it writes.
 struct Block<'a> {
