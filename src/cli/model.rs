@@ -53,7 +53,9 @@ impl PixelFlags {
 pub fn picture(text: &str) -> std::result::Result<PathBuf, String> {
     let lower = text.to_ascii_lowercase();
     if lower.starts_with("http://") || lower.starts_with("https://") {
-        return Err("pictures are read from files only; download it (for example with curl -LO) and give its path".into());
+        return Err(
+            "pictures are read from files only; download it (for example with curl -LO) and give its path".into()
+        );
     }
     Ok(PathBuf::from(text))
 }
