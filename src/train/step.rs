@@ -147,18 +147,16 @@ impl Trainer {
     /// Every trained tensor's gradient, under its name.
     pub fn gradients(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let memory = self.engine.device.memory();
-        let read = |e: &Entry| {
-            Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.gradient)?)))
-        };
+        let read =
+            |e: &Entry| Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.gradient)?)));
         self.trainable.entries.iter().map(read).collect()
     }
 
     /// Every trained tensor's numbers, under its name.
     pub fn values(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let memory = self.engine.device.memory();
-        let read = |e: &Entry| {
-            Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.value)?)))
-        };
+        let read =
+            |e: &Entry| Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.value)?)));
         self.trainable.entries.iter().map(read).collect()
     }
 }
