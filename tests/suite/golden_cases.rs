@@ -102,7 +102,7 @@ fn tolerance(name: &str, precision: Precision) -> f64 {
     }
 }
 
-/// Holds tensors against a reference file; `names` of it, or all but the generated ids.
+/// Holds tensors against all of a reference file but the generated ids.
 fn compare(place: &str, got: &[(String, HostTensor)], file: &SafetensorsFile, precision: Precision) {
     let mut compared = 0;
     for (name, _) in file.tensors().filter(|(name, _)| *name != "generated_ids") {
@@ -119,7 +119,7 @@ fn compare(place: &str, got: &[(String, HostTensor)], file: &SafetensorsFile, pr
         }
         compared += 1;
     }
-    assert!(compared >= 3, "{place}: {compared} tensors");
+    assert!(compared >= 2, "{place}: {compared} tensors");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod adapter;
 mod batches;
 mod checkpoint;
+mod commands;
 mod config;
 mod dataset;
 mod documents;
@@ -27,4 +28,5 @@ mod names;
 mod prompt;
 mod safetensors;
 mod support;
+mod tape;
 mod training;
