@@ -60,6 +60,11 @@ pub fn picture(text: &str) -> std::result::Result<PathBuf, String> {
     Ok(PathBuf::from(text))
 }
 
+/// One of the answers to choose from, without the spaces around it.
+pub fn choice(text: &str) -> std::result::Result<String, String> {
+    Ok(text.trim().to_owned())
+}
+
 /// A number of tokens that memory is laid out for.
 pub fn tokens(text: &str) -> std::result::Result<usize, String> {
     const MOST: usize = 1_000_000;

@@ -297,6 +297,14 @@ fn evaluation_and_its_refusals() {
     fails(&format!("{again} --choices dent,rust"), &paths, &["set.jsonl, line 2", "\"scratch\"", "--choices"]);
     let said = json_of(&format!("{again} --choices dent,rust,scratch --batch-size 1 --json"), &paths);
     assert_eq!(said["choices"], json!(["dent", "rust", "scratch"]));
+    // a photo that breaks half way: no summary of an earlier run stays beside the new predictions
+    let (broken, good) = (dir.path().join("broken.png"), line("dent"));
+    fs::write(&broken, png(100_000, 100_000)).unwrap();
+    write(&[&good, &json!({"image": broken, "label": "dent"}).to_string()]);
+    fails(&format!("{again} --batch-size 1"), &paths, &["set.jsonl, line 2", "broken.png"]);
+    assert!(!out.join("summary.json").exists());
+    assert_eq!(fs::read_to_string(out.join("predictions.jsonl")).unwrap().lines().count(), 1);
+    write(&[&line("dent"), &line("scratch")]);
     let said = json_of(&format!("{again} --generate --max-new-tokens 2 --temperature 0 --json"), &paths);
     assert_eq!((&said["method"], &said["choices"]), (&json!("generate"), &Value::Null));
     fails(&format!("{score} --overwrite"), &paths, &["set.jsonl, line 1"]);
@@ -330,6 +338,11 @@ fn what_is_json_parses_and_says_the_same() {
     let said = json_of(line, &[&single(), &image()]);
     assert!(said["choices"]["scratch"].as_f64() > said["choices"]["dent"].as_f64());
     assert_eq!(said["text"], "scratch");
+    // spaces around an answer are not part of it
+    let mut spaced = arguments(line, &[&single(), &image()]);
+    *spaced.iter_mut().find(|a| a.contains(',')).unwrap() = "scratch, dent".into();
+    let again: Value = serde_json::from_slice(&program().args(spaced).output().unwrap().stdout).unwrap();
+    assert_eq!(again["choices"], said["choices"]);
     for time in ["load_seconds", "preprocess_seconds", "prefill_seconds", "decode_seconds"] {
         assert!(said["timings"][time].as_f64() >= Some(0.0), "{said}");
     }

@@ -124,7 +124,7 @@ fn assert_apart(tape: &Tape, inputs: &[Tensor], kept: &[Tensor]) {
     }
     for (i, (a, a_first, a_last)) in lives.iter().enumerate() {
         let at = layout.places[a.slot as usize];
-        assert!(at.offset % 256 == 0 && at.offset + at.bytes <= layout.bytes && at.bytes >= a.bytes());
+        assert!(at.offset.is_multiple_of(256) && at.offset + at.bytes <= layout.bytes && at.bytes >= a.bytes());
         for (b, b_first, b_last) in &lives[i + 1..] {
             let other = layout.places[b.slot as usize];
             let share = at.offset < other.offset + other.bytes && other.offset < at.offset + at.bytes;
