@@ -161,7 +161,7 @@ impl Checkpoint {
             }
         }
         let about: About = serde_json::from_value(all).map_err(wrong)?;
-        for name in about.checksums.keys().filter(|name| file.entry(name).is_none()) {
+        if let Some(name) = about.checksums.keys().find(|name| file.entry(name).is_none()) {
             return Err(Error::tensor(path, name, "it is missing"));
         }
         for (name, entry) in file.tensors() {

@@ -72,7 +72,7 @@ struct Best {
 
 /// What a run trains, and in what form its result is written.
 enum Kind {
-    Lora(Lora),
+    Lora(Box<Lora>),
     Full,
 }
 
@@ -130,7 +130,7 @@ pub fn train(
     } else {
         let lora = Lora::resolve(settings, init.as_ref().map(|a| &a.config), &checkpoint.config)?;
         let trainable = Trainable::lora(&lora.modules, lora.config.rank, lora.scale);
-        (Kind::Lora(lora), trainable)
+        (Kind::Lora(Box::new(lora)), trainable)
     };
     let mut device = device;
     trainable.allocate(&mut device)?;
@@ -281,7 +281,7 @@ impl Session<'_> {
         if step.number == 1
             && let Some(file) = &begin.first_gradients
         {
-            host_tensor::write(file, &self.named(Trainer::gradients)?)?;
+            host_tensor::write(file, &self.named_gradients()?)?;
         }
         let total = order.total_steps();
         let lr = self.settings.schedule(total).lr(step.number);
@@ -309,16 +309,14 @@ impl Session<'_> {
         })
     }
 
-    /// Trained tensors under the names that files give them.
-    fn named(
-        &mut self,
-        read: fn(&mut Trainer) -> Result<Vec<(String, HostTensor)>>,
-    ) -> Result<Vec<(String, HostTensor)>> {
+    /// Every trained tensor's gradient under the name that files give it.
+    fn named_gradients(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let prefix = match self.kind {
             Kind::Lora(_) => "base_model.model.",
             Kind::Full => "",
         };
-        Ok(read(&mut self.trainer)?.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect())
+        let gradients = self.trainer.gradients()?;
+        Ok(gradients.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect())
     }
 
     /// Scores the evaluation set; keeps the result where it is the best so far. True: stop here.

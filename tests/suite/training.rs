@@ -128,9 +128,10 @@ fn follows_peft_in_f32() {
     follow(Precision::F32, [1e-4, 5e-5, 1e-4, 1e-3]);
 }
 
-/// The bounds are those within which transformers itself stays in bf16 (weights and activations rounded, adapters f32),
-/// with about half as much again.
+/// transformers' own bf16 run of this case (base and activations in bf16, adapters in f32) is off by up to 6.3e-3 in its
+/// losses and 4.0e-2 in its norms: half as much again is allowed here. Gradients and adapter: within what it loses on
+/// cases of this size.
 #[test]
 fn follows_peft_in_bf16() {
-    follow(Precision::Bf16, [1.2e-1, 2e-2, 3e-2, 3e-2]);
+    follow(Precision::Bf16, [1.2e-1, 9.5e-3, 6e-2, 3e-2]);
 }
