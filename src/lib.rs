@@ -12,3 +12,4 @@ pub mod ops;
 pub mod qwen3vl;
 pub mod tape;
 pub mod tensor;
+pub mod train;

@@ -22,3 +22,5 @@ mod names;
 mod prompt;
 mod safetensors;
 mod support;
+mod train_order;
+mod train_schedule;
