@@ -83,9 +83,10 @@ fn attention(c: &mut Criterion) {
         assert_close(&y, &want);
         let pairs = if mask == Mask::Full { t * t } else { t * (t + 1) / 2 };
         group.throughput(Throughput::Elements((4 * pairs * heads.queries * heads.width) as u64));
-        group.bench_function(BenchmarkId::new(format!("{mask:?}"), format!("{t}x{}x{}", heads.queries, heads.width)), |b| {
-            b.iter(|| run(black_box(&mut y)))
-        });
+        group.bench_function(
+            BenchmarkId::new(format!("{mask:?}"), format!("{t}x{}x{}", heads.queries, heads.width)),
+            |b| b.iter(|| run(black_box(&mut y))),
+        );
     }
     group.finish();
 }

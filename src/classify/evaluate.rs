@@ -4,9 +4,9 @@ use super::metrics::{OTHER, normalised};
 use crate::base::{Error, Result, error::Context};
 use crate::data::dataset::Sample;
 use crate::data::messages::{Conversation, Message, Role};
+use crate::infer::choices;
 use crate::infer::engine::Engine;
 use crate::infer::generate::{self, Settings};
-use crate::infer::choices;
 use crate::qwen3vl::pack::Sequence;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::template::{END_OF_TURN, Ending};
@@ -47,7 +47,9 @@ pub struct Prediction {
 /// The distinct labels of a set, sorted; every sample needs one.
 pub fn classes(data: &Path, samples: &[Sample]) -> Result<Vec<String>> {
     let label = |s: &Sample| {
-        s.label.clone().ok_or_else(|| Error::line(data, s.line, "has no label: no assistant turn ends the conversation"))
+        s.label
+            .clone()
+            .ok_or_else(|| Error::line(data, s.line, "has no label: no assistant turn ends the conversation"))
     };
     let mut classes = samples.iter().map(label).collect::<Result<Vec<_>>>()?;
     classes.sort();

@@ -109,7 +109,12 @@ impl Eval {
             return super::print_json(&summary);
         }
         let mut said = table(&metrics);
-        _ = writeln!(said, "{seconds:.1} s, {:.2} images/s; results in {}", images as f64 / seconds, self.out.display());
+        _ = writeln!(
+            said,
+            "{seconds:.1} s, {:.2} images/s; results in {}",
+            images as f64 / seconds,
+            self.out.display()
+        );
         super::print(&said)
     }
 
@@ -144,7 +149,11 @@ pub fn table(m: &Metrics) -> String {
     );
     let width = m.confusion.labels.iter().map(|l| l.chars().count()).max().unwrap_or(0).max(5);
     let percent = |x: Option<f64>| x.map_or("-".into(), |x| format!("{:.1}", 100.0 * x));
-    _ = writeln!(said, "{:width$} {:>6} {:>8} {:>10} {:>8} {:>6}", "class", "photos", "correct", "precision", "recall", "F1");
+    _ = writeln!(
+        said,
+        "{:width$} {:>6} {:>8} {:>10} {:>8} {:>6}",
+        "class", "photos", "correct", "precision", "recall", "F1"
+    );
     for (label, c) in &m.per_class {
         let (p, r, f) = (percent(c.precision), percent(c.recall), percent(c.f1));
         _ = writeln!(said, "{label:width$} {:>6} {:>8} {p:>10} {r:>8} {f:>6}", c.n, c.correct);

@@ -1,6 +1,6 @@
 //! `vlm generate`: an answer about pictures.
 
-use super::model::{ModelFlags, Opened};
+use super::model::{ModelFlags, Opened, picture, tokens};
 use super::progress::Progress;
 use crate::base::{Error, Result};
 use crate::classify::evaluate::label_tokens;
@@ -30,7 +30,7 @@ pub struct Generate {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "prompt"], required_unless_present = "prompt")]
     messages: Option<PathBuf>,
     /// A picture, before the prompt; may be given several times
-    #[arg(long, value_name = "FILE", requires = "prompt")]
+    #[arg(long, value_name = "FILE", requires = "prompt", value_parser = picture)]
     image: Vec<PathBuf>,
     /// What to ask
     #[arg(long, value_name = "TEXT")]
@@ -49,7 +49,7 @@ pub struct Generate {
 #[derive(Debug, clap::Args)]
 pub struct SamplingFlags {
     /// Stop after this many tokens
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = tokens)]
     pub max_new_tokens: usize,
     /// 0 always takes the likeliest token
     #[arg(long, value_name = "X")]

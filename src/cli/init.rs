@@ -1,13 +1,18 @@
 //! `vlm init`: a checkpoint of random weights.
 
-use super::merge::DTypeFlag;
 use super::progress::Progress;
-use crate::base::Result;
+use crate::base::{DType, Result};
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::init::{self, Options};
 use crate::qwen3vl::names::Counts;
 use crate::qwen3vl::save;
 use std::path::PathBuf;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum DTypeFlag {
+    Bf16,
+    F32,
+}
 
 /// Write a checkpoint folder of a configuration's shapes with random weights
 #[derive(Debug, clap::Args)]
@@ -25,14 +30,18 @@ pub struct Init {
     /// The same seed gives the same weights
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Type of the weights: bf16 or f32
+    /// Type of the weights
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: DTypeFlag,
 }
 
 impl Init {
     pub fn run(&self) -> Result<()> {
-        let options = Options { seed: self.seed, dtype: self.dtype.dtype(), shard_bytes: save::SHARD_BYTES };
+        let dtype = match self.dtype {
+            DTypeFlag::Bf16 => DType::Bf16,
+            DTypeFlag::F32 => DType::F32,
+        };
+        let options = Options { seed: self.seed, dtype, shard_bytes: save::SHARD_BYTES };
         let mut bar = Progress::new("bytes");
         let progress = &mut |done, all| bar.at(done, all);
         init::init(&self.config, self.tokenizer.as_deref(), &self.out, options, progress)?;

@@ -1,8 +1,10 @@
 //! `vlm inspect`: what a folder holds, and what running it takes.
 
+use super::model::tokens;
 use crate::base::{DType, Error, Precision, Result};
 use crate::data::image::PatchSpec;
 use crate::infer::cache;
+use crate::io::safetensors::SafetensorsFile;
 use crate::qwen3vl::adapter::AdapterConfig;
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::config::Config;
@@ -11,7 +13,6 @@ use crate::qwen3vl::names::Counts;
 use crate::qwen3vl::pack::{Packed, Sequence};
 use crate::qwen3vl::processor::read_patch_spec;
 use crate::tape::Tape;
-use crate::io::safetensors::SafetensorsFile;
 use serde_json::json;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -26,10 +27,10 @@ pub struct Inspect {
     #[arg(long, value_name = "WxH", default_value = "640x480", value_parser = size)]
     image: (usize, usize),
     /// Text tokens of the prompt that memory is planned for
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = tokens)]
     prompt_tokens: usize,
     /// Answer tokens that memory is planned for
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = tokens)]
     new_tokens: usize,
     /// Print the tape of the prompt's pass: shapes, cost and memory of each operation
     #[arg(long)]
@@ -50,6 +51,8 @@ impl Inspect {
             self.model()
         } else if self.dir.join("adapter_config.json").exists() {
             self.adapter()
+        } else if !self.dir.exists() {
+            Err(Error::file(&self.dir, "there is no such folder"))
         } else {
             Err(Error::file(&self.dir, "holds neither config.json (a model) nor adapter_config.json (an adapter)"))
         }
@@ -66,11 +69,12 @@ impl Inspect {
         let checkpoint = if has_weights { Some(Checkpoint::open(&self.dir)?) } else { None };
         let stored: Option<u64> =
             checkpoint.as_ref().map(|c| c.tensors().map(|(_, t)| t.bytes().len() as u64).sum::<u64>());
-        let spec = if self.dir.join("preprocessor_config.json").exists() || self.dir.join("processor_config.json").exists() {
-            read_patch_spec(&self.dir)?
-        } else {
-            PatchSpec::default()
-        };
+        let spec =
+            if self.dir.join("preprocessor_config.json").exists() || self.dir.join("processor_config.json").exists() {
+                read_patch_spec(&self.dir)?
+            } else {
+                PatchSpec::default()
+            };
         let plans = [Precision::F32, Precision::Bf16].map(|p| self.plan(&config, &spec, p));
         let [f32, bf16] = plans;
         let (f32, bf16) = (f32?, bf16?);
@@ -97,16 +101,52 @@ impl Inspect {
         }
         let mut said = String::new();
         let mut line = |name: &str, text: String| _ = writeln!(said, "{name:<12}{text}");
-        line("parameters", format!("{} (text {}, vision {})", grouped(counts.parameters()), grouped(counts.text), grouped(counts.vision)));
-        line("tensors", format!("{}{}", counts.tensors, if config.tie_word_embeddings { ", head tied to the embedding" } else { "" }));
-        line("weights", match stored {
-            Some(bytes) => format!("{} in this folder", gigabytes(bytes)),
-            None => format!("none in this folder; {} as bf16", gigabytes(2 * counts.parameters())),
-        });
-        line("text", format!("{} layers of {}, {} heads of {} on {} key heads, MLP {}, vocabulary {}", t.n_layers, t.hidden_size, t.n_heads, t.head_dim, t.n_kv_heads, t.intermediate_size, t.vocab_size));
-        line("vision", format!("{} blocks of {}, {} heads, MLP {}, patches of {}, deepstack after {:?}", v.depth, v.hidden_size, v.n_heads, v.intermediate_size, v.patch_size, v.deepstack_indexes));
+        line(
+            "parameters",
+            format!(
+                "{} (text {}, vision {})",
+                grouped(counts.parameters()),
+                grouped(counts.text),
+                grouped(counts.vision)
+            ),
+        );
+        line(
+            "tensors",
+            format!(
+                "{}{}",
+                counts.tensors,
+                if config.tie_word_embeddings { ", head tied to the embedding" } else { "" }
+            ),
+        );
+        line(
+            "weights",
+            match stored {
+                Some(bytes) => format!("{} in this folder", gigabytes(bytes)),
+                None => format!("none in this folder; {} as bf16", gigabytes(2 * counts.parameters())),
+            },
+        );
+        line(
+            "text",
+            format!(
+                "{} layers of {}, {} heads of {} on {} key heads, MLP {}, vocabulary {}",
+                t.n_layers, t.hidden_size, t.n_heads, t.head_dim, t.n_kv_heads, t.intermediate_size, t.vocab_size
+            ),
+        );
+        line(
+            "vision",
+            format!(
+                "{} blocks of {}, {} heads, MLP {}, patches of {}, deepstack after {:?}",
+                v.depth, v.hidden_size, v.n_heads, v.intermediate_size, v.patch_size, v.deepstack_indexes
+            ),
+        );
         let (w, h) = self.image;
-        line("answering", format!("a {w} x {h} photo with {} text tokens ({} tokens), {} new ones, beside the weights:", self.prompt_tokens, f32.tokens, self.new_tokens));
+        line(
+            "answering",
+            format!(
+                "a {w} x {h} photo with {} text tokens ({} tokens), {} new ones, beside the weights:",
+                self.prompt_tokens, f32.tokens, self.new_tokens
+            ),
+        );
         for (name, p) in [("f32", &f32), ("bf16", &bf16)] {
             line("", format!("{name:<5} activations {}, cache {}", gigabytes(p.activations), gigabytes(p.cache)));
         }
@@ -149,7 +189,15 @@ impl Inspect {
         }
         let mut said = String::new();
         let mut line = |name: &str, text: String| _ = writeln!(said, "{name:<12}{text}");
-        line("adapter", format!("LoRA, rank {}, alpha {}{}", config.rank, config.alpha, if config.use_rslora { ", rsLoRA" } else { "" }));
+        line(
+            "adapter",
+            format!(
+                "LoRA, rank {}, alpha {}{}",
+                config.rank,
+                config.alpha,
+                if config.use_rslora { ", rsLoRA" } else { "" }
+            ),
+        );
         line("parameters", format!("{} in {tensors} tensors", grouped(parameters)));
         for (name, entry) in file.tensors() {
             _ = writeln!(said, "  {name} {} {:?}", entry.dtype, entry.shape);

@@ -1,10 +1,11 @@
 //! `vlm preprocess`: one picture as the model sees it.
 
-use super::model::PixelFlags;
+use super::model::{PixelFlags, picture};
 use crate::base::Result;
 use crate::data::image::{self, PatchSpec};
 use crate::io::{HostTensor, host_tensor};
 use crate::qwen3vl::processor::read_patch_spec;
+use serde_json::json;
 use std::path::PathBuf;
 
 /// Write a picture's patches (pixel_values, image_grid_thw) to a safetensors file
@@ -12,7 +13,7 @@ use std::path::PathBuf;
 #[command(after_help = "Example: vlm preprocess --image photo.jpg --out photo.safetensors")]
 pub struct Preprocess {
     /// The picture
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = picture)]
     image: PathBuf,
     /// Take the settings of this checkpoint folder instead of Qwen3-VL's
     #[arg(long, value_name = "DIR")]
@@ -22,6 +23,9 @@ pub struct Preprocess {
     /// Where to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 impl Preprocess {
@@ -42,6 +46,12 @@ impl Preprocess {
         host_tensor::write(&self.out, &tensors)?;
         let (from, to) = ((picture.width, picture.height), (grid[2] * spec.patch, grid[1] * spec.patch));
         let tokens = n / (spec.merge * spec.merge);
+        if self.json {
+            return super::print_json(&json!({
+                "width": from.0, "height": from.1, "resized_width": to.0, "resized_height": to.1,
+                "image_grid_thw": grid, "patches": n, "tokens": tokens,
+            }));
+        }
         super::print(&format!("{} x {} pixels to {} x {}: {n} patches, {tokens} tokens\n", from.0, from.1, to.0, to.1))
     }
 }

@@ -59,7 +59,9 @@ impl Verify {
         }
         super::print(&said)?;
         match first {
-            _ if compared == 0 => Err(Error::file(&self.reference, "holds no tensor under a name that vlm dump writes")),
+            _ if compared == 0 => {
+                Err(Error::file(&self.reference, "holds no tensor under a name that vlm dump writes"))
+            }
             Some(name) => Err(Error::tensor(&self.reference, name, "is the first that differs")),
             None => Ok(()),
         }
@@ -80,6 +82,7 @@ fn difference(a: &HostTensor, b: &HostTensor) -> Option<(f64, f64)> {
     let (a, b) = (numbers(a), numbers(b));
     let square: f64 = a.iter().zip(&b).map(|(a, b)| (a - b) * (a - b)).sum();
     let norm: f64 = b.iter().map(|b| b * b).sum();
-    let largest = a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, |m: f64, d| if d.is_nan() || d > m { d } else { m });
+    let largest =
+        a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, |m: f64, d| if d.is_nan() || d > m { d } else { m });
     Some((if norm > 0.0 { (square / norm).sqrt() } else { square.sqrt() }, largest))
 }

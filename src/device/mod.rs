@@ -1,6 +1,6 @@
 //! Where bytes lie and who computes: the arenas, and the devices that run the words.
 //!
-//! Floor 2: uses `base` and the handles of `tensor`. Start at [`Device`], then [`memory`].
+//! Floor 3: uses `base` and the handles of `tensor`. Start at [`Device`], then [`memory`].
 
 pub mod memory;
 mod probe;

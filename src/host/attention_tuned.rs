@@ -8,8 +8,6 @@ use rayon::prelude::*;
 
 /// Queries of one block: its scores against a few thousand keys fit a second-level cache.
 const QUERIES: usize = 96;
-/// The same in backward, where it is also the depth of two of the products.
-const BACKWARD_QUERIES: usize = 128;
 
 /// One block of queries of one sequence, with the rows of y that it writes.
 struct Block<'a> {
@@ -86,18 +84,18 @@ pub fn attention_backward(
     mut dv: RowsMut<f32>,
 ) {
     let (row, width, group) = (heads.queries * heads.width, heads.width, heads.queries / heads.keys);
-    let sequences = starts.windows(2).map(|pair| (pair[0] as usize, pair[1] as usize));
+    let sequences = starts.windows(2).map(|pair| (pair[0] as usize, pair[1] as usize)).filter(|(from, to)| from < to);
     let tasks: Vec<_> = sequences.flat_map(|s| (0..heads.keys).map(move |g| (s, g))).collect();
     let compute = |&((from, to), g): &((usize, usize), usize)| {
         let n = to - from;
         let mut own = [vec![0.0; n * group * width], vec![0.0; n * width], vec![0.0; n * width]];
         let [dq, dk, dv] = &mut own;
         let of = |r: Rows<'_, f32>| r.start + from * r.stride + g * width;
-        let (k, v) = ((&k.data[of(k).min(k.data.len())..], k.stride), (&v.data[of(v).min(v.data.len())..], v.stride));
+        let (k, v) = ((&k.data[of(k)..], k.stride), (&v.data[of(v)..], v.stride));
         let (mut p, mut dp) = (Vec::new(), Vec::new());
         for h in 0..group {
-            for start in (0..n).step_by(BACKWARD_QUERIES) {
-                let n_queries = BACKWARD_QUERIES.min(n - start);
+            for start in (0..n).step_by(QUERIES) {
+                let n_queries = QUERIES.min(n - start);
                 let n_keys = if mask == Mask::Causal { start + n_queries } else { n };
                 let at = (from + start) * row + (g * group + h) * width;
                 let (q, dy) = (View::rows(&q[at..], row), View::rows(&dy[at..], row));

@@ -49,7 +49,7 @@ impl<'a> Matrix<'a> {
         let mut block = vec![0.0; rows.len() * width];
         for (row, out) in rows.zip(block.chunks_exact_mut(width)) {
             let at = (row * self.columns + columns.start) * size;
-            dtype::widen(self.dtype, &self.bytes[at..at + width * size], self.precision, out);
+            out.copy_from_slice(&dtype::widened(self.dtype, &self.bytes[at..at + width * size], self.precision));
         }
         (Cow::Owned(block), width)
     }

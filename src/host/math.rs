@@ -53,6 +53,12 @@ pub fn exp_minus(x: &mut [f32], max: f32) -> f32 {
     sums.iter().sum()
 }
 
+/// The larger of two, NaN where either is: neither comparison holds of a NaN in `m`, which then stays.
+#[inline(always)]
+fn larger(m: f32, x: f32) -> f32 {
+    if x > m || x.is_nan() { x } else { m }
+}
+
 /// The largest, NaN where any is NaN; -inf for none.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub fn max(x: &[f32]) -> f32 {
@@ -60,13 +66,13 @@ pub fn max(x: &[f32]) -> f32 {
     let (chunks, rest) = x.as_chunks::<16>();
     for chunk in chunks {
         for (x, m) in chunk.iter().zip(&mut lanes) {
-            *m = if *x <= *m { *m } else { *x };
+            *m = larger(*m, *x);
         }
     }
     for (x, m) in rest.iter().zip(&mut lanes) {
-        *m = if *x <= *m { *m } else { *x };
+        *m = larger(*m, *x);
     }
-    lanes.iter().fold(f32::NEG_INFINITY, |m, x| if m.is_nan() || *x <= m { m } else { *x })
+    lanes.iter().fold(f32::NEG_INFINITY, |m, x| larger(m, *x))
 }
 
 /// x = gelu(x) in its tanh form: x * sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)), which is 0.5 x (1 + tanh(...)) without
@@ -80,15 +86,16 @@ pub fn gelu_tanh(x: &mut [f32]) {
     }
 }
 
-/// dz = gelu'(z) dy of the tanh form: with sigma = sigmoid(2 u), tanh u = 2 sigma - 1 and 1 - tanh^2 u = 4 sigma (1 -
-/// sigma), the derivative is sigma + 2 z sigma (1 - sigma) u'.
+/// dz = gelu'(z) dy of the tanh form. With e = exp(-2 u) and sigma = 1 / (1 + e): tanh u = 2 sigma - 1 and
+/// 1 - tanh^2 u = 4 sigma^2 e, where nothing cancels; the derivative is sigma + 2 z sigma^2 e u'.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub fn gelu_tanh_backward(z: &[f32], dy: &[f32], dz: &mut [f32]) {
     const TWICE_SQRT_2_OVER_PI: f32 = 2.0 * 0.797_884_6;
     for ((dz, dy), z) in dz.iter_mut().zip(dy).zip(z) {
         let square = 0.044715 * *z * *z;
-        let s = sigmoid(TWICE_SQRT_2_OVER_PI * *z * (1.0 + square));
-        *dz = *dy * (s + TWICE_SQRT_2_OVER_PI * *z * s * (1.0 - s) * (1.0 + 3.0 * square));
+        let e = exp(-TWICE_SQRT_2_OVER_PI * *z * (1.0 + square));
+        let s = 1.0 / (1.0 + e);
+        *dz = *dy * s * (1.0 + TWICE_SQRT_2_OVER_PI * *z * (s * e) * (1.0 + 3.0 * square));
     }
 }
 
@@ -119,12 +126,13 @@ pub fn silu_times(gate: &[f32], up: &[f32], out: &mut [f32]) {
     }
 }
 
-/// dgate += dy up silu'(gate), dup += dy silu(gate).
+/// dgate += dy up silu'(gate), dup += dy silu(gate). 1 - sigma is sigma exp(-gate), where nothing cancels.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub fn silu_times_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
     for ((((dg, du), g), u), dy) in dgate.iter_mut().zip(dup).zip(gate).zip(up).zip(dy) {
-        let s = sigmoid(*g);
-        *dg += *dy * *u * s * (1.0 + *g * (1.0 - s));
+        let e = exp(-*g);
+        let s = 1.0 / (1.0 + e);
+        *dg += *dy * *u * s * (1.0 + *g * (s * e));
         *du += *dy * *g * s;
     }
 }
@@ -170,6 +178,27 @@ mod tests {
             silu_times(&[x as f32], &[3.0], &mut out);
             let want = 3.0 * x / (1.0 + (-x).exp());
             assert!((out[0] as f64 - want).abs() <= 6e-7 * (1.0 + x.abs()), "silu({x})");
+            let (mut dgate, mut dup) = ([0.5], [0.25]);
+            silu_times_backward(&[x as f32], &[3.0], &[2.0], &mut dgate, &mut dup);
+            let s = 1.0 / (1.0 + (-x).exp());
+            let (want_gate, want_up) = (0.5 + 6.0 * s * (1.0 + x * (1.0 - s)), 0.25 + 2.0 * x * s);
+            assert!((dgate[0] as f64 - want_gate).abs() <= 3e-6, "dgate({x}) = {}, wanted {want_gate}", dgate[0]);
+            assert!((dup[0] as f64 - want_up).abs() <= 6e-7 * (1.0 + x.abs()), "dup({x}) = {}", dup[0]);
         }
+    }
+
+    #[test]
+    fn a_softmax_gradient_sums_to_nothing() {
+        // 37 equal probabilities: dp = scale (dp - mean) / 37
+        let (p, mut dp) = ([1.0 / 37.0; 37], [0.0; 37]);
+        dp.iter_mut().enumerate().for_each(|(i, d)| *d = i as f32);
+        softmax_backward(&p, 2.0, &mut dp);
+        for (i, d) in dp.iter().enumerate() {
+            let want = 2.0 * (i as f64 - 18.0) / 37.0;
+            assert!((*d as f64 - want).abs() <= 1e-6, "{d}, wanted {want}");
+        }
+        let mut dp = [f32::NAN, 1.0];
+        softmax_backward(&[0.5, 0.5], 1.0, &mut dp);
+        assert!(dp.iter().all(|d| d.is_nan()), "a NaN was lost: {dp:?}");
     }
 }

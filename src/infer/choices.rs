@@ -21,6 +21,14 @@ pub fn score(
     if let Some(i) = labels.iter().position(Vec::is_empty) {
         return Err(Error::Usage(format!("label {} of the choices is empty", i + 1)));
     }
+    if let Some(i) = (1..labels.len()).find(|i| labels[..*i].contains(&labels[*i])) {
+        return Err(Error::Usage(format!("label {} of the choices is there twice", i + 1)));
+    }
+    let vocabulary = engine.model.config.text.vocab_size;
+    if let Some(id) = labels.iter().flatten().chain([&close]).find(|id| **id as usize >= vocabulary) {
+        let said = format!("the choices have the token {id}, and the model only {vocabulary}: its tokenizer is another's");
+        return Err(Error::Unsupported(said));
+    }
     let mut labels = labels.to_vec();
     let nested = |a: &Vec<u32>, b: &Vec<u32>| a.len() < b.len() && b.starts_with(a);
     if labels.iter().any(|a| labels.iter().any(|b| nested(a, b))) {
@@ -33,7 +41,8 @@ pub fn score(
     let (cached, first) = engine.prefill(prompts, Read::Logits(Rows::Last), progress)?;
     let Answer::Logits(first) = first else { return Ok(Vec::new()) };
     let first: Vec<Vec<f64>> = first.iter().map(|row| log_softmax(row)).collect();
-    let mut scores: Vec<Vec<f64>> = first.iter().map(|row| labels.iter().map(|l| row[l[0] as usize]).collect()).collect();
+    let mut scores: Vec<Vec<f64>> =
+        first.iter().map(|row| labels.iter().map(|l| row[l[0] as usize]).collect()).collect();
     // the last token of a label is only predicted, never fed
     let fed: Vec<(usize, &[u32])> =
         labels.iter().enumerate().filter(|(_, l)| l.len() > 1).map(|(i, l)| (i, &l[..l.len() - 1])).collect();
@@ -47,7 +56,9 @@ pub fn score(
             }
         }
         let mut sequences: Vec<_> = forks.iter_mut().collect();
-        let Answer::Logits(rows) = engine.extend(&mut sequences, &new, Read::Logits(Rows::All))? else { return Ok(Vec::new()) };
+        let Answer::Logits(rows) = engine.extend(&mut sequences, &new, Read::Logits(Rows::All))? else {
+            return Ok(Vec::new());
+        };
         let mut rows = rows.iter();
         for (p, i) in places {
             for (token, row) in labels[i][1..].iter().zip(&mut rows) {

@@ -75,7 +75,7 @@ impl Engine {
             Read::Tokens(_) => Rows::Last,
         };
         let pass = self.model.prompt(&mut tape, &packed, rows, Some(&cache.pools), false)?;
-        let sample = read.append(&self.model, &mut tape, pass.outputs.logits)?;
+        let sample = read.append(&self.model, &mut tape, pass.logits)?;
         let (mut cached, mut slots) = (Vec::new(), Vec::new());
         for (sequence, delta) in sequences.iter().zip(&packed.deltas) {
             let mut kept = CachedSequence::new(*delta);
@@ -89,7 +89,7 @@ impl Engine {
         self.model.write_prompt(&mut self.device, &pass, &packed, &slots)?;
         read.write(&self.model, &mut self.device, sample.as_ref())?;
         tape.run(&mut self.device, progress)?;
-        Ok((cached, self.answer(pass.outputs.logits, sample.as_ref())?))
+        Ok((cached, self.answer(pass.logits, sample.as_ref())?))
     }
 
     /// Appends tokens to cached sequences; reads every new token, sequence by sequence. Tokens can be chosen only where

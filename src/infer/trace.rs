@@ -2,10 +2,10 @@
 
 use super::engine::{Answer, Engine, Progress, Read};
 use crate::base::Result;
+use crate::io::HostTensor;
 use crate::qwen3vl::model::Rows;
 use crate::qwen3vl::pack::{Packed, Sequence};
 use crate::tape::Tape;
-use crate::io::HostTensor;
 use crate::tensor::Tensor;
 
 /// The tensors of one prompt by name: input_ids [T], position_ids [3, T], pixel_values [P, 1536], image_grid_thw [N, 3],
@@ -33,10 +33,10 @@ pub fn trace(engine: &mut Engine, sequence: &Sequence, progress: Progress) -> Re
             read(format!("deepstack.{i}"), features)?;
         }
     }
-    for (i, hidden) in pass.outputs.hidden.iter().enumerate() {
+    for (i, hidden) in pass.hidden.iter().enumerate() {
         read(format!("hidden.{i}"), *hidden)?;
     }
-    read("logits".into(), pass.outputs.logits)?;
+    read("logits".into(), pass.logits)?;
     Ok(tensors)
 }
 
@@ -58,7 +58,11 @@ fn inputs(packed: &Packed) -> Vec<(String, HostTensor)> {
 
 /// The same logits [T, V] through the cache: the prompt up to the end of its last image (or its first token) in one
 /// pass, every token after it alone.
-pub fn through_cache(engine: &mut Engine, sequence: &Sequence, progress: Progress) -> Result<Vec<(String, HostTensor)>> {
+pub fn through_cache(
+    engine: &mut Engine,
+    sequence: &Sequence,
+    progress: Progress,
+) -> Result<Vec<(String, HostTensor)>> {
     let t = sequence.ids.len();
     let first = sequence.is_image.iter().rposition(|i| *i).map_or(1, |last| last + 1).min(t);
     let head = Sequence {

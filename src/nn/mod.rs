@@ -33,6 +33,13 @@ impl Linear {
         self.record(tape, x, Activation::None, None, DType::F32)
     }
 
+    fn weights(&self) -> impl Iterator<Item = &Weight> {
+        self.segments.iter().flat_map(|seg| {
+            let adapter = seg.adapter.iter().flat_map(|a| [&a.a, &a.b]);
+            std::iter::once(&seg.weight).chain(&seg.bias).chain(adapter)
+        })
+    }
+
     fn record(
         &self,
         tape: &mut Tape,
@@ -46,7 +53,9 @@ impl Linear {
         let rank = linear::Linear::rank(&self.segments);
         let s = (rank > 0).then(|| tape.activation([m, rank]));
         let segments = self.segments.clone();
-        tape.push(linear::Linear { x, segments, activation, residual, s, precision: tape.precision(), y })?;
+        let trains = self.weights().any(|w| w.as_trained().is_some()) || tape.requires_gradient(&x);
+        let z = (activation != Activation::None && trains).then(|| tape.activation(y.shape));
+        tape.push(linear::Linear { x, segments, activation, residual, s, z, precision: tape.precision(), y })?;
         Ok(y)
     }
 }

@@ -3,10 +3,10 @@
 //! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`. Rounding point: y; scores
 //! and probabilities stay f32, as in the flash kernels that transformers calls through SDPA.
 
-use super::{Op, require, shape, whole};
+use super::{Gradient, Op, require, shape, whole};
 use crate::base::{Error, Result};
 use crate::device::Device;
-use crate::host::attention::Rows;
+use crate::host::attention::{Rows, RowsMut};
 use crate::host::attention_tuned;
 use crate::tensor::Tensor;
 
@@ -74,6 +74,76 @@ impl Op for Attention {
                 let v = Rows { data: &v, start: self.v_column, stride: self.v.shape.width() };
                 lent.output(self.y)?
                     .fill(|y| attention_tuned::attention(&q, k, v, starts, self.heads, self.mask, self.scale, y))
+            }
+        }
+    }
+}
+
+/// The gradients of [`Attention`]: dy [T, H E] adds to dq, dk and the value columns of `dv`, probabilities computed
+/// again.
+#[derive(Debug, Clone)]
+pub struct AttentionBackward {
+    pub forward: Attention,
+    pub dy: Tensor,
+    pub dq: Gradient,
+    pub dk: Gradient,
+    pub dv: Gradient,
+}
+
+impl Op for AttentionBackward {
+    fn name(&self) -> &'static str {
+        "attention_backward"
+    }
+
+    fn contract(&self) -> Result<()> {
+        shape("attention_backward", "dy", &self.dy, self.forward.y.shape)?;
+        shape("attention_backward", "dq", &self.dq.tensor, self.forward.q.shape)?;
+        shape("attention_backward", "dk", &self.dk.tensor, self.forward.k.shape)?;
+        shape("attention_backward", "dv", &self.dv.tensor, self.forward.v.shape)
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        let f = &self.forward;
+        vec![f.q, f.k, f.v, f.starts, self.dy]
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        vec![self.dq.tensor, self.dk.tensor, self.dv.tensor]
+    }
+
+    fn flops(&self) -> u64 {
+        // scores again, and four products of their size
+        self.forward.flops() / 2 * 5
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let f = &self.forward;
+                let mut lent = memory.borrow(&self.inputs(), &[], &self.outputs())?;
+                let (q, k, v, dy) = (lent.f32(f.q)?, lent.f32(f.k)?, lent.f32(f.v)?, lent.f32(self.dy)?);
+                let starts = lent.i32(f.starts)?;
+                check_starts("attention_backward", starts, f.q.shape.rows())?;
+                let (k_stride, v_stride) = (f.k.shape.width(), f.v.shape.width());
+                let k = Rows { data: &k, start: 0, stride: k_stride };
+                let v = Rows { data: &v, start: f.v_column, stride: v_stride };
+                let (mut dq, mut dk) = (self.dq.open(&mut lent)?, self.dk.open(&mut lent)?);
+                let mut dv = self.dv.open(&mut lent)?;
+                attention_tuned::attention_backward(
+                    &q,
+                    k,
+                    v,
+                    starts,
+                    f.heads,
+                    f.mask,
+                    f.scale,
+                    &dy,
+                    dq.values(),
+                    RowsMut { data: dk.values(), start: 0, stride: k_stride },
+                    RowsMut { data: dv.values(), start: f.v_column, stride: v_stride },
+                );
+                [dq, dk, dv].into_iter().for_each(|g| g.close());
+                Ok(())
             }
         }
     }

@@ -40,7 +40,13 @@ impl Op for AttentionCached {
         let rows = self.keys.shape.rows();
         shape(op, "keys", &self.keys, [rows, h.keys * h.width])?;
         shape(op, "values", &self.values, [rows, h.keys * h.width])?;
-        require(op, "block", self.block > 0 && rows.is_multiple_of(self.block), || "a divisor of the pool".into(), &self.block)?;
+        require(
+            op,
+            "block",
+            self.block > 0 && rows.is_multiple_of(self.block),
+            || "a divisor of the pool".into(),
+            &self.block,
+        )?;
         require(op, "heads", h.queries % h.keys == 0, || "groups of equal size".into(), h)?;
         shape(op, "starts", &self.starts, [b + 1])?;
         shape(op, "blocks", &self.blocks, [b, self.blocks.shape.width()])?;

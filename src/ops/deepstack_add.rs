@@ -1,6 +1,6 @@
 //! `deepstack_add`: y = x, and y[rows[u]] += features[u]. Specification: `host/deepstack_add.rs`. Rounding point: y.
 
-use super::{Op, indices, shape, whole};
+use super::{Gradient, Op, indices, shape, whole};
 use crate::base::Result;
 use crate::device::Device;
 use crate::host;
@@ -60,6 +60,47 @@ impl Op for DeepstackAdd {
                     y.copy_from_slice(&x);
                     add(y);
                 })
+            }
+        }
+    }
+}
+
+/// The gradient of [`DeepstackAdd`] for its features: dy[rows[u]] adds to dfeatures[u]. That of x is dy itself.
+#[derive(Debug, Clone)]
+pub struct DeepstackAddBackward {
+    pub rows: Tensor,
+    pub dy: Tensor,
+    pub dfeatures: Gradient,
+}
+
+impl Op for DeepstackAddBackward {
+    fn name(&self) -> &'static str {
+        "deepstack_add_backward"
+    }
+
+    fn contract(&self) -> Result<()> {
+        let u = self.rows.shape.elements();
+        shape("deepstack_add_backward", "dfeatures", &self.dfeatures.tensor, [u, self.dy.shape.width()])
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        vec![self.rows, self.dy]
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        vec![self.dfeatures.tensor]
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let mut lent = memory.borrow(&self.inputs(), &[], &self.outputs())?;
+                let (rows, dy) = (lent.i32(self.rows)?, lent.f32(self.dy)?);
+                indices("deepstack_add_backward", "rows", rows, self.dy.shape.rows(), false)?;
+                let mut d = self.dfeatures.open(&mut lent)?;
+                host::deepstack_add::deepstack_add_backward(&dy, self.dy.shape.width(), rows, d.values());
+                d.close();
+                Ok(())
             }
         }
     }

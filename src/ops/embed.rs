@@ -3,7 +3,7 @@
 //! Specification: `host/embed.rs`. Rounding point: y.
 
 use super::linear::matrix;
-use super::{Op, indices, require, shape, whole};
+use super::{Gradient, Op, indices, open_trained, require, shape, trained, whole};
 use crate::base::{Precision, Result};
 use crate::device::Device;
 use crate::host;
@@ -75,6 +75,63 @@ impl Op for Embed {
                     let row = |id: usize, y: &mut [f32]| y.copy_from_slice(&table.panel(id..id + 1));
                     host::embed::embed(ids, image, self.y.shape.width(), row, y)
                 })
+            }
+        }
+    }
+}
+
+/// The gradients of [`Embed`]: dy [T, D] adds to those of the table (where it is trained) and of the features.
+#[derive(Debug, Clone)]
+pub struct EmbedBackward {
+    pub forward: Embed,
+    pub dy: Tensor,
+    pub dfeatures: Option<Gradient>,
+}
+
+impl Op for EmbedBackward {
+    fn name(&self) -> &'static str {
+        "embed_backward"
+    }
+
+    fn contract(&self) -> Result<()> {
+        shape("embed_backward", "dy", &self.dy, self.forward.y.shape)?;
+        match (&self.dfeatures, &self.forward.image) {
+            (Some(d), Some((features, _))) => shape("embed_backward", "dfeatures", &d.tensor, features.shape),
+            (None, _) => Ok(()),
+            (Some(d), None) => require("embed_backward", "dfeatures", false, || "none without images".into(), d),
+        }
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        let rows = self.forward.image.map(|(_, rows)| rows);
+        [self.forward.ids, self.dy].into_iter().chain(rows).collect()
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        self.dfeatures.iter().map(|d| d.tensor).chain(trained(self.forward.weights())).collect()
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let mut lent = memory.borrow(&self.inputs(), &[], &self.outputs())?;
+                let (ids, dy) = (lent.i32(self.forward.ids)?, lent.f32(self.dy)?);
+                indices("embed_backward", "ids", ids, self.forward.table.shape().rows(), false)?;
+                let rows = match &self.forward.image {
+                    Some((features, rows)) => {
+                        let rows = lent.i32(*rows)?;
+                        indices("embed_backward", "rows", rows, features.shape.rows(), true)?;
+                        Some(rows)
+                    }
+                    None => None,
+                };
+                let mut dfeatures = self.dfeatures.map(|d| d.open(&mut lent)).transpose()?;
+                let mut dtable = open_trained(&mut lent, Some(&self.forward.table))?;
+                let width = self.dy.shape.width();
+                let (t, f) = (dtable.as_mut().map(|g| g.values()), dfeatures.as_mut().map(|g| g.values()));
+                host::embed::embed_backward(ids, rows, width, &dy, t, f);
+                [dfeatures, dtable].into_iter().flatten().for_each(|g| g.close());
+                Ok(())
             }
         }
     }

@@ -3,10 +3,11 @@
 //! Specification: `host/linear.rs`; what the host device runs: `host/linear_tuned.rs`. Rounding points: s = x A^T, and
 //! y once at the end. Sums are f32.
 
-use super::{Op, require, shape, weight_shape};
+use super::{Gradient, Op, open_trained, require, shape, trained, weight_shape};
 use crate::base::{Precision, Result};
 use crate::device::{Borrowed, Device};
 use crate::host::linear_tuned::{self, LowRank, Matrix};
+use crate::host::linear_tuned_backward;
 use crate::tensor::{Tensor, Weight};
 
 pub use crate::host::linear::Activation;
@@ -35,6 +36,8 @@ pub struct Linear {
     pub activation: Activation,
     pub residual: Option<Tensor>,
     pub s: Option<Tensor>,
+    /// Keeps the sum before the activation, for its gradient.
+    pub z: Option<Tensor>,
     pub precision: Precision,
     pub y: Tensor,
 }
@@ -77,6 +80,11 @@ impl Op for Linear {
         if let Some(s) = &self.s {
             shape("linear", "s", s, [m, rank])?;
         }
+        if let Some(z) = &self.z {
+            shape("linear", "z", z, self.y.shape)?;
+            let none = self.residual.is_none();
+            require("linear", "z", none, || "no residual beside a kept sum".into(), &self.residual)?;
+        }
         self.residual.iter().try_for_each(|r| {
             require("linear", "residual", r.dtype == self.y.dtype, || format!("{}", self.y.dtype), &r.dtype)?;
             shape("linear", "residual", r, self.y.shape)
@@ -88,7 +96,7 @@ impl Op for Linear {
     }
 
     fn outputs(&self) -> Vec<Tensor> {
-        std::iter::once(self.y).chain(self.s).collect()
+        [Some(self.y), self.s, self.z].into_iter().flatten().collect()
     }
 
     fn in_place(&self) -> Option<(Tensor, Tensor)> {
@@ -129,11 +137,17 @@ impl Op for Linear {
                 let segments = lent_segments(&lent, &self.segments, self.precision)?;
                 let rank = Linear::rank(&self.segments);
                 let k = self.x.shape.width();
-                let mut s_values = Vec::new();
+                let mut s_values = vec![0.0; self.s.map_or(0, |s| s.shape.elements())];
+                let mut z_values = Vec::new();
                 let y = lent.output(self.y)?;
                 let mut run = |y: &mut [f32], add| {
-                    s_values = vec![0.0; self.s.map_or(0, |s| s.shape.elements())];
-                    linear_tuned::linear(&x, k, &segments, &mut s_values, rank.max(1), self.activation, y, add);
+                    let (s, rank) = (&mut s_values, rank.max(1));
+                    if self.z.is_none() {
+                        return linear_tuned::linear(&x, k, &segments, s, rank, self.activation, y, add);
+                    }
+                    z_values = vec![0.0; y.len()];
+                    linear_tuned::linear(&x, k, &segments, s, rank, Activation::None, &mut z_values, false);
+                    linear_tuned::activate(self.activation, &z_values, y);
                 };
                 match residual {
                     Some(residual) => y.fill(|y| {
@@ -143,10 +157,103 @@ impl Op for Linear {
                     None if self.residual.is_some() => y.update(|y| run(y, true))?,
                     None => y.fill(|y| run(y, false))?,
                 }
-                match self.s {
-                    Some(s) => lent.output(s)?.fill(|s| s.copy_from_slice(&s_values)),
-                    None => Ok(()),
+                for (tensor, values) in [(self.s, &s_values), (self.z, &z_values)] {
+                    if let Some(tensor) = tensor {
+                        lent.output(tensor)?.fill(|to| to.copy_from_slice(values))?;
+                    }
                 }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The gradients of [`Linear`]: dy [M, sum of N] adds to dx [M, K] and to those of trained weights. The residual's
+/// gradient is dy itself.
+#[derive(Debug, Clone)]
+pub struct LinearBackward {
+    pub forward: Linear,
+    pub dy: Tensor,
+    pub dx: Option<Gradient>,
+}
+
+impl Op for LinearBackward {
+    fn name(&self) -> &'static str {
+        "linear_backward"
+    }
+
+    fn contract(&self) -> Result<()> {
+        let f = &self.forward;
+        shape("linear_backward", "dy", &self.dy, f.y.shape)?;
+        let kept = f.activation == Activation::None || f.z.is_some();
+        require("linear_backward", "z", kept, || "the sum before the activation".into(), &f.z)?;
+        self.dx.iter().try_for_each(|dx| shape("linear_backward", "dx", &dx.tensor, f.x.shape))
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        let f = &self.forward;
+        [f.x, self.dy].into_iter().chain(f.s).chain(f.z).collect()
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        self.dx.iter().map(|dx| dx.tensor).chain(trained(self.forward.weights())).collect()
+    }
+
+    fn weights(&self) -> Vec<&Weight> {
+        self.forward.weights()
+    }
+
+    fn flops(&self) -> u64 {
+        let (m, k) = (self.dy.shape.rows() as u64, self.forward.x.shape.width() as u64);
+        let wanted = |w: &Weight| w.as_trained().is_some() as u64;
+        let of = |seg: &Segment| {
+            let n = seg.weight.shape().rows() as u64;
+            let dx = self.dx.is_some() as u64;
+            // ds, its share of dx, dA and dB
+            let pair = seg.adapter.as_ref().map_or(0, |a| a.a.shape().rows() as u64 * (n + dx * k + k + n));
+            (dx + wanted(&seg.weight)) * n * k + pair
+        };
+        2 * m * self.forward.segments.iter().map(of).sum::<u64>()
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let f = &self.forward;
+                let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
+                let (x, dy) = (lent.f32(f.x)?, lent.f32(self.dy)?);
+                let s = f.s.map(|s| lent.f32(s)).transpose()?.unwrap_or_default();
+                let dz = match f.z {
+                    Some(z) => {
+                        let (z, mut dz) = (lent.f32(z)?, vec![0.0; dy.len()]);
+                        linear_tuned_backward::activation_backward(f.activation, &z, &dy, &mut dz);
+                        dz.into()
+                    }
+                    None => dy,
+                };
+                let segments = lent_segments(&lent, &f.segments, f.precision)?;
+                let mut dx = self.dx.map(|dx| dx.open(&mut lent)).transpose()?;
+                let mut opened = Vec::new();
+                for seg in &f.segments {
+                    let (a, b) = seg.adapter.as_ref().map(|p| (&p.a, &p.b)).unzip();
+                    for weight in [Some(&seg.weight), seg.bias.as_ref(), a, b] {
+                        opened.push(open_trained(&mut lent, weight)?);
+                    }
+                }
+                let mut gradients: Vec<_> = opened
+                    .as_chunks_mut::<4>()
+                    .0
+                    .iter_mut()
+                    .map(|four| {
+                        let [dw, dbias, da, db] = four.each_mut().map(|g| g.as_mut().map(|g| g.values()));
+                        linear_tuned_backward::Gradients { dw, dbias, da, db }
+                    })
+                    .collect();
+                let (k, rank) = (f.x.shape.width(), Linear::rank(&f.segments).max(1));
+                let to = dx.as_mut().map(|g| g.values());
+                linear_tuned_backward::linear_backward(&dz, &x, k, &segments, &s, rank, to, &mut gradients);
+                opened.into_iter().chain([dx]).flatten().for_each(|g| g.close());
+                Ok(())
             }
         }
     }

@@ -3,11 +3,14 @@
 //! Floor 4: uses `device`, `host`, `tensor`, `base`; knows no tape, parameters or layers. A word's arguments are one
 //! struct of handles; the struct implements [`Op`]. Start at [`norm`], the plainest, then [`linear`].
 
+pub mod adamw;
 pub mod attention;
 pub mod attention_cached;
 pub mod deepstack_add;
 pub mod embed;
+pub mod grad_norm;
 pub mod linear;
+pub mod linear_loss;
 pub mod norm;
 pub mod patch_embed;
 pub mod qk_rope;
@@ -15,7 +18,7 @@ pub mod sample;
 pub mod swiglu;
 
 use crate::base::{DType, Error, Result, Shape};
-use crate::device::Device;
+use crate::device::{Accumulate, Borrowed, Device, Opened};
 use crate::tensor::{Tensor, Weight};
 
 /// What one call has to move and compute, at the least.
@@ -25,6 +28,30 @@ pub struct Cost {
     pub bytes: u64,
     /// Multiplications and additions of the products; element-wise work is not counted.
     pub flops: u64,
+}
+
+/// A gradient that an operation adds to: where, and whether something is there already.
+#[derive(Debug, Clone, Copy)]
+pub struct Gradient {
+    pub tensor: Tensor,
+    pub accumulate: Accumulate,
+}
+
+impl Gradient {
+    fn open<'a>(&self, lent: &mut Borrowed<'a>) -> Result<Opened<'a>> {
+        lent.output(self.tensor)?.open(self.accumulate)
+    }
+}
+
+/// Where the gradients of trained weights go; frozen ones have none.
+fn trained<'w>(weights: impl IntoIterator<Item = &'w Weight>) -> Vec<Tensor> {
+    weights.into_iter().filter_map(|w| w.as_trained()).map(|t| t.gradient).collect()
+}
+
+/// Opens a weight's gradient, which is always added to; None where the weight is frozen.
+fn open_trained<'a>(lent: &mut Borrowed<'a>, weight: Option<&Weight>) -> Result<Option<Opened<'a>>> {
+    let gradient = weight.and_then(Weight::as_trained).map(|t| t.gradient);
+    gradient.map(|tensor| Gradient { tensor, accumulate: Accumulate::Add }.open(lent)).transpose()
 }
 
 /// One operation with its arguments.

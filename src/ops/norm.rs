@@ -3,7 +3,7 @@
 //! Specification: `host/norm.rs`. Rounding points: the normalised row before the weight (RMS only, as
 //! Qwen3VLTextRMSNorm does), and y.
 
-use super::{Op, indices, require, shape, weight_shape, whole};
+use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
 use crate::device::Device;
 use crate::host;
@@ -81,6 +81,89 @@ impl Op for Norm {
                         host::norm::row(&x[at * width..][..width], kind, self.eps, self.precision, y);
                     })
                 })
+            }
+        }
+    }
+}
+
+/// The gradients of [`Norm`]: dy [R, D] adds to dx [T, D] and to those of trained parameters.
+#[derive(Debug, Clone)]
+pub struct NormBackward {
+    pub forward: Norm,
+    pub dy: Tensor,
+    pub dx: Option<Gradient>,
+}
+
+impl Op for NormBackward {
+    fn name(&self) -> &'static str {
+        "norm_backward"
+    }
+
+    fn contract(&self) -> Result<()> {
+        shape("norm_backward", "dy", &self.dy, self.forward.y.shape)?;
+        self.dx.iter().try_for_each(|dx| shape("norm_backward", "dx", &dx.tensor, self.forward.x.shape))
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        let rows = self.forward.rows;
+        [self.forward.x, self.dy].into_iter().chain(rows).collect()
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        self.dx.iter().map(|dx| dx.tensor).chain(trained(self.forward.weights())).collect()
+    }
+
+    fn weights(&self) -> Vec<&Weight> {
+        self.forward.weights()
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let Norm { x, rows, kind, eps, precision, .. } = &self.forward;
+                let weights = self.weights();
+                let mut lent = memory.borrow(&self.inputs(), &weights, &self.outputs())?;
+                let width = x.shape.width();
+                let (x, dy) = (lent.f32(*x)?, lent.f32(self.dy)?);
+                let rows = rows.map(|r| lent.i32(r)).transpose()?;
+                let values = weights.iter().map(|w| lent.values(w, *precision)).collect::<Result<Vec<_>>>()?;
+                let (weight, bias, kind) = match kind {
+                    Kind::Layer { weight, bias } => {
+                        (weight, Some(bias), host::norm::Kind::Layer { weight: &values[0], bias: &values[1] })
+                    }
+                    Kind::Rms { weight } => (weight, None, host::norm::Kind::Rms { weight: &values[0] }),
+                };
+                let mut dx = self.dx.map(|dx| dx.open(&mut lent)).transpose()?;
+                let mut dweight = open_trained(&mut lent, Some(weight))?;
+                let mut dbias = open_trained(&mut lent, bias)?;
+                let frozen = dweight.is_none() && dbias.is_none();
+                match (&mut dx, rows) {
+                    // rows that are apart from each other, and nothing shared between them
+                    (Some(dx), None) if frozen => {
+                        let rows = x.par_chunks_exact(width).zip(dy.par_chunks_exact(width));
+                        let rows = rows.zip(dx.values().par_chunks_exact_mut(width)).with_min_len(64);
+                        rows.for_each(|((x, dy), dx)| {
+                            host::norm::row_backward(x, kind, *eps, dy, dx, &mut host::norm::Gradients::default())
+                        });
+                    }
+                    _ => {
+                        let mut nowhere = Vec::new();
+                        let dx = match &mut dx {
+                            Some(dx) => dx.values(),
+                            None => {
+                                nowhere.resize(x.len(), 0.0);
+                                &mut nowhere
+                            }
+                        };
+                        let gradients = host::norm::Gradients {
+                            dweight: dweight.as_mut().map(|g| g.values()),
+                            dbias: dbias.as_mut().map(|g| g.values()),
+                        };
+                        host::norm::norm_backward(&x, width, rows, kind, *eps, &dy, dx, gradients);
+                    }
+                }
+                [dx, dweight, dbias].into_iter().flatten().for_each(|g| g.close());
+                Ok(())
             }
         }
     }

@@ -5,11 +5,11 @@
 //! 5.x stores them.
 
 use super::linear::matrix;
-use super::{Op, indices, require, shape, weight_shape, whole};
+use super::{Op, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
 use crate::device::Device;
 use crate::host::linear_tuned::Segment;
-use crate::host::{self, linear::Activation, linear_tuned};
+use crate::host::{self, linear::Activation, linear_tuned, linear_tuned_backward};
 use crate::tensor::{Tensor, Weight};
 
 /// pixels [P, K], weight [C, K], bias [C], table [n, C] of positions; corners [P, 4] (i32, rows of the table) and
@@ -75,6 +75,63 @@ impl Op for PatchEmbed {
                     linear_tuned::linear(&pixels, k, &[segment], &mut [], 1, Activation::None, y, false);
                     host::patch_embed::add_positions(&table, c, corners, &shares, self.precision, y);
                 })
+            }
+        }
+    }
+}
+
+/// The gradients of [`PatchEmbed`]'s trained parameters; pixels have none.
+#[derive(Debug, Clone)]
+pub struct PatchEmbedBackward {
+    pub forward: PatchEmbed,
+    pub dy: Tensor,
+}
+
+impl Op for PatchEmbedBackward {
+    fn name(&self) -> &'static str {
+        "patch_embed_backward"
+    }
+
+    fn contract(&self) -> Result<()> {
+        shape("patch_embed_backward", "dy", &self.dy, self.forward.y.shape)
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        vec![self.forward.pixels, self.forward.corners, self.forward.shares, self.dy]
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        trained(self.forward.weights())
+    }
+
+    fn flops(&self) -> u64 {
+        self.forward.flops()
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let f = &self.forward;
+                let mut lent = memory.borrow(&self.inputs(), &[&f.weight], &self.outputs())?;
+                let (pixels, dy) = (lent.f32(f.pixels)?, lent.f32(self.dy)?);
+                let (corners, shares) = (lent.i32(f.corners)?, lent.f32(f.shares)?);
+                indices("patch_embed_backward", "corners", corners, f.table.shape().rows(), false)?;
+                let segment = Segment { weight: matrix(&lent, &f.weight, f.precision)?, bias: None, low_rank: None };
+                let (k, c) = (f.pixels.shape.width(), self.dy.shape.width());
+                let mut dw = open_trained(&mut lent, Some(&f.weight))?;
+                let mut dbias = open_trained(&mut lent, Some(&f.bias))?;
+                let gradients = linear_tuned_backward::Gradients {
+                    dw: dw.as_mut().map(|g| g.values()),
+                    dbias: dbias.as_mut().map(|g| g.values()),
+                    ..Default::default()
+                };
+                linear_tuned_backward::linear_backward(&dy, &pixels, k, &[segment], &[], 1, None, &mut [gradients]);
+                let mut dtable = open_trained(&mut lent, Some(&f.table))?;
+                if let Some(dtable) = &mut dtable {
+                    host::patch_embed::add_positions_backward(corners, &shares, c, &dy, dtable.values());
+                }
+                [dw, dbias, dtable].into_iter().flatten().for_each(|g| g.close());
+                Ok(())
             }
         }
     }

@@ -4,7 +4,7 @@
 //! the tower's 2-D rotary are then the same rotation. Rounding points: the normalised head before and after its weight,
 //! and the rotated head; cos and sin stay f32.
 
-use super::{Op, indices, require, shape, weight_shape, whole};
+use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
 use crate::device::Device;
 use crate::host;
@@ -124,6 +124,76 @@ impl Op for QkRope {
                 let new_values = qkv.chunks_exact(stride).map(|x| &x[v..][..row]);
                 lent.output(append.keys)?.write_rows(slots, keys)?;
                 lent.output(append.values)?.write_rows(slots, new_values)
+            }
+        }
+    }
+}
+
+/// The gradients of [`QkRope`]: dq [T, H E] and dk [T, G E] add to the query and key columns of dqkv, and to the norms'
+/// where they are trained. The value columns are attention's to write.
+#[derive(Debug, Clone)]
+pub struct QkRopeBackward {
+    pub forward: QkRope,
+    pub dq: Tensor,
+    pub dk: Tensor,
+    pub dqkv: Gradient,
+}
+
+impl Op for QkRopeBackward {
+    fn name(&self) -> &'static str {
+        "qk_rope_backward"
+    }
+
+    fn contract(&self) -> Result<()> {
+        shape("qk_rope_backward", "dq", &self.dq, self.forward.q.shape)?;
+        shape("qk_rope_backward", "dk", &self.dk, self.forward.k.shape)?;
+        shape("qk_rope_backward", "dqkv", &self.dqkv.tensor, self.forward.qkv.shape)
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        vec![self.forward.qkv, self.forward.angles, self.dq, self.dk]
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        std::iter::once(self.dqkv.tensor).chain(trained(self.forward.weights())).collect()
+    }
+
+    fn weights(&self) -> Vec<&Weight> {
+        self.forward.weights()
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let f = &self.forward;
+                let weights = self.weights();
+                let mut lent = memory.borrow(&self.inputs(), &weights, &self.outputs())?;
+                let (qkv, angles) = (lent.f32(f.qkv)?, lent.f32(f.angles)?);
+                let gradients = [lent.f32(self.dq)?, lent.f32(self.dk)?];
+                let values = weights.iter().map(|w| lent.values(w, f.precision)).collect::<Result<Vec<_>>>()?;
+                let eps = f.norms.as_ref().map_or(0.0, |n| n.eps);
+                let (h, stride) = (f.heads, f.qkv.shape.width());
+                let mut dqkv = self.dqkv.open(&mut lent)?;
+                let parts = [(0, h.queries), (h.queries * h.width, h.keys)];
+                for (i, ((column, heads), dy)) in parts.into_iter().zip(&gradients).enumerate() {
+                    let norm = values.get(i).map(|w| host::qk_rope::HeadNorm { weight: w, eps });
+                    let mut dweight = open_trained(&mut lent, weights.get(i).copied())?;
+                    let rotate = |x: &[f32], angles: &[f32], dy: &[f32], dx: &mut [f32], dw: Option<&mut [f32]>| {
+                        host::qk_rope::rotate_backward(x, stride, column, heads, h.width, angles, norm, dy, dx, dw)
+                    };
+                    match &mut dweight {
+                        Some(dw) => rotate(&qkv, &angles, dy, dqkv.values(), Some(dw.values())),
+                        None => {
+                            let rows = qkv.par_chunks_exact(stride).zip(angles.par_chunks_exact(h.width));
+                            let rows = rows.zip(dy.par_chunks_exact(heads * h.width));
+                            let rows = rows.zip(dqkv.values().par_chunks_exact_mut(stride)).with_min_len(32);
+                            rows.for_each(|(((x, angles), dy), dx)| rotate(x, angles, dy, dx, None));
+                        }
+                    }
+                    dweight.into_iter().for_each(|g| g.close());
+                }
+                dqkv.close();
+                Ok(())
             }
         }
     }

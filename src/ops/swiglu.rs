@@ -1,6 +1,6 @@
 //! `swiglu`: y = silu(gate) * up. Specification: `host/swiglu.rs`. Rounding point: y.
 
-use super::{Op, shape};
+use super::{Gradient, Op, shape};
 use crate::base::Result;
 use crate::device::Device;
 use crate::host;
@@ -42,6 +42,49 @@ impl Op for Swiglu {
                     let rows = gate_up.par_chunks_exact(2 * f).zip(y.par_chunks_exact_mut(f));
                     rows.with_min_len(16).for_each(|(gu, y)| host::math::silu_times(&gu[..f], &gu[f..], y))
                 })
+            }
+        }
+    }
+}
+
+/// The gradient of [`Swiglu`]: dy [T, F] adds to dgate_up [T, 2F].
+#[derive(Debug, Clone)]
+pub struct SwigluBackward {
+    pub forward: Swiglu,
+    pub dy: Tensor,
+    pub dgate_up: Gradient,
+}
+
+impl Op for SwigluBackward {
+    fn name(&self) -> &'static str {
+        "swiglu_backward"
+    }
+
+    fn contract(&self) -> Result<()> {
+        shape("swiglu_backward", "dy", &self.dy, self.forward.y.shape)?;
+        shape("swiglu_backward", "dgate_up", &self.dgate_up.tensor, self.forward.gate_up.shape)
+    }
+
+    fn inputs(&self) -> Vec<Tensor> {
+        vec![self.forward.gate_up, self.dy]
+    }
+
+    fn outputs(&self) -> Vec<Tensor> {
+        vec![self.dgate_up.tensor]
+    }
+
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        match device {
+            Device::Host(memory) => {
+                let mut lent = memory.borrow(&self.inputs(), &[], &self.outputs())?;
+                let (gate_up, dy) = (lent.f32(self.forward.gate_up)?, lent.f32(self.dy)?);
+                let f = self.dy.shape.width();
+                let mut d = self.dgate_up.open(&mut lent)?;
+                let rows = gate_up.par_chunks_exact(2 * f).zip(dy.par_chunks_exact(f));
+                let rows = rows.zip(d.values().par_chunks_exact_mut(2 * f)).with_min_len(16);
+                rows.for_each(|((gu, dy), d)| host::swiglu::swiglu_backward(gu, f, dy, d));
+                d.close();
+                Ok(())
             }
         }
     }

@@ -27,4 +27,5 @@ pub mod targets;
 pub mod template;
 pub mod text;
 pub mod tokenizer;
+pub mod trainable;
 pub mod vision;

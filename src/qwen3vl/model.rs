@@ -6,8 +6,9 @@ use super::config::Config;
 use super::pack::Packed;
 use super::parameters::Parameters;
 use super::positions::{Frequencies, Position};
-use super::text::{Attend, CacheInputs, Outputs, TextModel, Visual};
-use super::vision::{self, VisionTower};
+use super::text::{Attend, CacheInputs, TextModel, Visual};
+use super::trainable::Trainable;
+use super::vision::{self, Features, VisionTower};
 use crate::base::{DType, Result};
 use crate::device::Device;
 use crate::ops::sample::{Choice, Sample};
@@ -41,7 +42,72 @@ pub struct PromptPass {
     pub features: Option<(Tensor, Vec<Tensor>)>,
     /// The pixels as the tower sees them, kept when tracing.
     pub pixels: Option<Tensor>,
-    pub outputs: Outputs,
+    /// Hidden states (see [`super::text::Hidden`]), kept when tracing.
+    pub hidden: Vec<Tensor>,
+    /// f32 [R, V]
+    pub logits: Tensor,
+}
+
+/// The values of a pass that ends in a loss.
+pub struct LossPass {
+    ids: Tensor,
+    angles: Tensor,
+    starts: Tensor,
+    rows: Tensor,
+    labels: Tensor,
+    scale: Tensor,
+    images: Option<LossImages>,
+    /// f32 [R], one a label token.
+    pub losses: Tensor,
+}
+
+struct LossImages {
+    source: LossSource,
+    rows: Tensor,
+    tokens: Tensor,
+}
+
+enum LossSource {
+    Pixels(vision::Inputs),
+    Features(Features),
+}
+
+/// Where a training pass gets its image features from.
+#[derive(Clone, Copy)]
+pub enum Images<'a> {
+    /// The tower, in the same pass: it is trained.
+    Pixels,
+    /// An earlier pass of the frozen tower, of these images one after the other.
+    Features(&'a [&'a ImageFeatures]),
+}
+
+/// What the tower made of the images of one sequence: [U, D] each.
+#[derive(Debug, Clone)]
+pub struct ImageFeatures {
+    pub embeds: Vec<f32>,
+    pub deepstack: Vec<Vec<f32>>,
+}
+
+/// Whether a loss is to be learnt from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    Forward,
+    /// With what backward starts from.
+    Both,
+}
+
+/// Which tokens are learnt: token t of the packed sequences is predicted by row t - 1.
+pub struct Labels {
+    /// [R] rows that predict.
+    pub rows: Vec<i32>,
+    /// [R] what they should predict.
+    pub ids: Vec<i32>,
+}
+
+/// The values of a pass of the tower alone.
+pub struct VisionPass {
+    inputs: vision::Inputs,
+    pub features: Features,
 }
 
 struct ImageInputs {
@@ -110,6 +176,11 @@ impl Model {
         Model::build(&checkpoint.config, &Parameters::new(checkpoint, adapter))
     }
 
+    /// A model of which some parameters are trained.
+    pub fn training(checkpoint: &Checkpoint, trainable: &Trainable) -> Result<Model> {
+        Model::build(&checkpoint.config, &Parameters::training(checkpoint, trainable))
+    }
+
     /// A model without weights: its tapes can be planned, costed and printed, and not run.
     pub fn dry(config: &Config, dtype: DType) -> Result<Model> {
         Model::build(config, &Parameters::dry(config, dtype))
@@ -134,13 +205,10 @@ impl Model {
         trace: bool,
     ) -> Result<PromptPass> {
         let (t, b, u) = (packed.tokens(), packed.deltas.len(), packed.visual_tokens.len());
-        let images = (u > 0).then(|| {
-            let patches = packed.grids.iter().map(|g| g.iter().product::<usize>()).sum();
-            ImageInputs {
-                vision: self.vision.inputs(tape, patches, packed.grids.len()),
-                rows: tape.input(DType::I32, [t]),
-                tokens: tape.input(DType::I32, [u]),
-            }
+        let images = (u > 0).then(|| ImageInputs {
+            vision: self.vision.inputs(tape, packed.patches(), packed.grids.len()),
+            rows: tape.input(DType::I32, [t]),
+            tokens: tape.input(DType::I32, [u]),
         });
         let ids = tape.input(DType::I32, [t]);
         let angles = tape.input(DType::F32, [t, self.config.text.head_dim]);
@@ -148,13 +216,11 @@ impl Model {
         let rows = (rows == Rows::Last).then(|| tape.input(DType::I32, [b]));
         let slots = pools.map(|_| tape.input(DType::I32, [t]));
         let cache = pools.zip(slots).map(|(pools, slots)| CacheInputs { pools, slots });
-        let lengths = packed.starts.windows(2).map(|p| (p[1] - p[0]) as u64);
-        let attend = Attend::Prompt { starts, pairs: lengths.map(|s| s * (s + 1) / 2).sum(), cache };
+        let attend = Attend::Prompt { starts, pairs: packed.causal_pairs(), cache };
         let mut pixels = None;
         let visual = match &images {
             Some(images) => {
-                let squares = packed.grids.iter().map(|g| (g.iter().product::<usize>() as u64).pow(2));
-                let features = self.vision.forward(tape, &images.vision, squares.sum())?;
+                let features = self.vision.forward(tape, &images.vision, packed.patch_pairs())?;
                 if trace {
                     pixels = Some(tape.keep(images.vision.pixels));
                     tape.keep(features.embeds);
@@ -164,9 +230,10 @@ impl Model {
             }
             None => None,
         };
-        let outputs = self.text.forward(tape, ids, angles, visual.as_ref(), &attend, rows, trace)?;
+        let hidden = self.text.forward(tape, ids, angles, visual.as_ref(), &attend, rows, trace)?;
+        let logits = self.text.logits(tape, hidden.last)?;
         let features = visual.map(|v| (v.features.embeds, v.features.deepstack));
-        Ok(PromptPass { ids, angles, starts, rows, slots, images, features, pixels, outputs })
+        Ok(PromptPass { ids, angles, starts, rows, slots, images, features, pixels, hidden: hidden.trace, logits })
     }
 
     /// Writes a prompt pass's inputs. `slots` names each token's row in the cache, where it has one.
@@ -189,6 +256,100 @@ impl Model {
         }
     }
 
+    /// Appends a pass of the tower over the images of packed sequences; the features are kept.
+    pub fn vision(&self, tape: &mut Tape, packed: &Packed) -> Result<VisionPass> {
+        let inputs = self.vision.inputs(tape, packed.patches(), packed.grids.len());
+        let features = self.vision.forward(tape, &inputs, packed.patch_pairs())?;
+        tape.keep(features.embeds);
+        features.deepstack.iter().for_each(|f| _ = tape.keep(*f));
+        Ok(VisionPass { inputs, features })
+    }
+
+    /// Writes the inputs of a pass of the tower.
+    pub fn write_vision(&self, device: &mut Device, pass: &VisionPass, packed: &Packed) -> Result<()> {
+        self.vision.write(device, &pass.inputs, &packed.pixels, &packed.grids)
+    }
+
+    /// Appends a pass over packed sequences that ends in the loss of `n_labels` tokens.
+    pub fn loss(
+        &self,
+        tape: &mut Tape,
+        packed: &Packed,
+        n_labels: usize,
+        images: Images,
+        direction: Direction,
+    ) -> Result<LossPass> {
+        let (t, b, u) = (packed.tokens(), packed.deltas.len(), packed.visual_tokens.len());
+        let images = (u > 0).then(|| LossImages {
+            source: match images {
+                Images::Pixels => LossSource::Pixels(self.vision.inputs(tape, packed.patches(), packed.grids.len())),
+                Images::Features(_) => {
+                    let (dtype, shape) = (tape.precision().dtype(), [u, self.config.text.hidden_size]);
+                    let taps = 0..self.config.vision.deepstack_indexes.len();
+                    let deepstack = taps.map(|_| tape.input(dtype, shape)).collect();
+                    LossSource::Features(Features { embeds: tape.input(dtype, shape), deepstack })
+                }
+            },
+            rows: tape.input(DType::I32, [t]),
+            tokens: tape.input(DType::I32, [u]),
+        });
+        let ids = tape.input(DType::I32, [t]);
+        let angles = tape.input(DType::F32, [t, self.config.text.head_dim]);
+        let starts = tape.input(DType::I32, [b + 1]);
+        let rows = tape.input(DType::I32, [n_labels]);
+        let labels = tape.input(DType::I32, [n_labels]);
+        let scale = tape.input(DType::F32, [1]);
+        let attend = Attend::Prompt { starts, pairs: packed.causal_pairs(), cache: None };
+        let visual = match &images {
+            Some(images) => {
+                let features = match &images.source {
+                    LossSource::Pixels(inputs) => self.vision.forward(tape, inputs, packed.patch_pairs())?,
+                    LossSource::Features(features) => features.clone(),
+                };
+                Some(Visual { features, rows: images.rows, tokens: images.tokens })
+            }
+            None => None,
+        };
+        let hidden = self.text.forward(tape, ids, angles, visual.as_ref(), &attend, Some(rows), false)?;
+        let losses = self.text.loss(tape, hidden.last, labels, scale, direction)?;
+        Ok(LossPass { ids, angles, starts, rows, labels, scale, images, losses })
+    }
+
+    /// Writes a loss pass's inputs. The gradients are those of `scale` times the sum of the losses.
+    pub fn write_loss(
+        &self,
+        device: &mut Device,
+        pass: &LossPass,
+        packed: &Packed,
+        labels: &Labels,
+        scale: f32,
+        images: Images,
+    ) -> Result<()> {
+        if let Some(to) = &pass.images {
+            match (&to.source, images) {
+                (LossSource::Pixels(inputs), _) => self.vision.write(device, inputs, &packed.pixels, &packed.grids)?,
+                (LossSource::Features(to), Images::Features(from)) => {
+                    let embeds: Vec<f32> = from.iter().flat_map(|f| &f.embeds).copied().collect();
+                    device.memory().write_f32(to.embeds, &embeds)?;
+                    for (i, to) in to.deepstack.iter().enumerate() {
+                        let features: Vec<f32> = from.iter().flat_map(|f| &f.deepstack[i]).copied().collect();
+                        device.memory().write_f32(*to, &features)?;
+                    }
+                }
+                (LossSource::Features(_), Images::Pixels) => (),
+            }
+            device.memory().write_i32(to.rows, &packed.image_rows)?;
+            device.memory().write_i32(to.tokens, &packed.visual_tokens)?;
+        }
+        let memory = device.memory();
+        memory.write_i32(pass.ids, &packed.ids)?;
+        memory.write_f32(pass.angles, &self.frequencies.angles(&packed.positions))?;
+        memory.write_i32(pass.starts, &packed.starts)?;
+        memory.write_i32(pass.rows, &labels.rows)?;
+        memory.write_i32(pass.labels, &labels.ids)?;
+        memory.write_f32(pass.scale, &[scale])
+    }
+
     /// Appends a step through the cache; logits of every new token.
     pub fn step(&self, tape: &mut Tape, sizes: StepSizes, pools: &[(Tensor, Tensor)]) -> Result<StepPass> {
         let StepSizes { sequences: b, tokens: t, max_blocks, block } = sizes;
@@ -199,8 +360,9 @@ impl Model {
         let lengths = tape.input(DType::I32, [b]);
         let blocks = tape.input(DType::I32, [b, max_blocks]);
         let attend = Attend::Cached { cache: CacheInputs { pools, slots }, starts, lengths, blocks, block };
-        let outputs = self.text.forward(tape, ids, angles, None, &attend, None, false)?;
-        Ok(StepPass { ids, angles, starts, slots, lengths, blocks, logits: outputs.logits })
+        let hidden = self.text.forward(tape, ids, angles, None, &attend, None, false)?;
+        let logits = self.text.logits(tape, hidden.last)?;
+        Ok(StepPass { ids, angles, starts, slots, lengths, blocks, logits })
     }
 
     /// Appends the choice of a token for each row of `logits` [B, V].

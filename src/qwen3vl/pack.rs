@@ -72,6 +72,21 @@ impl Packed {
         self.ids.len()
     }
 
+    /// Patches in all.
+    pub fn patches(&self) -> usize {
+        self.grids.iter().map(|g| g.iter().product::<usize>()).sum()
+    }
+
+    /// Pairs of patches that attend to each other.
+    pub fn patch_pairs(&self) -> u64 {
+        self.grids.iter().map(|g| (g.iter().product::<usize>() as u64).pow(2)).sum()
+    }
+
+    /// Pairs of tokens that attend to each other.
+    pub fn causal_pairs(&self) -> u64 {
+        self.starts.windows(2).map(|p| (p[1] - p[0]) as u64).map(|s| s * (s + 1) / 2).sum()
+    }
+
     /// The last token of each sequence.
     pub fn last_rows(&self) -> Vec<i32> {
         self.starts[1..].iter().map(|s| s - 1).collect()

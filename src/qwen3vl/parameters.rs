@@ -4,6 +4,7 @@ use super::adapter::Adapter;
 use super::checkpoint::Checkpoint;
 use super::config::Config;
 use super::names;
+use super::trainable::Trainable;
 use crate::base::{DType, Error, Result, Shape};
 use crate::ops::linear::{self, Segment};
 use crate::tensor::Weight;
@@ -13,6 +14,7 @@ use std::collections::HashMap;
 pub struct Parameters<'a> {
     source: Source<'a>,
     adapter: Option<&'a Adapter>,
+    trainable: Option<&'a Trainable>,
 }
 
 enum Source<'a> {
@@ -23,16 +25,25 @@ enum Source<'a> {
 
 impl<'a> Parameters<'a> {
     pub fn new(checkpoint: &'a Checkpoint, adapter: Option<&'a Adapter>) -> Parameters<'a> {
-        Parameters { source: Source::Checkpoint(checkpoint), adapter }
+        Parameters { source: Source::Checkpoint(checkpoint), adapter, trainable: None }
+    }
+
+    /// A checkpoint of which some parameters, or adapters beside them, are trained.
+    pub fn training(checkpoint: &'a Checkpoint, trainable: &'a Trainable) -> Parameters<'a> {
+        Parameters { source: Source::Checkpoint(checkpoint), adapter: None, trainable: Some(trainable) }
     }
 
     /// Weights without bytes, to plan with.
     pub fn dry(config: &Config, dtype: DType) -> Parameters<'static> {
-        Parameters { source: Source::Shapes(names::expected(config).into_iter().collect(), dtype), adapter: None }
+        let shapes = names::expected(config).into_iter().collect();
+        Parameters { source: Source::Shapes(shapes, dtype), adapter: None, trainable: None }
     }
 
     /// A tensor of the checkpoint, left in its file.
     pub fn weight(&self, name: &str) -> Result<Weight> {
+        if let Some(trained) = self.trainable.and_then(|t| t.tensor(name)) {
+            return Ok(Weight::trained(name, trained));
+        }
         match &self.source {
             Source::Checkpoint(checkpoint) => {
                 let missing = || Error::tensor(&checkpoint.dir, name, "the checkpoint has none of this name");
@@ -62,7 +73,10 @@ impl<'a> Parameters<'a> {
                 let b = Weight::from_f32(&format!("{path}.lora_B"), [module.outputs, module.rank], &module.b)?;
                 Some(linear::Adapter { a, b, scale: module.scale })
             }
-            None => None,
+            None => self.trainable.and_then(|t| t.lora_pair(path)).map(|pair| {
+                let weight = |side: &str, trained| Weight::trained(&format!("{path}.{side}"), trained);
+                linear::Adapter { a: weight("lora_A", pair.a), b: weight("lora_B", pair.b), scale: pair.scale }
+            }),
         };
         Ok(Segment { weight, bias, adapter })
     }

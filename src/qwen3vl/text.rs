@@ -3,14 +3,16 @@
 //! Semantics: transformers `modeling_qwen3_vl.py`, Qwen3VLTextModel.
 
 use super::config::{Config, TextConfig};
+use super::model::Direction;
 use super::parameters::Parameters;
 use super::{names, vision};
-use crate::base::Result;
+use crate::base::{DType, Error, Result};
 use crate::nn::{Embedding, Linear, Norm, NormKind};
 use crate::ops::attention::{Attention, Heads, Mask};
 use crate::ops::attention_cached::AttentionCached;
 use crate::ops::deepstack_add::DeepstackAdd;
-use crate::ops::linear::Activation;
+use crate::ops::linear::{Activation, Segment};
+use crate::ops::linear_loss::LinearLoss;
 use crate::ops::qk_rope::{Append, HeadNorms, QkRope};
 use crate::ops::swiglu::Swiglu;
 use crate::tape::Tape;
@@ -58,12 +60,12 @@ pub enum Attend<'a> {
 }
 
 /// What a forward pass leaves on the tape.
-pub struct Outputs {
+pub struct Hidden {
     /// Embeddings with the image rows in place, then the output of each layer before its deepstack add; the last one
     /// is after the final norm. Kept only when asked for.
-    pub hidden: Vec<Tensor>,
-    /// f32 [R, V]
-    pub logits: Tensor,
+    pub trace: Vec<Tensor>,
+    /// The rows asked for after the final norm [R, D].
+    pub last: Tensor,
 }
 
 impl TextModel {
@@ -108,8 +110,9 @@ impl TextModel {
         })
     }
 
-    /// ids [T] and angles [T, E] become logits of the rows that `rows` names, or of all where None. With `trace`, the
-    /// hidden states are kept.
+    /// ids [T] and angles [T, E] become hidden states of the rows that `rows` names, or of all where None. With `trace`
+    /// those of every layer are kept.
+    #[allow(clippy::too_many_arguments, reason = "the inputs of the text model")]
     pub fn forward(
         &self,
         tape: &mut Tape,
@@ -119,18 +122,18 @@ impl TextModel {
         attend: &Attend,
         rows: Option<Tensor>,
         trace: bool,
-    ) -> Result<Outputs> {
+    ) -> Result<Hidden> {
         tape.scope("text.embed");
-        let mut hidden = Vec::new();
+        let mut kept = Vec::new();
         let mut x = self.embed.apply(tape, ids, visual.map(|v| (v.features.embeds, v.rows)))?;
+        if trace {
+            kept.push(tape.keep(x));
+        }
         for (l, layer) in self.layers.iter().enumerate() {
             tape.scope(format!("text.layer.{l}"));
-            if trace && l == 0 {
-                hidden.push(tape.keep(x));
-            }
             x = self.layer(tape, layer, l, x, angles, attend)?;
             if trace && l + 1 < self.layers.len() {
-                hidden.push(tape.keep(x));
+                kept.push(tape.keep(x));
             }
             if let Some((v, features)) = visual.and_then(|v| Some((v, *v.features.deepstack.get(l)?))) {
                 let y = tape.activation(x.shape);
@@ -139,15 +142,45 @@ impl TextModel {
             }
         }
         tape.scope("text.head");
-        let y = match rows {
+        let last = match rows {
             Some(rows) => self.norm.apply_rows(tape, x, rows)?,
             None => self.norm.apply(tape, x)?,
         };
         if trace {
-            hidden.push(tape.keep(y));
+            kept.push(tape.keep(last));
         }
-        let logits = self.head.logits(tape, y)?;
-        Ok(Outputs { hidden, logits: tape.keep(logits) })
+        Ok(Hidden { trace: kept, last })
+    }
+
+    /// f32 [R, V], kept.
+    pub fn logits(&self, tape: &mut Tape, last: Tensor) -> Result<Tensor> {
+        let logits = self.head.logits(tape, last)?;
+        Ok(tape.keep(logits))
+    }
+
+    /// The loss of each row [R] with its label, kept; where something is trained, with the gradient of `scale` times
+    /// their sum.
+    pub fn loss(
+        &self,
+        tape: &mut Tape,
+        last: Tensor,
+        labels: Tensor,
+        scale: Tensor,
+        direction: Direction,
+    ) -> Result<Tensor> {
+        let [Segment { weight: head, adapter: None, .. }] = &self.head.segments[..] else {
+            return Err(Error::Unsupported(format!(
+                "{} is not trained with an adapter: leave it out of --target-modules",
+                names::LM_HEAD
+            )));
+        };
+        let value = tape.value(DType::F32, [last.shape.rows()]);
+        let losses = tape.keep(value);
+        let trains = tape.requires_gradient(&last) || head.as_trained().is_some();
+        let dx = (trains && direction == Direction::Both).then(|| tape.activation(last.shape));
+        let (head, precision) = (head.clone(), tape.precision());
+        tape.push(LinearLoss { x: last, head, labels, scale, precision, losses, dx })?;
+        Ok(losses)
     }
 
     fn layer(

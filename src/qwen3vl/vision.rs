@@ -55,6 +55,7 @@ pub struct Inputs {
 }
 
 /// image_embeds [U, D], and the deepstack features [U, D] in the order of the text layers that they are added after.
+#[derive(Debug, Clone)]
 pub struct Features {
     pub embeds: Tensor,
     pub deepstack: Vec<Tensor>,
@@ -87,7 +88,9 @@ impl VisionTower {
             position_table: parameters.weight(&names::weight(names::VISION_POSITIONS))?,
             blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
             merger: merger(names::merger(), c)?,
-            deepstack: deepstack.map(|k| merger(names::deepstack_merger(k), config.merged_size())).collect::<Result<_>>()?,
+            deepstack: deepstack
+                .map(|k| merger(names::deepstack_merger(k), config.merged_size()))
+                .collect::<Result<_>>()?,
         })
     }
 

@@ -8,6 +8,7 @@
 mod plan;
 mod print;
 mod record;
+mod rules;
 
 pub use record::Record;
 
@@ -24,6 +25,8 @@ struct Value {
     input: bool,
     /// Read after the run: lives to its end.
     kept: bool,
+    /// Something trained lies behind it.
+    requires_gradient: bool,
 }
 
 /// Records in the order of execution, and the values that they name.
@@ -76,7 +79,7 @@ impl Tape {
         let slot = self.values.len() as u32;
         let tensor =
             Tensor { arena: Arena::Activations, slot, generation: self.generation, dtype, shape: shape.into() };
-        self.values.push(Value { bytes: tensor.bytes(), input: false, kept: false });
+        self.values.push(Value { bytes: tensor.bytes(), input: false, kept: false, requires_gradient: false });
         tensor
     }
 
@@ -91,10 +94,22 @@ impl Tape {
     /// Appends an operation whose arguments fit its contract.
     pub fn push(&mut self, record: impl Into<Record>) -> Result<()> {
         let record = record.into();
-        record.op().contract()?;
+        let op = record.op();
+        op.contract()?;
+        let trains = op.weights().iter().any(|w| w.as_trained().is_some());
+        if trains || op.inputs().iter().any(|t| self.requires_gradient(t)) {
+            for t in op.outputs().iter().filter(|t| t.arena == Arena::Activations) {
+                self.values[t.slot as usize].requires_gradient = true;
+            }
+        }
         self.records.push(record);
         self.scopes.push(self.scope_names.len() - 1);
         Ok(())
+    }
+
+    /// Whether something trained lies behind a value, so that its gradient is worth computing.
+    pub fn requires_gradient(&self, tensor: &Tensor) -> bool {
+        tensor.arena == Arena::Activations && self.values.get(tensor.slot as usize).is_some_and(|v| v.requires_gradient)
     }
 
     pub fn records(&self) -> &[Record] {

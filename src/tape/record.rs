@@ -1,44 +1,36 @@
 //! A record: which word, with which arguments.
 
 use crate::ops::{
-    Op, attention::Attention, attention_cached::AttentionCached, deepstack_add::DeepstackAdd, embed::Embed,
-    linear::Linear, norm::Norm, patch_embed::PatchEmbed, qk_rope::QkRope, sample::Sample, swiglu::Swiglu,
+    Op,
+    attention::{Attention, AttentionBackward},
+    attention_cached::AttentionCached,
+    deepstack_add::{DeepstackAdd, DeepstackAddBackward},
+    embed::{Embed, EmbedBackward},
+    linear::{Linear, LinearBackward},
+    linear_loss::LinearLoss,
+    norm::{Norm, NormBackward},
+    patch_embed::{PatchEmbed, PatchEmbedBackward},
+    qk_rope::{QkRope, QkRopeBackward},
+    sample::Sample,
+    swiglu::{Swiglu, SwigluBackward},
 };
 
-/// One variant a word.
-#[derive(Debug, Clone)]
-pub enum Record {
-    Attention(Attention),
-    AttentionCached(AttentionCached),
-    DeepstackAdd(DeepstackAdd),
-    Embed(Embed),
-    Linear(Linear),
-    Norm(Norm),
-    PatchEmbed(PatchEmbed),
-    QkRope(QkRope),
-    Sample(Sample),
-    Swiglu(Swiglu),
-}
-
-impl Record {
-    pub fn op(&self) -> &dyn Op {
-        match self {
-            Record::Attention(op) => op,
-            Record::AttentionCached(op) => op,
-            Record::DeepstackAdd(op) => op,
-            Record::Embed(op) => op,
-            Record::Linear(op) => op,
-            Record::Norm(op) => op,
-            Record::PatchEmbed(op) => op,
-            Record::QkRope(op) => op,
-            Record::Sample(op) => op,
-            Record::Swiglu(op) => op,
-        }
-    }
-}
-
-macro_rules! from_words {
+macro_rules! records {
     ($($word:ident)*) => {
+        /// One variant a word and direction.
+        #[derive(Debug, Clone)]
+        pub enum Record {
+            $($word($word),)*
+        }
+
+        impl Record {
+            pub fn op(&self) -> &dyn Op {
+                match self {
+                    $(Record::$word(op) => op,)*
+                }
+            }
+        }
+
         $(impl From<$word> for Record {
             fn from(op: $word) -> Record {
                 Record::$word(op)
@@ -46,4 +38,9 @@ macro_rules! from_words {
         })*
     };
 }
-from_words!(Attention AttentionCached DeepstackAdd Embed Linear Norm PatchEmbed QkRope Sample Swiglu);
+
+records!(
+    Attention AttentionBackward AttentionCached DeepstackAdd DeepstackAddBackward Embed EmbedBackward Linear
+    LinearBackward LinearLoss Norm NormBackward PatchEmbed PatchEmbedBackward QkRope QkRopeBackward Sample Swiglu
+    SwigluBackward
+);

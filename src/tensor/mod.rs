@@ -3,9 +3,7 @@
 //! Owns [`Tensor`] (a value of a tape or of the cache) and [`Weight`] (a parameter that stays in the file it came from).
 //! Floor 2: uses `base`. Start at [`Tensor`].
 
-
 mod weight;
-
 
 pub use weight::{Trained, Weight};
 

@@ -1,14 +1,19 @@
 //! All tests of the program in one binary: one link, one report.
 
 mod adapter;
+mod batches;
 mod checkpoint;
 mod config;
 mod dataset;
+mod documents;
 mod folders;
 mod generation_config;
+mod golden_cases;
 mod host_attention;
+mod host_attention_tuned;
 mod host_linear;
 mod host_linear_loss;
+mod host_linear_tuned;
 mod host_norm;
 mod host_optimizer;
 mod host_qk_rope;
@@ -24,3 +29,4 @@ mod safetensors;
 mod support;
 mod train_order;
 mod train_schedule;
+mod training;

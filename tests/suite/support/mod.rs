@@ -1,7 +1,20 @@
 //! What the tests share: the one comparison ([`close`]), reference values ([`golden`]), central differences
-//! ([`differences`]) and numbers to compute with ([`random`]).
+//! ([`differences`]), numbers to compute with ([`random`]) and weights as files hold them ([`stored`]).
 
 pub mod close;
 pub mod differences;
 pub mod golden;
 pub mod random;
+pub mod stored;
+
+use proptest::prelude::ProptestConfig;
+
+/// So many shapes; a failing one is printed, and kept in no file.
+pub fn shapes(cases: u32) -> ProptestConfig {
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// The result of `f` on one thread and on three.
+pub fn threads<T: Send>(f: impl Fn() -> T + Sync) -> [T; 2] {
+    [1, 3].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("threads").install(&f))
+}

@@ -19,7 +19,7 @@ impl Random {
 
     /// 0..n, n at most 2^32.
     pub fn below(&mut self, n: usize) -> usize {
-        ((self.next() >> 32) * n as u64 >> 32) as usize
+        (((self.next() >> 32) * n as u64) >> 32) as usize
     }
 
     /// About normal, with this deviation: the sum of four uniform numbers. The mean is a fifth of the deviation, since

@@ -1,0 +1,222 @@
+//! What is trained: which parameters, and where their numbers, gradients and moments lie.
+//!
+//! All of them are one flat f32 buffer each (values, gradients, first and second moments), so that the optimiser and
+//! the norm of the gradients are one operation; each parameter is a part of it. Parameters that share an optimiser's
+//! settings stand together ([`Group`]).
+
+use super::adapter::Adapter;
+use super::checkpoint::Checkpoint;
+use super::names::{self, LinearModule, Part};
+use crate::base::rng::Stream;
+use crate::base::{DType, Precision, Result, dtype};
+use crate::device::memory::ALIGNMENT;
+use crate::device::{Device, Layout, Place};
+use crate::tensor::{Arena, Tensor, Trained, new_generation};
+use std::collections::HashMap;
+
+/// The stream of random numbers that new adapters start from ("lora").
+const START: u64 = 0x6c6f_7261;
+
+/// One parameter.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The checkpoint's name, or the adapter's: `PATH.lora_A.weight`.
+    pub name: String,
+    pub shape: Vec<usize>,
+    pub trained: Trained,
+}
+
+/// Parameters with the same settings: a range of the flat buffers, whole.
+#[derive(Debug, Clone, Copy)]
+pub struct Group {
+    /// Of the tower and its mergers, which may have a learning rate of their own.
+    pub vision: bool,
+    pub decayed: bool,
+    pub value: Tensor,
+    pub gradient: Tensor,
+    pub first: Tensor,
+    pub second: Tensor,
+}
+
+/// A LoRA pair of one module.
+#[derive(Debug, Clone, Copy)]
+pub struct LoraPair {
+    pub a: Trained,
+    pub b: Trained,
+    pub scale: f32,
+}
+
+pub struct Trainable {
+    pub entries: Vec<Entry>,
+    pub groups: Vec<Group>,
+    /// All values, gradients and moments, flat [n].
+    pub values: Tensor,
+    pub gradients: Tensor,
+    pub first: Tensor,
+    pub second: Tensor,
+    /// The norm of all gradients [1].
+    pub norm: Tensor,
+    lora: HashMap<String, LoraPair>,
+    full: HashMap<String, Trained>,
+    layout: Layout,
+}
+
+/// A parameter before it has a place.
+struct Wanted {
+    name: String,
+    shape: Vec<usize>,
+    vision: bool,
+    decayed: bool,
+}
+
+impl Trainable {
+    /// A LoRA pair for each module, of this rank and scale.
+    pub fn lora(modules: &[LinearModule], rank: usize, scale: f32) -> Trainable {
+        let wanted = modules.iter().flat_map(|m| {
+            let pair = [("lora_A", vec![rank, m.inputs]), ("lora_B", vec![m.outputs, rank])];
+            pair.map(|(side, shape)| Wanted {
+                name: format!("{}.{side}.weight", m.path),
+                shape,
+                vision: m.part != Part::Text,
+                decayed: true,
+            })
+        });
+        let mut trainable = Trainable::place(wanted.collect());
+        let by_name: HashMap<&str, Trained> = trainable.entries.iter().map(|e| (e.name.as_str(), e.trained)).collect();
+        let pair = |path: &str| {
+            let side = |side: &str| by_name.get(format!("{path}.{side}.weight").as_str()).copied();
+            Some(LoraPair { a: side("lora_A")?, b: side("lora_B")?, scale })
+        };
+        trainable.lora = modules.iter().filter_map(|m| Some((m.path.clone(), pair(&m.path)?))).collect();
+        trainable
+    }
+
+    /// Every tensor of the checkpoint. Biases and norms do not decay.
+    pub fn full(checkpoint: &Checkpoint) -> Trainable {
+        let wanted = names::modules(&checkpoint.config).into_iter().flat_map(|m| {
+            let vision = m.part != Part::Text;
+            let norm = matches!(m.kind, names::Kind::Norm { .. });
+            let of = move |(i, (name, shape)): (usize, (String, Vec<usize>))| Wanted {
+                name,
+                shape,
+                vision,
+                decayed: i == 0 && !norm,
+            };
+            m.tensors().into_iter().enumerate().map(of).collect::<Vec<_>>()
+        });
+        let mut trainable = Trainable::place(wanted.collect());
+        trainable.full = trainable.entries.iter().map(|e| (e.name.clone(), e.trained)).collect();
+        trainable
+    }
+
+    fn place(mut wanted: Vec<Wanted>) -> Trainable {
+        wanted.sort_by_key(|w| (w.vision, !w.decayed));
+        let unit = ALIGNMENT / DType::F32.bytes();
+        let size = |w: &Wanted| w.shape.iter().product::<usize>().next_multiple_of(unit);
+        let n: usize = wanted.iter().map(size).sum();
+        let generation = new_generation();
+        let mut layout = Layout::sequential(generation, [4 * n, 4 * n, 4 * n, 4 * n, 4]);
+        let starts: Vec<usize> = layout.places.iter().map(|p| p.offset).collect();
+        let tensor = |slot: usize, shape: &[usize]| Tensor {
+            arena: Arena::Parameters,
+            slot: slot as u32,
+            generation,
+            dtype: DType::F32,
+            shape: match shape {
+                [n] => [*n].into(),
+                [n, rest @ ..] => [*n, rest.iter().product()].into(),
+                [] => [1].into(),
+            },
+        };
+        // a part of one of the four buffers gets a slot of its own
+        let mut part = |buffer: usize, offset: usize, shape: &[usize]| {
+            let bytes = 4 * shape.iter().product::<usize>();
+            layout.places.push(Place { offset: starts[buffer] + 4 * offset, bytes });
+            tensor(layout.places.len() - 1, shape)
+        };
+        let (mut entries, mut groups, mut offset) = (Vec::new(), Vec::new(), 0);
+        for group in wanted.chunk_by(|a, b| (a.vision, a.decayed) == (b.vision, b.decayed)) {
+            let from = offset;
+            for w in group {
+                let trained = Trained { value: part(0, offset, &w.shape), gradient: part(1, offset, &w.shape) };
+                entries.push(Entry { name: w.name.clone(), shape: w.shape.clone(), trained });
+                offset += size(w);
+            }
+            let [value, gradient, first, second] = [0, 1, 2, 3].map(|buffer| part(buffer, from, &[offset - from]));
+            let Wanted { vision, decayed, .. } = group[0];
+            groups.push(Group { vision, decayed, value, gradient, first, second });
+        }
+        let [values, gradients, first, second] = [0, 1, 2, 3].map(|slot| tensor(slot, &[n]));
+        let norm = tensor(4, &[1]);
+        let (lora, full) = (HashMap::new(), HashMap::new());
+        Trainable { entries, groups, values, gradients, first, second, norm, lora, full, layout }
+    }
+
+    /// The trained pair of a module.
+    pub fn lora_pair(&self, path: &str) -> Option<LoraPair> {
+        self.lora.get(path).copied()
+    }
+
+    /// A tensor of the checkpoint that is trained itself.
+    pub fn tensor(&self, name: &str) -> Option<Trained> {
+        self.full.get(name).copied()
+    }
+
+    /// Whether the tower or a merger is trained, so that image features change from step to step.
+    pub fn trains_vision(&self) -> bool {
+        self.groups.iter().any(|g| g.vision)
+    }
+
+    /// Trained numbers in all.
+    pub fn parameters(&self) -> usize {
+        self.entries.iter().map(|e| e.shape.iter().product::<usize>()).sum()
+    }
+
+    /// Bytes of values, gradients and moments.
+    pub fn bytes(&self) -> usize {
+        self.layout.bytes
+    }
+
+    /// Lays the device's parameter arena out: all zeros.
+    pub fn allocate(&self, device: &mut Device) -> Result<()> {
+        let memory = device.memory();
+        memory.lay_out(Arena::Parameters, self.layout.clone())?;
+        let zeros = vec![0.0; self.values.shape.elements()];
+        [self.values, self.gradients, self.first, self.second].iter().try_for_each(|t| memory.write_f32(*t, &zeros))
+    }
+
+    /// A new adapter's start, as PEFT draws it: A uniform within 1 / sqrt(inputs) (Kaiming with a = sqrt(5)), B zero. A
+    /// module's numbers depend on the seed and its name only.
+    pub fn start_lora(&self, device: &mut Device, seed: u64) -> Result<()> {
+        for entry in self.entries.iter().filter(|e| e.name.ends_with(".lora_A.weight")) {
+            let name = entry.name.bytes().fold(0u64, |h, b| h.wrapping_mul(0x0100_0000_01b3) ^ b as u64);
+            let stream = Stream::new(seed, &[START, name]);
+            let bound = 1.0 / (entry.shape[1] as f32).sqrt();
+            let n = entry.shape.iter().product::<usize>() as u64;
+            let values: Vec<f32> = (0..n).map(|i| (2.0 * stream.uniform(i) - 1.0) * bound).collect();
+            device.memory().write_f32(entry.trained.value, &values)?;
+        }
+        Ok(())
+    }
+
+    /// The numbers of an adapter of the same modules and rank.
+    pub fn start_from(&self, device: &mut Device, adapter: &Adapter) -> Result<()> {
+        for entry in &self.entries {
+            let path = entry.name.strip_suffix(".lora_A.weight").or(entry.name.strip_suffix(".lora_B.weight"));
+            let Some(module) = path.and_then(|p| adapter.modules.get(p)) else { continue };
+            let values = if entry.name.ends_with(".lora_A.weight") { &module.a } else { &module.b };
+            device.memory().write_f32(entry.trained.value, values)?;
+        }
+        Ok(())
+    }
+
+    /// The numbers of the checkpoint.
+    pub fn start_full(&self, device: &mut Device, checkpoint: &Checkpoint) -> Result<()> {
+        for entry in &self.entries {
+            let Some(stored) = checkpoint.tensor(&entry.name) else { continue };
+            let values = dtype::widened(stored.entry.dtype, stored.bytes(), Precision::F32);
+            device.memory().write_f32(entry.trained.value, &values)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,176 @@
+//! One optimiser step: micro-batches add to the gradients, their norm is taken, AdamW moves the parameters.
+
+use crate::base::Result;
+use crate::host::adamw;
+use crate::infer::engine::Engine;
+use crate::io::HostTensor;
+use crate::ops::Op;
+use crate::ops::adamw::AdamW;
+use crate::ops::grad_norm::GradNorm;
+use crate::qwen3vl::model::{Direction, ImageFeatures, Images, Labels};
+use crate::qwen3vl::pack::{Packed, Sequence};
+use crate::qwen3vl::trainable::{Entry, Trainable};
+use crate::tape::Tape;
+
+/// One sample, ready to be learnt.
+#[derive(Debug, Clone)]
+pub struct Example {
+    /// Without pixels where the features are there.
+    pub sequence: Sequence,
+    /// Which ids are learnt.
+    pub labels: Vec<bool>,
+    /// What the frozen tower made of the images.
+    pub features: Option<ImageFeatures>,
+}
+
+impl Example {
+    /// Tokens that are learnt: those marked, apart from a first one, which nothing predicts.
+    pub fn label_tokens(&self) -> usize {
+        self.labels.iter().skip(1).filter(|l| **l).count()
+    }
+}
+
+/// The numbers of one step of the optimiser.
+#[derive(Debug, Clone, Copy)]
+pub struct Optimizer {
+    /// From 1.
+    pub number: u32,
+    pub learning_rate: f64,
+    pub vision_learning_rate: f64,
+    pub betas: [f64; 2],
+    pub eps: f64,
+    pub weight_decay: f64,
+    pub max_norm: Option<f64>,
+}
+
+/// A model in training. The engine runs it on its device; it answers prompts too, for evaluation on the way.
+pub struct Trainer {
+    pub engine: Engine,
+    pub trainable: Trainable,
+}
+
+impl Trainer {
+    /// Whether image features stay the same, and can be kept.
+    pub fn keeps_features(&self) -> bool {
+        !self.trainable.trains_vision()
+    }
+
+    /// What the frozen tower makes of a sequence's images; None without images.
+    pub fn features(&mut self, sequence: &Sequence) -> Result<Option<ImageFeatures>> {
+        if sequence.grids.is_empty() {
+            return Ok(None);
+        }
+        let Engine { model, device, precision, .. } = &mut self.engine;
+        let packed = Packed::new(&[sequence], model.config.vision.merge_size)?;
+        let mut tape = Tape::new(*precision);
+        let pass = model.vision(&mut tape, &packed)?;
+        tape.begin(device)?;
+        model.write_vision(device, &pass, &packed)?;
+        tape.run(device, &mut |_, _| ())?;
+        let mut read = |t| device.memory().read_f32(t);
+        let embeds = read(pass.features.embeds)?;
+        let deepstack = pass.features.deepstack.iter().map(|f| read(*f)).collect::<Result<_>>()?;
+        Ok(Some(ImageFeatures { embeds, deepstack }))
+    }
+
+    /// Forgets the gradients.
+    pub fn zero_gradients(&mut self) -> Result<()> {
+        let zeros = vec![0.0; self.trainable.gradients.shape.elements()];
+        self.engine.device.memory().write_f32(self.trainable.gradients, &zeros)
+    }
+
+    /// Adds the gradients of `scale` times the sum of the losses of all label tokens of these examples. Returns each
+    /// example's losses, summed.
+    pub fn micro_batch(&mut self, examples: &[&Example], scale: f32) -> Result<Vec<f64>> {
+        self.pass(examples, Some(scale))
+    }
+
+    /// Each example's losses, summed, without gradients.
+    pub fn losses(&mut self, examples: &[&Example]) -> Result<Vec<f64>> {
+        self.pass(examples, None)
+    }
+
+    fn pass(&mut self, examples: &[&Example], scale: Option<f32>) -> Result<Vec<f64>> {
+        let keeps_features = self.keeps_features();
+        let Engine { model, device, precision, .. } = &mut self.engine;
+        let sequences: Vec<&Sequence> = examples.iter().map(|e| &e.sequence).collect();
+        let packed = Packed::new(&sequences, model.config.vision.merge_size)?;
+        let labels = labels(&packed, examples);
+        if labels.ids.is_empty() {
+            return Ok(vec![0.0; examples.len()]);
+        }
+        let features: Vec<&ImageFeatures> = examples.iter().filter_map(|e| e.features.as_ref()).collect();
+        let images = if keeps_features { Images::Features(&features) } else { Images::Pixels };
+        let mut tape = Tape::new(*precision);
+        let direction = if scale.is_some() { Direction::Both } else { Direction::Forward };
+        let pass = model.loss(&mut tape, &packed, labels.ids.len(), images, direction)?;
+        if direction == Direction::Both {
+            tape.backward()?;
+        }
+        tape.begin(device)?;
+        model.write_loss(device, &pass, &packed, &labels, scale.unwrap_or(0.0), images)?;
+        tape.run(device, &mut |_, _| ())?;
+        let losses = device.memory().read_f32(pass.losses)?;
+        let mut losses = losses.iter().map(|l| *l as f64);
+        Ok(examples.iter().map(|e| losses.by_ref().take(e.label_tokens()).sum()).collect())
+    }
+
+    /// The length of all gradients together, before any clipping.
+    pub fn gradient_norm(&mut self) -> Result<f64> {
+        let op = GradNorm { gradients: self.trainable.gradients, norm: self.trainable.norm };
+        op.contract()?;
+        op.forward(&mut self.engine.device)?;
+        Ok(self.engine.device.memory().read_f32(self.trainable.norm)?[0] as f64)
+    }
+
+    /// Moves the parameters, with the norm that [`Trainer::gradient_norm`] left on the device.
+    pub fn update(&mut self, o: &Optimizer) -> Result<()> {
+        for group in &self.trainable.groups {
+            let step = adamw::Step {
+                number: o.number,
+                learning_rate: if group.vision { o.vision_learning_rate } else { o.learning_rate },
+                beta1: o.betas[0],
+                beta2: o.betas[1],
+                eps: o.eps,
+                weight_decay: if group.decayed { o.weight_decay } else { 0.0 },
+                gradient_scale: 1.0,
+            };
+            let (value, gradient, first, second) = (group.value, group.gradient, group.first, group.second);
+            let (norm, max_norm) = (self.trainable.norm, o.max_norm);
+            let op = AdamW { value, gradient, first, second, norm, max_norm, step };
+            op.contract()?;
+            op.forward(&mut self.engine.device)?;
+        }
+        Ok(())
+    }
+
+    /// Every trained tensor's gradient, under its name.
+    pub fn gradients(&mut self) -> Result<Vec<(String, HostTensor)>> {
+        let memory = self.engine.device.memory();
+        let read = |e: &Entry| {
+            Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.gradient)?)))
+        };
+        self.trainable.entries.iter().map(read).collect()
+    }
+
+    /// Every trained tensor's numbers, under its name.
+    pub fn values(&mut self) -> Result<Vec<(String, HostTensor)>> {
+        let memory = self.engine.device.memory();
+        let read = |e: &Entry| {
+            Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.value)?)))
+        };
+        self.trainable.entries.iter().map(read).collect()
+    }
+}
+
+/// The rows that predict label tokens, and the tokens.
+fn labels(packed: &Packed, examples: &[&Example]) -> Labels {
+    let mut labels = Labels { rows: Vec::new(), ids: Vec::new() };
+    for (example, start) in examples.iter().zip(&packed.starts) {
+        for (t, _) in example.labels.iter().enumerate().skip(1).filter(|(_, l)| **l) {
+            labels.rows.push(start + t as i32 - 1);
+            labels.ids.push(example.sequence.ids[t] as i32);
+        }
+    }
+    labels
+}

@@ -1,0 +1,136 @@
+//! The training step against a run of PEFT (tests/golden/cases/uneven.train.mixed: text, vision, merger and deepstack
+//! targets, rsLoRA, weight decay): first gradients, then loss and norm of every step, then the final adapter.
+
+use std::path::{Path, PathBuf};
+use vlm::base::Precision;
+use vlm::data::dataset::{OnBad, read_dataset};
+use vlm::device::Device;
+use vlm::infer::engine::Engine;
+use vlm::io::safetensors::SafetensorsFile;
+use vlm::io::{HostData, HostTensor};
+use vlm::qwen3vl::adapter::Adapter;
+use vlm::qwen3vl::checkpoint::Checkpoint;
+use vlm::qwen3vl::model::Model;
+use vlm::qwen3vl::names;
+use vlm::qwen3vl::prepare::Preparer;
+use vlm::qwen3vl::processor::read_patch_spec;
+use vlm::qwen3vl::template::Ending;
+use vlm::qwen3vl::trainable::Trainable;
+use vlm::train::step::{Example, Optimizer, Trainer};
+
+fn cases() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases")
+}
+
+fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn numbers(tensor: &HostTensor) -> &[f32] {
+    match &tensor.data {
+        HostData::F32(values) => values,
+        HostData::I64(_) => panic!("whole numbers"),
+    }
+}
+
+/// Relative L2 distance; infinite where shapes differ or anything is not finite.
+fn distance(got: &HostTensor, want: &HostTensor) -> f64 {
+    let (got_values, want_values) = (numbers(got), numbers(want));
+    if got.shape != want.shape || got_values.iter().any(|x| !x.is_finite()) {
+        return f64::INFINITY;
+    }
+    let square: f64 = got_values.iter().zip(want_values).map(|(g, w)| (*g as f64 - *w as f64).powi(2)).sum();
+    let norm: f64 = want_values.iter().map(|w| (*w as f64).powi(2)).sum();
+    (square / norm.max(1e-300)).sqrt()
+}
+
+fn follow(precision: Precision, bounds: [f64; 4]) {
+    let run = cases().join("uneven.train.mixed");
+    let checkpoint = Checkpoint::open(&cases().join("uneven")).unwrap();
+    let spec = json(&run.join("spec.json"));
+    let init = Adapter::open(&run.join("init_adapter"), &checkpoint.config).unwrap();
+    let modules: Vec<_> =
+        names::linear_modules(&checkpoint.config).into_iter().filter(|m| init.modules.contains_key(&m.path)).collect();
+    let first = init.modules.values().next().unwrap();
+    let trainable = Trainable::lora(&modules, first.rank, first.scale);
+    let mut device = Device::host();
+    trainable.allocate(&mut device).unwrap();
+    trainable.start_from(&mut device, &init).unwrap();
+    let model = Model::training(&checkpoint, &trainable).unwrap();
+    let mut trainer = Trainer { engine: Engine::new(model, device, precision), trainable };
+    let patches = read_patch_spec(&checkpoint.dir).unwrap();
+    let preparer = Preparer::open(&checkpoint.dir, &checkpoint.config, patches).unwrap();
+    let data = read_dataset(&cases().join("train.jsonl"), None, OnBad::Fail).unwrap();
+    let examples: Vec<Example> = data
+        .samples
+        .iter()
+        .map(|s| {
+            let prepared = preparer.prepare(&s.conversation, Ending::Complete).unwrap();
+            Example { sequence: prepared.sequence, labels: prepared.labels, features: None }
+        })
+        .collect();
+    let metrics: Vec<serde_json::Value> = std::fs::read_to_string(run.join("metrics.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let batch = spec["batch_size"].as_u64().unwrap() as usize;
+    let batches = std::iter::repeat_with(|| examples.chunks(batch)).flatten();
+    let mut steps = 0;
+    for (row, batch) in metrics.iter().zip(batches) {
+        let step = row["step"].as_u64().unwrap();
+        let n: usize = batch.iter().map(Example::label_tokens).sum();
+        trainer.zero_gradients().unwrap();
+        let batch: Vec<&Example> = batch.iter().collect();
+        let loss: f64 = trainer.micro_batch(&batch, 1.0 / n as f32).unwrap().iter().sum::<f64>() / n as f64;
+        let norm = trainer.gradient_norm().unwrap();
+        if step == 1 {
+            let want = SafetensorsFile::open(&run.join("first_gradients.safetensors")).unwrap();
+            let got = trainer.gradients().unwrap();
+            assert_eq!(got.len(), want.tensors().len());
+            for (name, got) in &got {
+                let want = HostTensor::read(&want, &format!("base_model.model.{name}")).unwrap();
+                let d = distance(got, &want);
+                assert!(d <= bounds[0], "gradient of {name}: {d:.2e}");
+            }
+        }
+        let near = |what: &str, got: f64, bound: f64| {
+            let want = row[what].as_f64().unwrap();
+            let d = (got - want).abs() / want.abs();
+            assert!(d <= bound, "{what} of step {step}: {got}, wanted {want} ({d:.2e})");
+        };
+        near("loss", loss, bounds[1]);
+        near("grad_norm", norm, bounds[2]);
+        let lr = row["lr"].as_f64().unwrap();
+        let optimizer = Optimizer {
+            number: step as u32,
+            learning_rate: lr,
+            vision_learning_rate: lr,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: spec["weight_decay"].as_f64().unwrap(),
+            max_norm: spec["max_grad_norm"].as_f64(),
+        };
+        trainer.update(&optimizer).unwrap();
+        steps += 1;
+    }
+    assert_eq!(steps, metrics.len());
+    let want = SafetensorsFile::open(&run.join("final_adapter/adapter_model.safetensors")).unwrap();
+    for (name, got) in trainer.values().unwrap() {
+        let want = HostTensor::read(&want, &format!("base_model.model.{name}")).unwrap();
+        let d = distance(&got, &want);
+        assert!(d <= bounds[3], "final {name}: {d:.2e}");
+    }
+}
+
+#[test]
+fn follows_peft_in_f32() {
+    follow(Precision::F32, [1e-4, 5e-5, 1e-4, 1e-3]);
+}
+
+/// The bounds are those within which transformers itself stays in bf16 (weights and activations rounded, adapters f32),
+/// with about half as much again.
+#[test]
+fn follows_peft_in_bf16() {
+    follow(Precision::Bf16, [1.2e-1, 2e-2, 3e-2, 3e-2]);
+}
