@@ -3,6 +3,7 @@
 //! Floor 9: may use everything; the only room that writes to stdout. Start at [`main`], then [`generate`].
 
 mod compute;
+mod data;
 mod doctor;
 mod dump;
 mod eval;
@@ -13,6 +14,7 @@ mod merge;
 mod model;
 mod preprocess;
 mod progress;
+pub mod train;
 mod verify;
 
 use crate::base::Result;
@@ -34,6 +36,7 @@ enum Command {
     Preprocess(preprocess::Preprocess),
     Dump(dump::Dump),
     Verify(verify::Verify),
+    Data(data::Data),
     Init(init::Init),
     Inspect(inspect::Inspect),
     Doctor(doctor::Doctor),
@@ -51,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Preprocess(c) => c.run(),
         Command::Dump(c) => c.run(),
         Command::Verify(c) => c.run(),
+        Command::Data(c) => c.run(),
         Command::Init(c) => c.run(),
         Command::Inspect(c) => c.run(),
         Command::Doctor(c) => c.run(),

@@ -15,8 +15,8 @@ use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-const CONFIG_FILE: &str = "adapter_config.json";
-const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
+pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 #[derive(Debug, Clone)]
 pub struct AdapterConfig {
@@ -30,11 +30,25 @@ pub struct AdapterConfig {
     /// What the adapter says it was trained on; a name or a path.
     pub base_model: Option<String>,
     /// Ranks and alphas of single modules; the first pattern that matches counts.
-    rank_pattern: Vec<(Pattern, usize)>,
-    alpha_pattern: Vec<(Pattern, f64)>,
+    pub(super) rank_pattern: Vec<(Pattern, usize)>,
+    pub(super) alpha_pattern: Vec<(Pattern, f64)>,
 }
 
 impl AdapterConfig {
+    /// One rank and one scale for all that `targets` select.
+    pub fn new(rank: usize, alpha: f64, dropout: f64, use_rslora: bool, targets: Targets) -> Self {
+        AdapterConfig {
+            rank,
+            alpha,
+            dropout,
+            use_rslora,
+            selection: Selection { targets, exclude: None, layers: None },
+            base_model: None,
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+        }
+    }
+
     /// Reads `adapter_config.json` in `dir`. Errors name file and key.
     pub fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG_FILE);

@@ -4,9 +4,10 @@
 //! forward pass onto a tape, [`positions`] says where tokens and patches are. A prompt is built by [`prompt`] (with
 //! [`template`] and [`tokenizer`]) and joined with its pictures by [`prepare`]. [`config`] and [`names`] are the one
 //! place that knows how a checkpoint calls things; [`checkpoint`] and [`adapter`] read folders, [`merge`] and [`init`]
-//! write them through [`save`].
+//! write them through [`save`], [`adapter_write`] those of adapters.
 
 pub mod adapter;
+pub mod adapter_write;
 pub mod checkpoint;
 pub mod config;
 mod config_keys;

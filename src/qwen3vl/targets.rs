@@ -8,11 +8,16 @@ use super::config::Config;
 use super::names::{self, Kind, LinearModule};
 use crate::base::error::first_of;
 use crate::base::{Error, Result};
-use std::collections::BTreeSet;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A regex with look-ahead and look-behind, compiled.
 #[derive(Debug, Clone)]
-pub struct Pattern(fancy_regex::Regex);
+pub struct Pattern {
+    regex: fancy_regex::Regex,
+    /// As it was written.
+    text: String,
+}
 
 impl Pattern {
     /// One that must match the whole of a path, as Python's `re.fullmatch`.
@@ -26,12 +31,18 @@ impl Pattern {
     }
 
     fn compile(text: &str, whole: &str) -> Result<Self, String> {
-        fancy_regex::Regex::new(whole).map(Pattern).map_err(|e| format!("{text} is no valid regex: {e}"))
+        let regex = fancy_regex::Regex::new(whole).map_err(|e| format!("{text} is no valid regex: {e}"))?;
+        Ok(Pattern { regex, text: text.into() })
+    }
+
+    /// As it was written, without what says where it must match.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// Errors: the pattern needs too many steps for this path.
     pub fn matches(&self, path: &str) -> Result<bool, String> {
-        self.0.is_match(path).map_err(|e| format!("the regex {} cannot be tried on {path}: {e}", self.0.as_str()))
+        self.regex.is_match(path).map_err(|e| format!("the regex {} cannot be tried on {path}: {e}", self.text))
     }
 }
 
@@ -57,6 +68,42 @@ impl Targets {
             Ok(Targets::Names(pieces.into_iter().map(String::from).collect()))
         } else {
             Pattern::full(text).map(Targets::Regex).map_err(|e| Error::Usage(format!("target modules: {e}")))
+        }
+    }
+
+    /// A regex that matches these paths and no others. Those of the same layers share a branch.
+    pub fn exactly<'a>(paths: impl IntoIterator<Item = &'a str>) -> Result<Targets, String> {
+        // what is before the number, what follows it -> numbers; an unnumbered path has none
+        let mut numbers: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+        for path in paths {
+            let number = path.split('.').find(|piece| piece.bytes().all(|b| b.is_ascii_digit()));
+            match number.and_then(|n| Some((path.split_once(&format!(".{n}."))?, n))) {
+                Some(((before, after), n)) => numbers.entry((before, after)).or_default().push(n),
+                None => _ = numbers.entry((path, "")).or_default(),
+            }
+        }
+        let mut branches: BTreeMap<(&str, Vec<&str>), Vec<&str>> = BTreeMap::new();
+        for ((before, after), numbers) in numbers {
+            branches.entry((before, numbers)).or_default().push(after);
+        }
+        let any_of = |pieces: &[&str]| match pieces {
+            [one] => fancy_regex::escape(one).into_owned(),
+            many => format!("(?:{})", many.iter().map(|p| fancy_regex::escape(p)).collect::<Vec<_>>().join("|")),
+        };
+        let branch = |((before, numbers), after): (&(&str, Vec<&str>), &Vec<&str>)| match numbers[..] {
+            [] => any_of(&[*before]),
+            _ => format!(r"{}\.{}\.{}", any_of(&[*before]), any_of(numbers), any_of(after)),
+        };
+        let text = branches.iter().map(branch).collect::<Vec<_>>().join("|");
+        Pattern::full(&text).map(Targets::Regex)
+    }
+
+    /// As `target_modules` of adapter_config.json spells it.
+    pub fn to_json(&self) -> Value {
+        match self {
+            Targets::Names(names) => names.clone().into(),
+            Targets::Regex(pattern) => pattern.text().into(),
+            Targets::AllLinear => "all-linear".into(),
         }
     }
 
@@ -97,7 +144,7 @@ impl Layers {
     fn contain(&self, path: &str) -> Result<bool, String> {
         for pattern in &self.patterns {
             let found =
-                pattern.0.captures(path).map_err(|e| format!("layers_pattern cannot be tried on {path}: {e}"))?;
+                pattern.regex.captures(path).map_err(|e| format!("layers_pattern cannot be tried on {path}: {e}"))?;
             if let Some(found) = found {
                 let number = found.name("idx").or_else(|| found.get(1)).and_then(|digits| digits.as_str().parse().ok());
                 return Ok(number.is_some_and(|number: usize| self.indexes.contains(&number)));

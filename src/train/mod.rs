@@ -4,6 +4,15 @@
 //! it learns from ([`order`]) and at which rate ([`schedule`]) follows from its number alone, so that a resumed run needs
 //! no state of theirs.
 
+pub mod checkpoint;
+pub mod config_file;
+pub mod events;
+pub mod fingerprint;
+pub mod log_file;
+pub mod lora;
+pub mod metrics;
 pub mod order;
+pub mod run_folder;
 pub mod schedule;
+pub mod settings;
 pub mod step;

@@ -1,9 +1,11 @@
 //! All tests of the program in one binary: one link, one report.
 
 mod adapter;
+mod adapter_write;
 mod batches;
 mod checkpoint;
 mod config;
+mod data_import;
 mod dataset;
 mod documents;
 mod folders;
@@ -27,6 +29,10 @@ mod names;
 mod prompt;
 mod safetensors;
 mod support;
+mod train_fingerprint;
+mod train_lora;
 mod train_order;
+mod train_run_folder;
 mod train_schedule;
+mod train_settings;
 mod training;

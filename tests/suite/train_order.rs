@@ -79,7 +79,7 @@ proptest! {
     }
 
     #[test]
-    fn picks_are_nested_and_within_one_sample_of_each_share(
+    fn picks_are_nested_and_apportioned_as_webster_does(
         sizes in prop::collection::vec(1..20_usize, 1..6), seed in 0..9_u64, part in 0.0..1.0_f64,
     ) {
         let names = ["a", "b", "c", "d", "e"];
@@ -91,12 +91,14 @@ proptest! {
         prop_assert!(picked.is_sorted() && picked.windows(2).all(|w| w[0] != w[1]));
         let larger = pick(&labels, (n + 7).min(labels.len()), Spread::Stratified, seed, "--subset").unwrap();
         prop_assert!(picked.iter().all(|i| larger.contains(i)));
-        for (&size, name) in sizes.iter().zip(names) {
-            let got = picked.iter().filter(|&&i| labels[i] == Some(name)).count() as f64;
-            let share = n as f64 * size as f64 / labels.len() as f64;
-            // Webster's method stays within one seat of the share for up to three parties; beyond that it may, rarely,
-            // leave it by a little more.
-            prop_assert!((got - share).abs() < if sizes.len() <= 3 { 1.0 } else { 2.0 }, "{got} of {share}");
+        // What characterises the method (Balinski and Young): no seat would be better with another class, that is
+        // (2 k_a - 1) / m_a <= (2 k_b + 1) / m_b for all classes a and b that have seats and members left.
+        let count = |name| picked.iter().filter(|&&i| labels[i] == Some(name)).count();
+        let seats: Vec<(usize, usize)> = sizes.iter().zip(names).map(|(&m, name)| (count(name), m)).collect();
+        for &(a, of_a) in seats.iter().filter(|(a, _)| *a > 0) {
+            for &(b, of_b) in seats.iter().filter(|(b, m)| b < m) {
+                prop_assert!((2 * a - 1) * of_b <= (2 * b + 1) * of_a, "{seats:?}");
+            }
         }
     }
 }

@@ -1,0 +1,176 @@
+//! `vlm train`: the flags, and the settings that they and a recipe make together.
+
+use crate::base::Result;
+use crate::train::config_file;
+use crate::train::settings::Settings;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// Fine-tune a model on labelled photos or conversations: LoRA, or every weight with --full
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: vlm train --model Qwen3-VL-2B-Instruct --data train.jsonl --out runs/cars \\
+           --eval-data validation.jsonl
+         vlm train --config recipes/one-dollar.toml --model Qwen3-VL-8B-Instruct --data train.jsonl --out runs/cars")]
+pub struct Train {
+    /// A TOML file of the settings below, named as the flags; flags win, its paths are relative to it
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub given: Given,
+    /// Go on where an earlier run in the folder stopped; the settings and the data must be the same
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+    /// Replace an earlier run in the folder
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Read and check everything, say what would be trained, for how many steps, in how much memory; train nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Write every trained tensor's gradient at step 1, before clipping, under the adapter's names
+    #[arg(long, value_name = "FILE")]
+    pub dump_first_gradients: Option<PathBuf>,
+}
+
+/// Settings that were given as flags; what is None or false was not.
+#[derive(Debug, clap::Args, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Given {
+    /// A checkpoint folder as Hugging Face publishes it
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// The training set, JSONL
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Folder of the run: adapter, metrics, checkpoints
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// What to ask where the lines only hold an image and a label
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Leave lines out that cannot be read, and count them
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    skip_bad: bool,
+    /// Where to compute [default: auto, CUDA where it works, else the CPU]
+    #[arg(long, value_parser = ["auto", "cpu", "cuda", "emulated"])]
+    device: Option<String>,
+    /// What activations and weights are stored in while computing [default: f32 on the CPU, bf16 on a GPU]
+    #[arg(long, value_parser = ["f32", "bf16"])]
+    precision: Option<String>,
+    /// Use at most so many bytes of the device's memory [default: what is free]
+    #[arg(long, value_name = "BYTES")]
+    memory: Option<u64>,
+    /// Enlarge pictures to at least this many pixels [default: the model's]
+    #[arg(long, value_name = "N")]
+    min_pixels: Option<u64>,
+    /// Shrink pictures to at most this many pixels [default: the model's]
+    #[arg(long, value_name = "N")]
+    max_pixels: Option<u64>,
+
+    /// Rank of the adapters' matrices [default: 16]
+    #[arg(long, value_name = "N", help_heading = "What is trained")]
+    rank: Option<usize>,
+    /// An adapter's product is multiplied with alpha / rank [default: 32]
+    #[arg(long, value_name = "X", help_heading = "What is trained")]
+    alpha: Option<f64>,
+    /// Part of an adapter's input that is left out at random [default: 0]
+    #[arg(long, value_name = "X", help_heading = "What is trained")]
+    dropout: Option<f64>,
+    /// Names of modules, or one regex for their whole paths [default: all seven of the language model's layers]
+    #[arg(long, value_name = "A,B,C|REGEX", help_heading = "What is trained")]
+    target_modules: Option<String>,
+    /// Adapters on the blocks of the vision tower too
+    #[arg(long, help_heading = "What is trained")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    lora_vision: bool,
+    /// Adapters on the mergers too, which make tokens of patches
+    #[arg(long, help_heading = "What is trained")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    lora_merger: bool,
+    /// Scale by alpha / sqrt(rank) instead of alpha / rank
+    #[arg(long, num_args = 0, default_missing_value = "true", help_heading = "What is trained")]
+    rslora: Option<bool>,
+    /// Start from this adapter, and take rank, alpha and targets from it
+    #[arg(long, value_name = "DIR", help_heading = "What is trained")]
+    init_adapter: Option<PathBuf>,
+    /// Train every weight of the model instead of adapters
+    #[arg(long, help_heading = "What is trained")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    full: bool,
+
+    /// Peak learning rate [default: 2e-4]
+    #[arg(long, value_name = "X", help_heading = "Optimiser")]
+    learning_rate: Option<f64>,
+    /// Peak learning rate of the vision tower and the mergers [default: --learning-rate]
+    #[arg(long, value_name = "X", help_heading = "Optimiser")]
+    vision_learning_rate: Option<f64>,
+    /// AdamW's, decoupled; with --full not on biases and norms [default: 0]
+    #[arg(long, value_name = "X", help_heading = "Optimiser")]
+    weight_decay: Option<f64>,
+    /// AdamW's [default: 0.9,0.999]
+    #[arg(long, value_name = "X,X", value_parser = betas, help_heading = "Optimiser")]
+    betas: Option<[f64; 2]>,
+    /// How the learning rate falls after the warm-up, as Hugging Face's schedules [default: cosine]
+    #[arg(long, value_parser = ["cosine", "linear", "constant"], help_heading = "Optimiser")]
+    schedule: Option<String>,
+    /// Steps over which the learning rate rises from 0 [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Optimiser")]
+    warmup_steps: Option<u64>,
+    /// The same as a part of all steps, rounded up
+    #[arg(long, value_name = "X", help_heading = "Optimiser")]
+    warmup_ratio: Option<f64>,
+    /// Longer gradients are shortened to this; 0 leaves them [default: 1]
+    #[arg(long, value_name = "X", help_heading = "Optimiser")]
+    max_grad_norm: Option<f64>,
+
+    /// Samples computed together [default: 4]
+    #[arg(long, value_name = "N", help_heading = "Order and length")]
+    batch_size: Option<usize>,
+    /// Batches whose gradients make one step [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Order and length")]
+    grad_accumulation: Option<usize>,
+    /// How often every sample is seen [default: 3]
+    #[arg(long, value_name = "N", help_heading = "Order and length")]
+    epochs: Option<u64>,
+    /// Length in steps instead of epochs
+    #[arg(long, value_name = "N", help_heading = "Order and length")]
+    max_steps: Option<u64>,
+    /// The same seed gives the same run [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Order and length")]
+    seed: Option<u64>,
+    /// Learn in the order of the file
+    #[arg(long, help_heading = "Order and length")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    no_shuffle: bool,
+    /// Train on N samples, each class in proportion; a smaller subset lies within a larger one
+    #[arg(long, value_name = "N", help_heading = "Order and length")]
+    subset: Option<usize>,
+    /// Check that N samples, spread over the classes, can be learnt: no schedule, until the loss is near 0
+    #[arg(long, value_name = "N", help_heading = "Order and length")]
+    overfit: Option<usize>,
+
+    /// Score the adapter on these samples on the way, and keep the best; never the set that is reported as the test set
+    #[arg(long, value_name = "FILE", help_heading = "Evaluation and checkpoints")]
+    eval_data: Option<PathBuf>,
+    /// Steps between evaluations [default: an epoch]
+    #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
+    eval_every: Option<u64>,
+    /// Stop after N evaluations without a better score
+    #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
+    early_stop: Option<u64>,
+    /// Steps between checkpoints for --resume [default: an epoch]
+    #[arg(long, value_name = "N", help_heading = "Evaluation and checkpoints")]
+    save_every: Option<u64>,
+}
+
+impl Train {
+    /// The flags on top of the file of --config, checked. Errors: see [`config_file::settings`].
+    pub fn settings(&self) -> Result<Settings> {
+        config_file::settings(self.config.as_deref(), &self.given)
+    }
+}
+
+fn betas(text: &str) -> Result<[f64; 2], String> {
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(|x| x.trim().parse()).collect();
+    numbers.ok().and_then(|n| n.try_into().ok()).ok_or_else(|| "wanted two numbers, such as 0.9,0.999".into())
+}

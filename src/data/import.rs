@@ -1,0 +1,143 @@
+//! A folder of class folders as a labelled set: `SRC/dent/1.jpg` is a photo of the class `dent`.
+//!
+//! Classes and photos come in the byte order of their names, so that the result does not depend on the file system.
+//! Nothing is left out in silence: every entry that is no photo is returned with its reason. Names beginning with a dot
+//! are the system's and do not count.
+
+use super::image;
+use crate::base::{Error, Result};
+use serde_json::{Value, json};
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Photo {
+    /// Canonical: absolute and without links.
+    pub path: PathBuf,
+    pub class: String,
+}
+
+#[derive(Debug)]
+pub struct Imported {
+    /// By class, then by name; never empty.
+    pub photos: Vec<Photo>,
+    /// A sentence for each entry that is no photo of a class.
+    pub left_out: Vec<Error>,
+}
+
+/// Lists the photos of the class folders in `source`, one level deep. A photo is a file whose header one of the decoders
+/// reads. Errors: `source` is no folder (annotation files are named as not read yet) or has no photo in a class folder.
+pub fn class_folders(source: &Path) -> Result<Imported> {
+    let extension = source.extension().map(|e| e.to_string_lossy().to_lowercase());
+    if source.is_file() {
+        let said = match extension.as_deref() {
+            Some("csv") => "CSV files are not read yet; put the photos into a folder per class and give their folder",
+            Some("json") => {
+                "COCO annotations are not read yet; put the photos into a folder per class and give their folder"
+            }
+            Some("jsonl") => "this is a dataset already; commands read it as it is",
+            _ => "wanted a folder with a folder of photos per class",
+        };
+        return Err(Error::file(source, said));
+    }
+    let source = source.canonicalize().map_err(|e| Error::io("use as a folder", source, e))?;
+    let mut found = Imported { photos: Vec::new(), left_out: Vec::new() };
+    let mut deeper = None;
+    for path in entries(&source)? {
+        if !path.is_dir() {
+            found.left_out.push(Error::file(path, "lies in no class folder"));
+            continue;
+        }
+        let Some(class) = path.file_name().and_then(|name| name.to_str()).map(String::from) else {
+            found.left_out.push(Error::file(path, "the folder's name is not UTF-8, and a label must be; rename it"));
+            continue;
+        };
+        let before = found.photos.len();
+        for path in entries(&path)? {
+            match photo(&path) {
+                Ok(()) => found.photos.push(Photo { path, class: class.clone() }),
+                Err(e) => {
+                    if path.is_dir() {
+                        deeper.get_or_insert(path);
+                    }
+                    found.left_out.push(e);
+                }
+            }
+        }
+        if found.photos.len() == before {
+            found.left_out.push(Error::file(path, "holds no photo, so it is no class"));
+        }
+    }
+    if found.photos.is_empty() {
+        let hint = match (deeper, found.left_out.first()) {
+            (Some(inner), _) => {
+                let outer = inner.parent().unwrap_or(&inner).display();
+                format!("; its folders hold folders: import each of them, such as {outer}")
+            }
+            (None, Some(first)) => format!("; the first of {} entries: {first}", found.left_out.len()),
+            (None, None) => "; it is empty".into(),
+        };
+        let reason = format!("wanted a folder of photos per class, and found no photo in one{hint}");
+        return Err(Error::file(source, reason));
+    }
+    Ok(found)
+}
+
+/// What a folder holds, hidden entries apart, in the byte order of the names.
+fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    let error = |e| Error::io("list", folder, e);
+    let mut names: Vec<OsString> = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(error)? {
+        let name = entry.map_err(error)?.file_name();
+        if !name.as_encoded_bytes().starts_with(b".") {
+            names.push(name);
+        }
+    }
+    names.sort_by(|a, b| a.as_encoded_bytes().cmp(b.as_encoded_bytes()));
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+fn photo(path: &Path) -> Result<()> {
+    if path.is_dir() {
+        return Err(Error::file(path, "is a folder inside a class folder; only one level of classes is read"));
+    }
+    if path.to_str().is_none() {
+        return Err(Error::file(path, "the file's name is not UTF-8, which JSON cannot hold; rename it"));
+    }
+    image::dimensions(path).map(|_| ())
+}
+
+/// The lines of a dataset in `folder`: `{"image", "label"}`, or with a prompt whole conversations, the image before the
+/// prompt or where it says `<image>`. Image paths are relative to `folder` unless the two share nothing but the root.
+/// Errors: `folder` is missing; the prompt has more than one `<image>`.
+pub fn lines(photos: &[Photo], prompt: Option<&str>, folder: &Path) -> Result<Vec<String>> {
+    let folder = folder.canonicalize().map_err(|e| Error::io("use as a folder", folder, e))?;
+    let around = match prompt.map(|prompt| prompt.split("<image>").collect::<Vec<_>>()).as_deref() {
+        None => None,
+        Some([text]) => Some(("", *text)),
+        Some([before, after]) => Some((*before, *after)),
+        Some(_) => return Err(Error::Usage("--prompt has more than one <image>, and a line has one image".into())),
+    };
+    let line = |photo: &Photo| {
+        let image = relative(&photo.path, &folder).display().to_string();
+        let Some((before, after)) = around else {
+            return json!({"image": image, "label": photo.class}).to_string();
+        };
+        let text = |text: &str| (!text.is_empty()).then(|| json!({"type": "text", "text": text}));
+        let image = json!({"type": "image", "image": image});
+        let content: Vec<Value> = text(before).into_iter().chain([image]).chain(text(after)).collect();
+        let user = json!({"role": "user", "content": content});
+        json!({"messages": [user, {"role": "assistant", "content": photo.class}]}).to_string()
+    };
+    Ok(photos.iter().map(line).collect())
+}
+
+/// `path` as seen from `folder`, both canonical.
+fn relative(path: &Path, folder: &Path) -> PathBuf {
+    let shared = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
+    if path.components().take(shared).all(|c| c == Component::RootDir) {
+        return path.into();
+    }
+    let up = folder.components().skip(shared).map(|_| Component::ParentDir);
+    up.chain(path.components().skip(shared)).collect()
+}

@@ -1,0 +1,81 @@
+//! What a run learns from, as short text: a resumed run must find it unchanged.
+//!
+//! SHA-256 of contents, never of times or places: files may be copied or moved. Photos are read whole before the first
+//! step, on all threads. That costs a small part of decoding them, which every epoch does, it finds a missing photo
+//! before the run and not within it, and nothing less is sure: a photo edited in place often keeps its length.
+
+use crate::base::{Error, Result};
+use crate::data::dataset::Sample;
+use crate::data::messages::ImageSource;
+use crate::io::mapped::MappedFile;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The header of a large checkpoint's file.
+const FIRST_BYTES: usize = 1 << 17;
+/// Of the rest: at least so many blocks (or all there are) of so many bytes.
+const BLOCKS: usize = 256;
+const BLOCK_BYTES: usize = 1 << 12;
+
+/// By what they say of it, e.g. "the training set".
+pub type Fingerprints = BTreeMap<String, String>;
+
+/// A file's content.
+pub fn of_file(path: &Path) -> Result<String> {
+    let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut buffer).map_err(|e| Error::io("read", path, e))? {
+            0 => return Ok(hex(hash)),
+            n => hash.update(&buffer[..n]),
+        }
+    }
+}
+
+/// The contents of all photos, in the order of the samples.
+pub fn of_photos(samples: &[Sample]) -> Result<String> {
+    let sources: Vec<&ImageSource> = samples.iter().flat_map(Sample::images).collect();
+    let hashes: Vec<String> = sources
+        .par_iter()
+        .map(|source| match source {
+            ImageSource::File(path) => of_file(path),
+            ImageSource::Bytes { bytes, .. } => Ok(hex(Sha256::new_with_prefix(bytes))),
+        })
+        .collect::<Result<_>>()?;
+    Ok(hex(Sha256::new_with_prefix(hashes.join("\n"))))
+}
+
+/// A checkpoint folder: its config, and of each file of weights name, length, first bytes (the names and shapes) and
+/// blocks spread evenly over the rest. All of the weights would take a minute to read, and two models differ nearly
+/// everywhere.
+pub fn of_model(dir: &Path) -> Result<String> {
+    let list = |e| Error::io("list", dir, e);
+    let mut paths: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(list)? {
+        let path = entry.map_err(list)?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    let mut hash = Sha256::new_with_prefix(of_file(&dir.join("config.json"))?);
+    for path in paths {
+        let file = MappedFile::open(&path)?;
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        hash.update((file.len() as u64).to_le_bytes());
+        hash.update(&file[..file.len().min(FIRST_BYTES)]);
+        for block in file.chunks(BLOCK_BYTES).step_by((file.len() / BLOCK_BYTES / BLOCKS).max(1)) {
+            hash.update(block);
+        }
+    }
+    Ok(hex(hash))
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

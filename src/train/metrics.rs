@@ -1,0 +1,83 @@
+//! The lines of metrics.jsonl, and the scalars that TensorBoard shows of them.
+
+use crate::base::{Error, Result};
+use serde::Serialize;
+use serde_json::Value;
+
+/// One step. `seconds` and `tokens_per_second` are the clock's; all else is the same whenever the run is repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct StepMetrics {
+    /// Counted from 1.
+    pub step: u64,
+    /// Epochs done after it, in steps.
+    pub epoch: f64,
+    /// Mean over the label tokens of the step.
+    pub loss: f64,
+    /// The one that the step was taken with.
+    pub lr: f64,
+    /// Over all trained tensors, before clipping.
+    pub grad_norm: f64,
+    pub label_tokens: u64,
+    pub tokens: u64,
+    pub seconds: f64,
+    pub tokens_per_second: f64,
+    /// Part of the device's peak that the products made use of; None on a CPU.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
+}
+
+/// One evaluation on the way, after step `step`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct EvalMetrics {
+    pub step: u64,
+    pub epoch: f64,
+    pub eval_accuracy: f64,
+    pub eval_correct: u64,
+    pub eval_samples: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
+    pub eval_seconds: f64,
+}
+
+/// What can stand in the log.
+pub trait Record: Serialize {
+    fn step(&self) -> u64;
+    /// Name and value of what is plotted.
+    fn scalars(&self) -> Vec<(&'static str, f64)>;
+
+    /// The JSON object and the end of its line. JSON has no word for what is not finite: that is null.
+    fn line(&self) -> Result<String> {
+        let text = serde_json::to_string(self).map_err(|e| Error::file("metrics.jsonl", e.to_string()))?;
+        Ok(text + "\n")
+    }
+}
+
+impl Record for StepMetrics {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn scalars(&self) -> Vec<(&'static str, f64)> {
+        vec![("loss", self.loss), ("lr", self.lr), ("grad_norm", self.grad_norm)]
+    }
+}
+
+impl Record for EvalMetrics {
+    fn step(&self) -> u64 {
+        self.step
+    }
+
+    fn scalars(&self) -> Vec<(&'static str, f64)> {
+        let loss = self.eval_loss.map(|loss| ("eval_loss", loss));
+        [("eval_accuracy", self.eval_accuracy)].into_iter().chain(loss).collect()
+    }
+}
+
+/// The lines of a metrics.jsonl, for those that show them. Errors: a line that is no JSON object.
+pub fn read(path: &std::path::Path) -> Result<Vec<serde_json::Map<String, Value>>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let lines = text.lines().enumerate().map(|(i, line)| {
+        serde_json::from_str(line).map_err(|e| Error::line(path, i + 1, format!("wanted a JSON object: {e}")))
+    });
+    lines.collect()
+}

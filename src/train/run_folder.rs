@@ -1,0 +1,195 @@
+//! The folder of a run: who may write into it, its append-only logs, its checkpoints.
+//!
+//! ```text
+//! config.toml                    the settings; `vlm train --config` with it does the run again
+//! metrics.jsonl                  a line a step and a line an evaluation      \  append-only: cut back to where the
+//! events.out.tfevents.run.vlm    the same for TensorBoard                    /  checkpoint was when a run is resumed
+//! checkpoints/step-N.safetensors the last two
+//! adapter_model.safetensors, adapter_config.json      written by the loop
+//! ```
+//!
+//! A process that is killed at any moment leaves a folder that `--resume` can go on with: logs are flushed to disk before
+//! the checkpoint that counts their bytes, a checkpoint is renamed into place when it is on disk, and older ones are
+//! removed after that. What lies beyond the newest checkpoint is done again, with the same result.
+
+use super::checkpoint::{self, About, Arrays, Checkpoint, Identity, Logs, Position};
+use super::log_file::LogFile;
+use super::metrics::Record;
+use super::settings::Settings;
+use super::{config_file, events};
+use crate::base::{Error, Result};
+use serde_json::{Map, Value};
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "config.toml";
+const METRICS: &str = "metrics.jsonl";
+/// TensorBoard looks for `tfevents` in a name.
+const EVENTS: &str = "events.out.tfevents.run.vlm";
+const CHECKPOINTS: &str = "checkpoints";
+/// What the loop writes at the end, or at each better evaluation.
+const RESULTS: [&str; 2] = ["adapter_model.safetensors", "adapter_config.json"];
+
+/// What to do with a folder that holds a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Refuse it.
+    New,
+    /// Remove the run first; files that are no part of one stay.
+    Overwrite,
+    /// Go on where it stopped; in an empty folder begin.
+    Resume,
+}
+
+#[derive(Debug)]
+pub struct RunFolder {
+    dir: PathBuf,
+    identity: Identity,
+    metrics: LogFile,
+    events: LogFile,
+}
+
+/// An opened folder, and where the run in it is.
+#[derive(Debug)]
+pub struct Opened {
+    pub folder: RunFolder,
+    /// None: begin with the first step.
+    pub resumed: Option<Checkpoint>,
+    /// Sentences for a person: what was left out, and what was lost.
+    pub warnings: Vec<String>,
+}
+
+/// The settings as an identity holds them.
+pub fn identity_of(settings: &Settings, inputs: super::fingerprint::Fingerprints) -> Result<Identity> {
+    let settings = match serde_json::to_value(settings) {
+        Ok(Value::Object(settings)) => settings,
+        Ok(_) => Map::new(),
+        Err(e) => return Err(Error::Usage(format!("the settings cannot be written: {e}"))),
+    };
+    Ok(Identity { settings, inputs })
+}
+
+impl RunFolder {
+    /// Opens `settings.out`. `wall_time` (seconds since 1970) stands in TensorBoard's file only.
+    ///
+    /// Errors: the folder is not empty (`New`); it holds something and no run (`Resume`); its checkpoints are all
+    /// damaged; settings or data are not those of the checkpoint, with every difference named.
+    pub fn open(settings: &Settings, identity: Identity, start: Start, wall_time: f64) -> Result<Opened> {
+        let dir = settings.out.as_path();
+        let holds = entries(dir)?;
+        match start {
+            Start::New if !holds.is_empty() => {
+                let reason = "the folder is not empty; give --resume to go on with a run in it, --overwrite to replace it, or \
+                              name another";
+                return Err(Error::file(dir, reason));
+            }
+            Start::New => (),
+            Start::Overwrite => remove_run(dir)?,
+            Start::Resume => {
+                let of_run = |name: &String| [CONFIG, METRICS, CHECKPOINTS].contains(&name.as_str());
+                if !holds.iter().all(|name| is_partial(name)) && !holds.iter().any(of_run) {
+                    return Err(Error::file(dir, "the folder holds no run to resume, and is not empty; name another"));
+                }
+                remove_partial(dir)?;
+                remove_partial(&dir.join(CHECKPOINTS))?;
+            }
+        }
+        let checkpoints = dir.join(CHECKPOINTS);
+        let (resumed, mut warnings) = checkpoint::newest(&checkpoints)?;
+        if let Some(checkpoint) = &resumed {
+            let differences = checkpoint.about.identity.differences(&identity);
+            if !differences.is_empty() {
+                let reason = format!(
+                    "the run cannot go on, because it would not be the same run: {}; take back the change, or give \
+                     --overwrite to start again",
+                    differences.join("; ")
+                );
+                return Err(Error::file(dir, reason));
+            }
+        }
+        fs::create_dir_all(&checkpoints).map_err(|e| Error::io("create", &checkpoints, e))?;
+        let logs = resumed.as_ref().map_or_else(Logs::default, |c| c.about.logs);
+        let mut metrics = LogFile::open(&dir.join(METRICS), logs.metrics_bytes)?;
+        let mut events = LogFile::open(&dir.join(EVENTS), logs.events_bytes)?;
+        if metrics.bytes() < logs.metrics_bytes {
+            metrics.end_line()?;
+            warnings.push(lost(METRICS, metrics.bytes(), logs.metrics_bytes));
+        }
+        if events.bytes() < logs.events_bytes {
+            // A record cut in half would end the file for its readers.
+            warnings.push(lost(EVENTS, events.bytes(), logs.events_bytes) + "; it is begun again");
+            events = LogFile::open(&dir.join(EVENTS), 0)?;
+        }
+        if events.bytes() == 0 {
+            events.append(&events::version(wall_time))?;
+        }
+        // The last: with it on disk, the folder's other entries are.
+        config_file::write(&dir.join(CONFIG), settings)?;
+        let folder = RunFolder { dir: dir.into(), identity, metrics, events };
+        Ok(Opened { folder, resumed, warnings })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Adds a line to metrics.jsonl and its scalars to TensorBoard's file.
+    pub fn log(&mut self, record: &impl Record, wall_time: f64) -> Result<()> {
+        self.metrics.append(record.line()?.as_bytes())?;
+        self.events.append(&events::scalars(wall_time, record.step(), &record.scalars()))
+    }
+
+    /// Writes a checkpoint: returns once it is on disk and older ones are gone. `state` comes back as it is.
+    pub fn save(&mut self, position: Position, state: Value, arrays: &Arrays) -> Result<()> {
+        self.metrics.sync()?;
+        self.events.sync()?;
+        let logs = Logs { metrics_bytes: self.metrics.bytes(), events_bytes: self.events.bytes() };
+        checkpoint::write(&self.dir.join(CHECKPOINTS), About::new(position, self.identity.clone(), logs, state), arrays)
+    }
+}
+
+fn lost(name: &str, is: u64, was: u64) -> String {
+    format!("{name} has {is} bytes and had {was} when the checkpoint was written: someone cut it, lines are missing")
+}
+
+/// The names in a folder; none where it is missing.
+fn entries(dir: &Path) -> Result<Vec<String>> {
+    let list = match fs::read_dir(dir) {
+        Ok(list) => list,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::io("use as a folder", dir, e)),
+    };
+    list.map(|entry| entry.map(|e| e.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_, _>>()
+        .map_err(|e| Error::io("list", dir, e))
+}
+
+/// What a process that was killed left of a file that it was writing; see `io::atomic`.
+fn is_partial(name: &str) -> bool {
+    name.starts_with('.') && name.contains(".partial-")
+}
+
+fn remove_partial(dir: &Path) -> Result<()> {
+    for name in entries(dir)?.iter().filter(|name| is_partial(name)) {
+        let path = dir.join(name);
+        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+    }
+    Ok(())
+}
+
+/// Checkpoints first: a process killed within leaves the old run at an earlier step, or no run to go on with.
+fn remove_run(dir: &Path) -> Result<()> {
+    for (_, path) in checkpoint::list(&dir.join(CHECKPOINTS))?.into_iter().rev() {
+        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+    }
+    for name in [METRICS, EVENTS, CONFIG].iter().chain(&RESULTS) {
+        let path = dir.join(name);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
+            _ => (),
+        }
+    }
+    remove_partial(dir)?;
+    remove_partial(&dir.join(CHECKPOINTS))
+}
