@@ -61,6 +61,9 @@
 //! | a layer makes the output value and pushes the record | `src/nn/mod.rs` | `apply` |
 //! | bytes of inputs and outputs are lent, never overlapping | `src/device/memory.rs` | `borrow` |
 //! | the numbers | `src/ops/norm.rs` | `forward` |
+//! | which operation makes its gradients | `src/tape/rules.rs` | `rule` |
+//! | PyTorch's values and gradients, central differences | `tests/suite/host_norm.rs` | `follows_pytorch` |
+//! | time at the real models' shapes | `benches/words.rs` | `linear` |
 //!
 //! # Rooms
 //!
@@ -81,7 +84,7 @@
 //! | 1 | `host` | the words' loops: the specification | `base` |
 //! | 1 | `data` | photos and text to arrays, datasets | `base` |
 //! | 1 | `io` | memory maps, safetensors, JSON, atomic files | `base` |
-//! | 0 | `base` | errors, shapes, element types, environment, random numbers | |
+//! | 0 | `base` | errors, shapes, element types, environment, random numbers | nothing |
 
 pub mod base;
 pub mod classify;

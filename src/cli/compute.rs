@@ -2,6 +2,7 @@
 
 use crate::base::{Error, Precision, Result};
 use crate::device::{Device, probe};
+use crate::train::settings::{DeviceChoice, PrecisionChoice};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum DeviceFlag {
@@ -31,6 +32,21 @@ pub struct Compute {
 }
 
 impl Compute {
+    /// What a training run's settings ask for.
+    pub fn of(device: DeviceChoice, precision: Option<PrecisionChoice>) -> Compute {
+        let device = match device {
+            DeviceChoice::Auto => DeviceFlag::Auto,
+            DeviceChoice::Cpu => DeviceFlag::Cpu,
+            DeviceChoice::Cuda => DeviceFlag::Cuda,
+            DeviceChoice::Emulated => DeviceFlag::Emulated,
+        };
+        let precision = precision.map(|p| match p {
+            PrecisionChoice::F32 => PrecisionFlag::F32,
+            PrecisionChoice::Bf16 => PrecisionFlag::Bf16,
+        });
+        Compute { device, precision }
+    }
+
     /// Opens the device; `auto` says on stderr which it took and why, where there was a choice.
     pub fn open(&self) -> Result<(Device, Precision)> {
         let no_kernels = |device: &str| {

@@ -68,7 +68,11 @@ fn cpu_features() -> Vec<&'static str> {
     let mut found = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
-        let mut note = |name, has: bool| has.then(|| found.push(name)).unwrap_or_default();
+        let mut note = |name, has: bool| {
+            if has {
+                found.push(name);
+            }
+        };
         note("avx2", std::arch::is_x86_feature_detected!("avx2"));
         note("fma", std::arch::is_x86_feature_detected!("fma"));
         note("avx512f", std::arch::is_x86_feature_detected!("avx512f"));

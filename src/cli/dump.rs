@@ -7,7 +7,7 @@ use crate::data::messages::read_messages;
 use crate::infer::trace;
 use crate::io::{HostTensor, host_tensor};
 use crate::qwen3vl::template::Ending;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Write every intermediate tensor of a prompt to a safetensors file
 #[derive(Debug, clap::Args)]
@@ -35,7 +35,7 @@ impl Dump {
 }
 
 /// The tensors of one prompt: `vlm verify` compares the same.
-pub fn compute(model: &ModelFlags, messages: &PathBuf, through_cache: bool) -> Result<Vec<(String, HostTensor)>> {
+pub fn compute(model: &ModelFlags, messages: &Path, through_cache: bool) -> Result<Vec<(String, HostTensor)>> {
     let conversation = read_messages(messages)?;
     let mut opened = model.open()?;
     let prepared = opened.preparer.prepare(&conversation, Ending::GenerationPrompt)?;

@@ -1,7 +1,7 @@
 //! `vlm eval`: the score of a model on a labelled set.
 
 use super::generate::SamplingFlags;
-use super::model::ModelFlags;
+use super::model::{ModelFlags, choice};
 use super::progress::Progress;
 use crate::base::{Error, Result};
 use crate::classify::evaluate::{self, MOST_CHOICES, Method, Prediction};
@@ -30,7 +30,7 @@ pub struct Eval {
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// The answers to score [default: the labels of the set, where they are at most 50]
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',', conflicts_with = "generate")]
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = choice, conflicts_with = "generate")]
     choices: Vec<String>,
     /// Write answers, and compare them with the labels
     #[arg(long)]
@@ -73,6 +73,10 @@ impl Eval {
         let mut opened = self.model.open()?;
         let method = self.method(&classes, &data.samples, &opened)?;
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
+        // an old summary beside new predictions would lie, should this run end early
+        if summary_file.exists() {
+            std::fs::remove_file(&summary_file).map_err(|e| Error::io("remove", &summary_file, e))?;
+        }
         let io = |e| Error::io("write", &predictions_file, e);
         let mut file = std::io::BufWriter::new(std::fs::File::create(&predictions_file).map_err(io)?);
         let mut predictions: Vec<Prediction> = Vec::new();

@@ -1,6 +1,6 @@
 //! `vlm generate`: an answer about pictures.
 
-use super::model::{ModelFlags, Opened, picture, tokens};
+use super::model::{ModelFlags, Opened, choice, picture, tokens};
 use super::progress::Progress;
 use crate::base::{Error, Result};
 use crate::classify::evaluate::label_tokens;
@@ -36,7 +36,7 @@ pub struct Generate {
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Score these answers instead of writing one: a probability each
-    #[arg(long, value_name = "A,B,C", value_delimiter = ',')]
+    #[arg(long, value_name = "A,B,C", value_delimiter = ',', value_parser = choice)]
     choices: Vec<String>,
     #[command(flatten)]
     sampling: SamplingFlags,

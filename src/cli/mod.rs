@@ -14,7 +14,7 @@ mod merge;
 mod model;
 mod preprocess;
 mod progress;
-pub mod train;
+mod train;
 mod verify;
 
 use crate::base::Result;
@@ -33,6 +33,7 @@ enum Command {
     Generate(generate::Generate),
     Eval(eval::Eval),
     Merge(merge::Merge),
+    Train(Box<train::Train>),
     Preprocess(preprocess::Preprocess),
     Dump(dump::Dump),
     Verify(verify::Verify),
@@ -51,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Generate(c) => c.run(),
         Command::Eval(c) => c.run(),
         Command::Merge(c) => c.run(),
+        Command::Train(c) => c.run(),
         Command::Preprocess(c) => c.run(),
         Command::Dump(c) => c.run(),
         Command::Verify(c) => c.run(),

@@ -53,9 +53,16 @@ impl PixelFlags {
 pub fn picture(text: &str) -> std::result::Result<PathBuf, String> {
     let lower = text.to_ascii_lowercase();
     if lower.starts_with("http://") || lower.starts_with("https://") {
-        return Err("pictures are read from files only; download it (for example with curl -LO) and give its path".into());
+        return Err(
+            "pictures are read from files only; download it (for example with curl -LO) and give its path".into()
+        );
     }
     Ok(PathBuf::from(text))
+}
+
+/// One of the answers to choose from, without the spaces around it.
+pub fn choice(text: &str) -> std::result::Result<String, String> {
+    Ok(text.trim().to_owned())
 }
 
 /// A number of tokens that memory is laid out for.

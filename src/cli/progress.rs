@@ -28,6 +28,14 @@ impl Progress {
         Progress { what: what.to_string(), bar, last: Instant::now() }
     }
 
+    /// A line that stays, above the bar where there is one.
+    pub fn note(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
     pub fn at(&mut self, done: u64, all: u64) {
         match &self.bar {
             Some(bar) => {

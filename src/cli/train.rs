@@ -1,10 +1,19 @@
 //! `vlm train`: the flags, and the settings that they and a recipe make together.
 
+use super::compute::Compute;
+use super::progress::Progress;
 use crate::base::Result;
 use crate::train::config_file;
+use crate::train::run_folder::Start;
+use crate::train::session::{self, Begin, End, Said, Watch};
 use crate::train::settings::Settings;
 use serde::Serialize;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// What a shell expects of a program that Ctrl-C ended.
+const INTERRUPT_CODE: u8 = 130;
 
 /// Fine-tune a model on labelled photos or conversations: LoRA, or every weight with --full
 #[derive(Debug, clap::Args)]
@@ -23,9 +32,6 @@ pub struct Train {
     /// Replace an earlier run in the folder
     #[arg(long)]
     pub overwrite: bool,
-    /// Read and check everything, say what would be trained, for how many steps, in how much memory; train nothing
-    #[arg(long)]
-    pub dry_run: bool,
     /// Write every trained tensor's gradient at step 1, before clipping, under the adapter's names
     #[arg(long, value_name = "FILE")]
     pub dump_first_gradients: Option<PathBuf>,
@@ -164,6 +170,61 @@ pub struct Given {
 }
 
 impl Train {
+    pub fn run(&self) -> Result<()> {
+        let settings = self.settings()?;
+        let (device, precision) = Compute::of(settings.device, settings.precision).open()?;
+        let start = match (self.resume, self.overwrite) {
+            (true, _) => Start::Resume,
+            (false, true) => Start::Overwrite,
+            (false, false) => Start::New,
+        };
+        static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+        let handler = || {
+            // the second one ends the program where it is
+            if INTERRUPTED.swap(true, Ordering::SeqCst) {
+                std::process::exit(INTERRUPT_CODE.into());
+            }
+        };
+        if let Err(e) = ctrlc::set_handler(handler) {
+            eprintln!("vlm: Ctrl-C will end the run without saving: {e}");
+        }
+        let mut bar = Progress::new("steps");
+        let mut last = Instant::now();
+        let mut said = |said: Said| match said {
+            Said::Note(text) => bar.note(&text),
+            Said::Eval(e) => bar.note(&format!(
+                "step {}: {} of {} right, {:.1} %",
+                e.step,
+                e.eval_correct,
+                e.eval_samples,
+                100.0 * e.eval_accuracy
+            )),
+            Said::Step(m, total) => {
+                bar.at(m.step, total);
+                if m.step == 1 || m.step == total || last.elapsed() > Duration::from_secs(5) {
+                    bar.note(&format!("step {} of {total}: loss {:.4}, norm {:.3}", m.step, m.loss, m.grad_norm));
+                    last = Instant::now();
+                }
+            }
+        };
+        let interrupted = || INTERRUPTED.load(Ordering::SeqCst);
+        let mut watch = Watch { said: &mut said, interrupted: &interrupted };
+        let begin = Begin { start, first_gradients: self.dump_first_gradients.clone() };
+        let end = session::train(&settings, device, precision, &begin, &mut watch)?;
+        drop(bar);
+        let result = if settings.full { session::model_folder(&settings.out) } else { settings.out.clone() };
+        match end {
+            End::Done { steps, loss } => {
+                let loss = loss.map_or(String::new(), |l| format!(", loss {l:.4}"));
+                super::print(&format!("{steps} steps{loss}; the result is in {}\n", result.display()))
+            }
+            End::Interrupted { steps } => {
+                eprintln!("vlm: interrupted after step {steps} and saved; the same command with --resume goes on");
+                std::process::exit(INTERRUPT_CODE.into())
+            }
+        }
+    }
+
     /// The flags on top of the file of --config, checked. Errors: see [`config_file::settings`].
     pub fn settings(&self) -> Result<Settings> {
         config_file::settings(self.config.as_deref(), &self.given)

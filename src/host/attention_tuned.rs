@@ -6,16 +6,18 @@ use super::gemm::{View, gemm};
 use super::math;
 use rayon::prelude::*;
 
-/// Queries of one block: its scores against a few thousand keys fit a second-level cache.
-const QUERIES: usize = 96;
+/// Queries of one block: keys and values are packed once for each, and its scores against a thousand keys fit a
+/// second-level cache.
+const QUERIES: usize = 192;
 
-/// One block of queries of one sequence, with the rows of y that it writes.
-struct Block<'a> {
+/// One head's queries of one block of one sequence: a task.
+struct Block {
     /// Tokens of the sequence: first, and one past the last.
     sequence: (usize, usize),
-    /// The block's first query.
+    /// The block's queries.
     from: usize,
-    y: &'a mut [f32],
+    to: usize,
+    head: usize,
 }
 
 /// [`super::attention::attention`] in f32.
@@ -30,40 +32,43 @@ pub fn attention(
     scale: f32,
     y: &mut [f32],
 ) {
-    let row = heads.queries * heads.width;
+    let (row, width) = (heads.queries * heads.width, heads.width);
     let mut blocks = Vec::new();
-    let mut rest = y;
     for pair in starts.windows(2) {
         let sequence = (pair[0] as usize, pair[1] as usize);
         for from in (sequence.0..sequence.1).step_by(QUERIES) {
-            let n = QUERIES.min(sequence.1 - from);
-            let (y, tail) = rest.split_at_mut(n * row);
-            rest = tail;
-            blocks.push(Block { sequence, from, y });
+            let to = sequence.1.min(from + QUERIES);
+            blocks.extend((0..heads.queries).map(|head| Block { sequence, from, to, head }));
         }
     }
-    blocks.into_par_iter().with_max_len(1).for_each(|block| {
-        let n_queries = block.y.len() / row;
+    // the longest first, so that no thread is left with one at the end
+    blocks.sort_by_key(|b| std::cmp::Reverse(b.to - b.sequence.0));
+    let compute = |block: &Block| {
+        let n_queries = block.to - block.from;
         let (from, to) = block.sequence;
         // under a causal mask nothing after the block's last query is seen
-        let n_keys = if mask == Mask::Causal { block.from + n_queries - from } else { to - from };
+        let n_keys = if mask == Mask::Causal { block.to - from } else { to - from };
+        let view = |r: Rows<'_, f32>| r.start + from * r.stride + heads.key_of(block.head) * width;
         let mut scores = vec![0.0f32; n_queries * n_keys];
-        for h in 0..heads.queries {
-            let g = heads.key_of(h);
-            let view = |r: Rows<'_, f32>| r.start + from * r.stride + g * heads.width;
-            let q = View::rows(&q[block.from * row + h * heads.width..], row);
-            let keys = View::transposed(&k.data[view(k)..], k.stride);
-            gemm(n_queries, heads.width, n_keys, scale, q, keys, 0.0, &mut scores, n_keys);
-            for (i, scores) in scores.chunks_exact_mut(n_keys).enumerate() {
-                let seen = if mask == Mask::Causal { block.from + i + 1 - from } else { n_keys };
-                softmax(&mut scores[..seen]);
-                scores[seen..].fill(0.0);
-            }
-            let values = View::rows(&v.data[view(v)..], v.stride);
-            let y = &mut block.y[h * heads.width..];
-            gemm(n_queries, n_keys, heads.width, 1.0, View::rows(&scores, n_keys), values, 0.0, y, row);
+        let q = View::rows(&q[block.from * row + block.head * width..], row);
+        let keys = View::transposed(&k.data[view(k)..], k.stride);
+        gemm(n_queries, width, n_keys, scale, q, keys, 0.0, &mut scores, n_keys);
+        for (i, scores) in scores.chunks_exact_mut(n_keys).enumerate() {
+            let seen = if mask == Mask::Causal { block.from + i + 1 - from } else { n_keys };
+            softmax(&mut scores[..seen]);
+            scores[seen..].fill(0.0);
         }
-    });
+        let mut y = vec![0.0f32; n_queries * width];
+        let values = View::rows(&v.data[view(v)..], v.stride);
+        gemm(n_queries, n_keys, width, 1.0, View::rows(&scores, n_keys), values, 0.0, &mut y, width);
+        y
+    };
+    let results: Vec<Vec<f32>> = blocks.par_iter().with_max_len(1).map(compute).collect();
+    for (block, result) in blocks.iter().zip(&results) {
+        for (t, result) in (block.from..).zip(result.chunks_exact(width)) {
+            y[t * row + block.head * width..][..width].copy_from_slice(result);
+        }
+    }
 }
 
 /// [`super::attention::attention_backward`] in f32. A task owns one key/value head of one sequence, and with it the
@@ -145,8 +150,8 @@ fn softmax(x: &mut [f32]) {
     x.iter_mut().for_each(|p| *p *= scale);
 }
 
-/// [`super::attention::attention_cached`] in f32: each sequence's rows are gathered once per key/value head, block by
-/// block, and the queries that share the head are one product.
+/// [`super::attention::attention_cached`] in f32: a new token at a time, its key/value heads one after the other, each
+/// row of the pools read once for all query heads that share it.
 #[allow(clippy::too_many_arguments, reason = "the operands of the specification")]
 pub fn attention_cached(
     q: &[f32],
@@ -168,18 +173,19 @@ pub fn attention_cached(
         .collect();
     let token = |((b, n), (t, y)): (&(usize, usize), (usize, &mut [f32]))| {
         let mut scores = vec![0.0f32; group * n];
+        let runs = runs(table, *b, *n);
         for g in 0..heads.keys {
-            let q = View::rows(&q[t * row + g * group * width..], width);
-            for (from, at, len) in runs(table, *b, *n) {
-                let keys = View::transposed(&keys[at * stride + g * width..], stride);
-                gemm(group, width, len, scale, q, keys, 0.0, &mut scores[from..], *n);
+            let q = &q[t * row + g * group * width..][..group * width];
+            for (from, at, len) in &runs {
+                let keys = &keys[at * stride + g * width..];
+                math::strided_dots(q, keys, stride, width, *len, scale, &mut scores[*from..], *n);
             }
             scores.chunks_exact_mut(*n).for_each(softmax);
             let y = &mut y[g * group * width..][..group * width];
             y.fill(0.0);
-            for (from, at, len) in runs(table, *b, *n) {
-                let values = View::rows(&values[at * stride + g * width..], stride);
-                gemm(group, len, width, 1.0, View::rows(&scores[from..], *n), values, 1.0, y, width);
+            for (from, at, len) in &runs {
+                let values = &values[at * stride + g * width..];
+                math::add_weighted(&scores[*from..], *n, values, stride, width, *len, y);
             }
         }
     };

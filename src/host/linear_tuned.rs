@@ -1,8 +1,8 @@
 //! The linear that the host device runs: panels of weight rows through a matrix product (or dot products for a few
 //! rows of x), then one pass over the rows of y for bias, activation and residual. Tested against [`super::linear`].
 //!
-//! A weight stays in its file; a panel of it is widened just before it is multiplied. Panels have a fixed size, so
-//! that results do not depend on the number of threads.
+//! A weight stays in its file; a panel of it is widened just before it is multiplied. How the weight is cut into panels
+//! changes no result: every element of y is one sum over k, in the product's own order.
 
 use super::gemm::{View, gemm};
 use super::linear::Activation;
@@ -13,8 +13,11 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Weight rows of one panel: enough that packing x for each panel costs little, few enough to share out.
-const PANEL: usize = 192;
+/// Weight rows of one panel at the most: x is packed again for each, so the fewer panels the better, down to one a
+/// thread.
+const PANEL: usize = 768;
+/// Elements of a panel that has to be widened: they should stay in a cache.
+const WIDENED: usize = 1 << 20;
 /// Up to this many rows of x, dot products beat packing the weight for a matrix product.
 const FEW_ROWS: usize = 6;
 /// Weight rows of one panel of dot products.
@@ -52,6 +55,12 @@ impl<'a> Matrix<'a> {
             out.copy_from_slice(&dtype::widened(self.dtype, &self.bytes[at..at + width * size], self.precision));
         }
         (Cow::Owned(block), width)
+    }
+
+    /// Whether it can be read as it is stored.
+    fn is_f32(&self) -> bool {
+        (self.dtype, self.precision) == (DType::F32, Precision::F32)
+            && bytemuck::try_cast_slice::<u8, f32>(self.bytes).is_ok()
     }
 
     fn panel_bytes(&self, rows: Range<usize>) -> &'a [u8] {
@@ -101,10 +110,14 @@ pub fn linear(
             }
         }
     }
+    let n: usize = segments.iter().map(|seg| seg.weight.rows).sum();
+    let packs_less = pays_by_rows(m, k, n) && segments.iter().all(|seg| seg.weight.is_f32());
+    if packs_less && !(add && activation != Activation::None) {
+        return by_rows(x, k, segments, s, s_stride, activation, y, add);
+    }
     let parts: Vec<_> =
         segments.iter().map(|seg| (&seg.weight, seg.low_rank.as_ref().map(|l| (l, &*s, s_stride)))).collect();
     let panels = products(x, m, &parts);
-    let n: usize = segments.iter().map(|seg| seg.weight.rows).sum();
     let row = |(i, y): (usize, &mut [f32])| {
         let mut column = 0;
         for panel in &panels {
@@ -120,6 +133,51 @@ pub fn linear(
     } else {
         y.par_chunks_exact_mut(n).enumerate().for_each(row);
     }
+}
+
+/// Whether cutting x into rows costs less than cutting the weight into panels, in elements that are packed (and, for
+/// panels, put together again), for two threads. A rule of the shape alone, so that the number of threads changes no
+/// result.
+fn pays_by_rows(m: usize, k: usize, n: usize) -> bool {
+    m > 64 && (m + 2 * n) * k < (2 * m + n) * k + m * n
+}
+
+/// [`linear`] where each task owns some rows of y and reads all weights, which are stored in f32.
+#[allow(clippy::too_many_arguments, reason = "the operands of one product")]
+fn by_rows(
+    x: &[f32],
+    k: usize,
+    segments: &[Segment],
+    s: &[f32],
+    s_stride: usize,
+    activation: Activation,
+    y: &mut [f32],
+    add: bool,
+) {
+    let n: usize = segments.iter().map(|seg| seg.weight.rows).sum();
+    let rows = (x.len() / k).div_ceil(rayon::current_num_threads()).max(32);
+    y.par_chunks_mut(rows * n).enumerate().for_each(|(i, y)| {
+        let m = y.len() / n;
+        let x = View::rows(&x[i * rows * k..], k);
+        let mut column = 0;
+        for seg in segments {
+            let (w, width) = (seg.weight.panel(0..seg.weight.rows), seg.weight.rows);
+            let beta = if add { 1.0 } else { 0.0 };
+            gemm(m, k, width, 1.0, x, View::transposed(&w, k), beta, &mut y[column..], n);
+            if let Some(l) = &seg.low_rank {
+                let (b, rank) = (l.b.panel(0..width), l.b.columns);
+                let s = View::rows(&s[i * rows * s_stride + l.s_column..], s_stride);
+                gemm(m, rank, width, l.scale, s, View::transposed(&b, rank), 1.0, &mut y[column..], n);
+            }
+            if let Some(bias) = &seg.bias {
+                for y in y.chunks_exact_mut(n) {
+                    y[column..column + width].iter_mut().zip(&bias[..]).for_each(|(y, b)| *y += *b);
+                }
+            }
+            column += width;
+        }
+        apply(activation, y);
+    });
 }
 
 /// y = act(block + bias) (+ y).
@@ -172,9 +230,15 @@ type Part<'a> = (&'a Matrix<'a>, Option<(&'a LowRank<'a>, &'a [f32], usize)>);
 
 /// x W^T + scale s B^T for the rows of every weight, in panels, in order.
 fn products(x: &[f32], m: usize, parts: &[Part]) -> Vec<Panel> {
-    let size = if m <= FEW_ROWS { DOT_PANEL } else { PANEL };
+    let n: usize = parts.iter().map(|(weight, _)| weight.rows).sum();
+    let fair = n.div_ceil(rayon::current_num_threads()).clamp(64, PANEL);
     let mut panels = Vec::new();
     for (part, (weight, _)) in parts.iter().enumerate() {
+        let size = match weight.is_f32() {
+            _ if m <= FEW_ROWS => DOT_PANEL,
+            true => fair,
+            false => fair.min((WIDENED / weight.columns.max(1)).max(64)),
+        };
         // panels of equal size, so that no last one is tiny
         let n = weight.rows.div_ceil(size).max(1);
         let cut = |i: usize| weight.rows * i / n;
@@ -211,7 +275,7 @@ fn multiply(x: &[f32], m: usize, weight: &Matrix, rows: Range<usize>, block: &mu
     {
         return dots_bf16(x, panel, k, n, block);
     }
-    if weight.dtype == DType::F32 && weight.precision == Precision::F32 {
+    if weight.is_f32() {
         return dots(x, &weight.panel(rows), k, n, block);
     }
     for (j, row) in rows.enumerate() {

@@ -137,6 +137,50 @@ pub fn silu_times_backward(gate: &[f32], up: &[f32], dy: &[f32], dgate: &mut [f3
     }
 }
 
+/// scores[h * n + i] = scale * q_h . key_i for the heads q [_, width] and `len` keys in rows of `stride`.
+#[allow(clippy::too_many_arguments, reason = "the operands of one strided product")]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+pub fn strided_dots(
+    q: &[f32],
+    keys: &[f32],
+    stride: usize,
+    width: usize,
+    len: usize,
+    scale: f32,
+    scores: &mut [f32],
+    n: usize,
+) {
+    for i in 0..len {
+        let key = &keys[i * stride..][..width];
+        for (h, q) in q.chunks_exact(width).enumerate() {
+            let mut sums = [0.0f32; 16];
+            let ((q, q_rest), (k, k_rest)) = (q.as_chunks::<16>(), key.as_chunks::<16>());
+            for (q, k) in q.iter().zip(k) {
+                for l in 0..16 {
+                    sums[l] += q[l] * k[l];
+                }
+            }
+            let rest: f32 = q_rest.iter().zip(k_rest).map(|(q, k)| q * k).sum();
+            scores[h * n + i] = scale * (sums.iter().sum::<f32>() + rest);
+        }
+    }
+}
+
+/// y_h += sum over i of weights[h * n + i] * value_i, for heads y [_, width] and `len` values in rows of `stride`.
+#[allow(clippy::too_many_arguments, reason = "the operands of one strided product")]
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+pub fn add_weighted(weights: &[f32], n: usize, values: &[f32], stride: usize, width: usize, len: usize, y: &mut [f32]) {
+    for i in 0..len {
+        let value = &values[i * stride..][..width];
+        for (h, y) in y.chunks_exact_mut(width).enumerate() {
+            let weight = weights[h * n + i];
+            for (y, v) in y.iter_mut().zip(value) {
+                *y += weight * v;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -76,7 +76,7 @@ impl Cache {
 
     /// Makes room for `tokens` tokens of a sequence, and its last block its own.
     pub fn grow(&mut self, device: &mut Device, sequence: &mut CachedSequence, tokens: usize) -> Result<()> {
-        if sequence.length % BLOCK != 0
+        if !sequence.length.is_multiple_of(BLOCK)
             && tokens > sequence.length
             && let Some(last) = sequence.blocks.last_mut()
             && self.holders[*last as usize] > 1

@@ -26,7 +26,8 @@ pub fn score(
     }
     let vocabulary = engine.model.config.text.vocab_size;
     if let Some(id) = labels.iter().flatten().chain([&close]).find(|id| **id as usize >= vocabulary) {
-        let said = format!("the choices have the token {id}, and the model only {vocabulary}: its tokenizer is another's");
+        let said =
+            format!("the choices have the token {id}, and the model only {vocabulary}: its tokenizer is another's");
         return Err(Error::Unsupported(said));
     }
     let mut labels = labels.to_vec();

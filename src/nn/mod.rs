@@ -25,12 +25,17 @@ impl Linear {
         activation: Activation,
         residual: Option<Tensor>,
     ) -> Result<Tensor> {
-        self.record(tape, x, activation, residual, tape.precision().dtype())
+        self.record(tape, x, None, activation, residual, tape.precision().dtype())
+    }
+
+    /// y = x W^T + b + residual of the rows [R] of x and residual that `rows` names: y [R, sum of N].
+    pub fn apply_rows(&self, tape: &mut Tape, x: Tensor, rows: Tensor, residual: Tensor) -> Result<Tensor> {
+        self.record(tape, x, Some(rows), Activation::None, Some(residual), tape.precision().dtype())
     }
 
     /// x W^T kept in f32 whatever the precision: logits.
     pub fn logits(&self, tape: &mut Tape, x: Tensor) -> Result<Tensor> {
-        self.record(tape, x, Activation::None, None, DType::F32)
+        self.record(tape, x, None, Activation::None, None, DType::F32)
     }
 
     fn weights(&self) -> impl Iterator<Item = &Weight> {
@@ -44,18 +49,19 @@ impl Linear {
         &self,
         tape: &mut Tape,
         x: Tensor,
+        rows: Option<Tensor>,
         activation: Activation,
         residual: Option<Tensor>,
         dtype: DType,
     ) -> Result<Tensor> {
-        let m = x.shape.rows();
+        let m = rows.map_or(x.shape.rows(), |rows| rows.shape.elements());
         let y = tape.value(dtype, [m, linear::Linear::width(&self.segments)]);
         let rank = linear::Linear::rank(&self.segments);
         let s = (rank > 0).then(|| tape.activation([m, rank]));
         let segments = self.segments.clone();
         let trains = self.weights().any(|w| w.as_trained().is_some()) || tape.requires_gradient(&x);
         let z = (activation != Activation::None && trains).then(|| tape.activation(y.shape));
-        tape.push(linear::Linear { x, segments, activation, residual, s, z, precision: tape.precision(), y })?;
+        tape.push(linear::Linear { x, rows, segments, activation, residual, s, z, precision: tape.precision(), y })?;
         Ok(y)
     }
 }

@@ -3,12 +3,13 @@
 //! Specification: `host/linear.rs`; what the host device runs: `host/linear_tuned.rs`. Rounding points: s = x A^T, and
 //! y once at the end. Sums are f32.
 
-use super::{Gradient, Op, open_trained, require, shape, trained, weight_shape};
+use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
 use crate::device::{Borrowed, Device};
 use crate::host::linear_tuned::{self, LowRank, Matrix};
 use crate::host::linear_tuned_backward;
 use crate::tensor::{Tensor, Weight};
+use std::borrow::Cow;
 
 pub use crate::host::linear::Activation;
 
@@ -28,10 +29,12 @@ pub struct Adapter {
     pub scale: f32,
 }
 
-/// x [M, K] becomes y [M, sum of N]. `s` [M, sum of R] keeps x A^T where a segment has an adapter.
+/// x [M, K] becomes y [M, sum of N]. `s` [M, sum of R] keeps x A^T where a segment has an adapter. With `rows` [M]
+/// (i32) only those rows of x and of the residual are read, in that order; a row at most once.
 #[derive(Debug, Clone)]
 pub struct Linear {
     pub x: Tensor,
+    pub rows: Option<Tensor>,
     pub segments: Vec<Segment>,
     pub activation: Activation,
     pub residual: Option<Tensor>,
@@ -48,6 +51,11 @@ impl Linear {
         segments.iter().map(|s| s.weight.shape().rows()).sum()
     }
 
+    /// Rows that are computed.
+    fn m(&self) -> usize {
+        self.rows.map_or(self.x.shape.rows(), |rows| rows.shape.elements())
+    }
+
     /// Sum of the adapters' ranks.
     pub fn rank(segments: &[Segment]) -> usize {
         segments.iter().filter_map(|s| s.adapter.as_ref()).map(|a| a.a.shape().rows()).sum()
@@ -60,7 +68,10 @@ impl Op for Linear {
     }
 
     fn contract(&self) -> Result<()> {
-        let (m, k) = (self.x.shape.rows(), self.x.shape.width());
+        let (m, k) = (self.m(), self.x.shape.width());
+        if let Some(rows) = &self.rows {
+            whole("linear", "rows", rows)?;
+        }
         require("linear", "segments", !self.segments.is_empty(), || "at least one weight".into(), &self.segments)?;
         for seg in &self.segments {
             let n = seg.weight.shape().rows();
@@ -87,12 +98,12 @@ impl Op for Linear {
         }
         self.residual.iter().try_for_each(|r| {
             require("linear", "residual", r.dtype == self.y.dtype, || format!("{}", self.y.dtype), &r.dtype)?;
-            shape("linear", "residual", r, self.y.shape)
+            shape("linear", "residual", r, [self.x.shape.rows(), self.y.shape.width()])
         })
     }
 
     fn inputs(&self) -> Vec<Tensor> {
-        std::iter::once(self.x).chain(self.residual).collect()
+        std::iter::once(self.x).chain(self.residual).chain(self.rows).collect()
     }
 
     fn outputs(&self) -> Vec<Tensor> {
@@ -100,7 +111,8 @@ impl Op for Linear {
     }
 
     fn in_place(&self) -> Option<(Tensor, Tensor)> {
-        self.residual.map(|r| (r, self.y))
+        // rows that are left out, or in another order, cannot be taken over
+        self.residual.filter(|_| self.rows.is_none()).map(|r| (r, self.y))
     }
 
     fn weights(&self) -> Vec<&Weight> {
@@ -114,7 +126,7 @@ impl Op for Linear {
     }
 
     fn flops(&self) -> u64 {
-        let (m, k) = (self.x.shape.rows() as u64, self.x.shape.width() as u64);
+        let (m, k) = (self.m() as u64, self.x.shape.width() as u64);
         let pair = |seg: &Segment| {
             let n = seg.weight.shape().rows() as u64;
             let r = seg.adapter.as_ref().map_or(0, |a| a.a.shape().rows() as u64);
@@ -130,10 +142,11 @@ impl Op for Linear {
                     Some(r) if !memory.same_place(r, &self.y)? => Some(*r),
                     _ => None,
                 };
-                let inputs: Vec<_> = std::iter::once(self.x).chain(residual).collect();
+                let inputs: Vec<_> = std::iter::once(self.x).chain(residual).chain(self.rows).collect();
                 let mut lent = memory.borrow(&inputs, &self.weights(), &self.outputs())?;
-                let x = lent.f32(self.x)?;
-                let residual = residual.map(|r| lent.f32(r)).transpose()?;
+                let rows = lent_rows(&lent, self)?;
+                let x = gathered(lent.f32(self.x)?, self.x.shape.width(), rows);
+                let residual = residual.map(|r| Ok(gathered(lent.f32(r)?, r.shape.width(), rows))).transpose()?;
                 let segments = lent_segments(&lent, &self.segments, self.precision)?;
                 let rank = Linear::rank(&self.segments);
                 let k = self.x.shape.width();
@@ -168,13 +181,14 @@ impl Op for Linear {
     }
 }
 
-/// The gradients of [`Linear`]: dy [M, sum of N] adds to dx [M, K] and to those of trained weights. The residual's
-/// gradient is dy itself.
+/// The gradients of [`Linear`]: dy [M, sum of N] adds to dx (of x's shape) and to those of trained weights. The
+/// residual's gradient is dy itself; where only some rows were read, dy adds to those of `dresidual`.
 #[derive(Debug, Clone)]
 pub struct LinearBackward {
     pub forward: Linear,
     pub dy: Tensor,
     pub dx: Option<Gradient>,
+    pub dresidual: Option<Gradient>,
 }
 
 impl Op for LinearBackward {
@@ -187,16 +201,22 @@ impl Op for LinearBackward {
         shape("linear_backward", "dy", &self.dy, f.y.shape)?;
         let kept = f.activation == Activation::None || f.z.is_some();
         require("linear_backward", "z", kept, || "the sum before the activation".into(), &f.z)?;
+        if let Some(d) = &self.dresidual {
+            let wanted = f.residual.filter(|_| f.rows.is_some()).map(|r| r.shape);
+            let got = d.tensor.shape;
+            require("linear_backward", "dresidual", wanted == Some(got), || format!("shape {wanted:?}"), &got)?;
+        }
         self.dx.iter().try_for_each(|dx| shape("linear_backward", "dx", &dx.tensor, f.x.shape))
     }
 
     fn inputs(&self) -> Vec<Tensor> {
         let f = &self.forward;
-        [f.x, self.dy].into_iter().chain(f.s).chain(f.z).collect()
+        [f.x, self.dy].into_iter().chain(f.s).chain(f.z).chain(f.rows).collect()
     }
 
     fn outputs(&self) -> Vec<Tensor> {
-        self.dx.iter().map(|dx| dx.tensor).chain(trained(self.forward.weights())).collect()
+        let gradients = self.dx.iter().chain(&self.dresidual).map(|g| g.tensor);
+        gradients.chain(trained(self.forward.weights())).collect()
     }
 
     fn weights(&self) -> Vec<&Weight> {
@@ -221,7 +241,13 @@ impl Op for LinearBackward {
             Device::Host(memory) => {
                 let f = &self.forward;
                 let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
-                let (x, dy) = (lent.f32(f.x)?, lent.f32(self.dy)?);
+                let rows = lent_rows(&lent, f)?;
+                let (x, dy) = (gathered(lent.f32(f.x)?, f.x.shape.width(), rows), lent.f32(self.dy)?);
+                if let Some(d) = &self.dresidual {
+                    let mut d = d.open(&mut lent)?;
+                    scatter(&dy, self.dy.shape.width(), rows, d.values());
+                    d.close();
+                }
                 let s = f.s.map(|s| lent.f32(s)).transpose()?.unwrap_or_default();
                 let dz = match f.z {
                     Some(z) => {
@@ -250,12 +276,42 @@ impl Op for LinearBackward {
                     })
                     .collect();
                 let (k, rank) = (f.x.shape.width(), Linear::rank(&f.segments).max(1));
-                let to = dx.as_mut().map(|g| g.values());
+                let mut apart = rows.filter(|_| dx.is_some()).map(|_| vec![0.0; x.len()]);
+                let to = match &mut apart {
+                    Some(apart) => Some(&mut apart[..]),
+                    None => dx.as_mut().map(|g| g.values()),
+                };
                 linear_tuned_backward::linear_backward(&dz, &x, k, &segments, &s, rank, to, &mut gradients);
+                if let (Some(apart), Some(dx)) = (&apart, &mut dx) {
+                    scatter(apart, k, rows, dx.values());
+                }
                 opened.into_iter().chain([dx]).flatten().for_each(|g| g.close());
                 Ok(())
             }
         }
+    }
+}
+
+/// The rows of x that are read, checked.
+fn lent_rows<'a>(lent: &Borrowed<'a>, op: &Linear) -> Result<Option<&'a [i32]>> {
+    let Some(rows) = op.rows else { return Ok(None) };
+    let rows = lent.i32(rows)?;
+    indices("linear", "rows", rows, op.x.shape.rows(), false)?;
+    Ok(Some(rows))
+}
+
+/// Some rows of x, or all as they are.
+fn gathered<'a>(x: Cow<'a, [f32]>, width: usize, rows: Option<&[i32]>) -> Cow<'a, [f32]> {
+    match rows {
+        Some(rows) => rows.iter().flat_map(|r| &x[*r as usize * width..][..width]).copied().collect::<Vec<_>>().into(),
+        None => x,
+    }
+}
+
+/// Adds each row of `from` to its own of `to`.
+fn scatter(from: &[f32], width: usize, rows: Option<&[i32]>, to: &mut [f32]) {
+    for (from, row) in from.chunks_exact(width).zip(rows.unwrap_or_default()) {
+        to[*row as usize * width..][..width].iter_mut().zip(from).for_each(|(to, from)| *to += *from);
     }
 }
 

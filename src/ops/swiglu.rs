@@ -82,7 +82,10 @@ impl Op for SwigluBackward {
                 let mut d = self.dgate_up.open(&mut lent)?;
                 let rows = gate_up.par_chunks_exact(2 * f).zip(dy.par_chunks_exact(f));
                 let rows = rows.zip(d.values().par_chunks_exact_mut(2 * f)).with_min_len(16);
-                rows.for_each(|((gu, dy), d)| host::swiglu::swiglu_backward(gu, f, dy, d));
+                rows.for_each(|((gu, dy), d)| {
+                    let (dgate, dup) = d.split_at_mut(f);
+                    host::math::silu_times_backward(&gu[..f], &gu[f..], dy, dgate, dup)
+                });
                 d.close();
                 Ok(())
             }

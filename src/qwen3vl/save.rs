@@ -1,6 +1,6 @@
 //! Writing a checkpoint folder: weights in shards with their index, the config, and the files that go along.
 
-use super::checkpoint::{INDEX_FILE, SINGLE_FILE};
+use super::checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE, StoredTensor};
 use crate::base::{DType, Error, Result};
 use crate::io::safetensors::{self, TensorOutput, TensorSpec};
 use crate::io::{atomic, json};
@@ -61,6 +61,43 @@ pub(super) fn write_weights(
         write_json(&dir.join(INDEX_FILE), &json!({"metadata": {"total_size": total}, "weight_map": weight_map}))?;
     }
     Ok(())
+}
+
+/// Writes a folder like that of `base` with other numbers, each in the type that it has there; replaces an earlier such
+/// folder. `values` gives the numbers of a tensor by its published name; one that it lacks keeps its own.
+pub fn save_trained<'v>(base: &Checkpoint, out: &Path, values: &dyn Fn(&str) -> Option<&'v [f32]>) -> Result<()> {
+    let io = |doing, path: &Path| {
+        let path = path.to_path_buf();
+        move |e| Error::io(doing, path, e)
+    };
+    let beside = out.with_extension("new");
+    if beside.exists() {
+        std::fs::remove_dir_all(&beside).map_err(io("remove", &beside))?;
+    }
+    let spec = |(name, stored): (String, StoredTensor)| TensorSpec {
+        name,
+        dtype: stored.entry.dtype,
+        shape: stored.entry.shape.clone(),
+    };
+    let specs: Vec<TensorSpec> = base.tensors().map(spec).collect();
+    atomic::write_folder(&beside, |dir| {
+        write_weights(dir, &specs, SHARD_BYTES, &mut |_, _| (), |spec, out| {
+            let Some(stored) = base.tensor(&spec.name) else { return Ok(()) };
+            let Some(values) = values(&spec.name) else { return out.write(stored.bytes()) };
+            let mut bytes = vec![0; spec.bytes()?];
+            if narrow(spec.dtype, values, &mut bytes).is_none() {
+                let reason = format!("holds a number that {} cannot: training has run away", spec.dtype);
+                return Err(Error::tensor(dir, &spec.name, reason));
+            }
+            out.write(&bytes)
+        })?;
+        write_config(&base.dir, dir, None)?;
+        copy_companions(&base.dir, dir)
+    })?;
+    if out.exists() {
+        std::fs::remove_dir_all(out).map_err(io("remove", out))?;
+    }
+    std::fs::rename(&beside, out).map_err(io("rename into place", out))
 }
 
 /// Copies `config.json`, with the type that the weights now have; None keeps what it says.

@@ -129,9 +129,12 @@ impl TextModel {
         if trace {
             kept.push(tape.keep(x));
         }
+        // after the last attention nothing mixes tokens any more: only the rows asked for go on
+        let taps = visual.map_or(0, |v| v.features.deepstack.len());
+        let narrow = |l: usize| rows.filter(|_| l + 1 == self.layers.len() && taps <= l);
         for (l, layer) in self.layers.iter().enumerate() {
             tape.scope(format!("text.layer.{l}"));
-            x = self.layer(tape, layer, l, x, angles, attend)?;
+            x = self.layer(tape, layer, l, x, angles, attend, narrow(l))?;
             if trace && l + 1 < self.layers.len() {
                 kept.push(tape.keep(x));
             }
@@ -143,8 +146,8 @@ impl TextModel {
         }
         tape.scope("text.head");
         let last = match rows {
-            Some(rows) => self.norm.apply_rows(tape, x, rows)?,
-            None => self.norm.apply(tape, x)?,
+            Some(rows) if self.layers.len() <= taps => self.norm.apply_rows(tape, x, rows)?,
+            _ => self.norm.apply(tape, x)?,
         };
         if trace {
             kept.push(tape.keep(last));
@@ -183,6 +186,8 @@ impl TextModel {
         Ok(losses)
     }
 
+    /// One layer; with `rows` everything after its attention is computed for those rows alone.
+    #[allow(clippy::too_many_arguments, reason = "the inputs of one layer")]
     fn layer(
         &self,
         tape: &mut Tape,
@@ -191,6 +196,7 @@ impl TextModel {
         x: Tensor,
         angles: Tensor,
         attend: &Attend,
+        rows: Option<Tensor>,
     ) -> Result<Tensor> {
         let (t, heads, precision) = (x.shape.rows(), self.heads, tape.precision());
         let (q_width, k_width) = (heads.queries * heads.width, heads.keys * heads.width);
@@ -218,10 +224,13 @@ impl TextModel {
                 tape.push(AttentionCached { q, keys, values, starts, lengths, blocks, block, heads, scale, y })?;
             }
         }
-        let x = layer.o.apply(tape, y, Activation::None, Some(x))?;
+        let x = match rows {
+            Some(rows) => layer.o.apply_rows(tape, y, rows, x)?,
+            None => layer.o.apply(tape, y, Activation::None, Some(x))?,
+        };
         let y = layer.post_norm.apply(tape, x)?;
         let gate_up = layer.gate_up.apply(tape, y, Activation::None, None)?;
-        let y = tape.activation([t, gate_up.shape.width() / 2]);
+        let y = tape.activation([x.shape.rows(), gate_up.shape.width() / 2]);
         tape.push(Swiglu { gate_up, y })?;
         layer.down.apply(tape, y, Activation::None, Some(x))
     }

@@ -80,12 +80,15 @@ impl Tape {
             Record::Linear(op) => {
                 let Some(dy) = gradients.of(op.y) else { return Ok(()) };
                 let dx = gradients.to(self, op.x);
-                let residual = op.residual;
-                let backward = LinearBackward { forward: op, dy, dx };
+                // of some rows the residual's gradient is a part, of all it is dy
+                let part = op.residual.filter(|_| op.rows.is_some());
+                let whole = op.residual.filter(|_| op.rows.is_none());
+                let dresidual = part.and_then(|residual| gradients.to(self, residual));
+                let backward = LinearBackward { forward: op, dy, dx, dresidual };
                 if !backward.outputs().is_empty() {
                     self.push(backward)?;
                 }
-                if let Some(residual) = residual {
+                if let Some(residual) = whole {
                     gradients.pass_on(self, residual, dy)?;
                 }
             }

@@ -1,12 +1,13 @@
 //! Training: the step, the loop, the run's folder.
 //!
-//! Floor 8: uses `infer`, `classify`, `qwen3vl`, `data`, `io`, `tape`, `device`, `base`. Start at [`step`]. Which samples
-//! it learns from ([`order`]) and at which rate ([`schedule`]) follows from its number alone, so that a resumed run needs
-//! no state of theirs.
+//! Floor 8: uses `infer`, `classify`, `qwen3vl`, `data`, `io`, `tape`, `device`, `base`. Start at [`session`], the loop,
+//! and [`step`]. Which samples a step learns from ([`order`]) and at which rate ([`schedule`]) follows from its number
+//! alone, so that a resumed run needs no state of theirs. [`run_folder`] owns a run's files.
 
 pub mod checkpoint;
 pub mod config_file;
 pub mod events;
+pub mod examples;
 pub mod fingerprint;
 pub mod log_file;
 pub mod lora;
@@ -14,5 +15,6 @@ pub mod metrics;
 pub mod order;
 pub mod run_folder;
 pub mod schedule;
+pub mod session;
 pub mod settings;
 pub mod step;

@@ -149,7 +149,7 @@ pub enum Spread {
 /// seed lies within a larger one: samples are ranked once, and the first n taken.
 ///
 /// Within a class the rank is random; the j-th (from 0) of a class of m stands at (2j + 1) / m, which is Webster's
-/// apportionment, or at j to spread evenly. Samples without a label are a
+/// apportionment (each class within one sample of its share), or at j to spread evenly. Samples without a label are a
 /// class of their own. Errors (wrong usage): `n` is 0 or more than there are; they name `flag`.
 pub fn pick(labels: &[Option<&str>], n: usize, spread: Spread, seed: u64, flag: &str) -> Result<Vec<usize>> {
     if n == 0 || n > labels.len() {

@@ -1,6 +1,6 @@
 //! One optimiser step: micro-batches add to the gradients, their norm is taken, AdamW moves the parameters.
 
-use crate::base::Result;
+use crate::base::{Error, Result};
 use crate::host::adamw;
 use crate::infer::engine::Engine;
 use crate::io::HostTensor;
@@ -47,6 +47,8 @@ pub struct Optimizer {
 pub struct Trainer {
     pub engine: Engine,
     pub trainable: Trainable,
+    /// The most bytes that parameters and activations may take together.
+    pub budget: Option<usize>,
 }
 
 impl Trainer {
@@ -107,6 +109,15 @@ impl Trainer {
         if direction == Direction::Both {
             tape.backward()?;
         }
+        let (needed, trained) = (tape.plan().bytes, self.trainable.bytes());
+        if self.budget.is_some_and(|budget| needed + trained > budget) {
+            return Err(Error::Unsupported(format!(
+                "--memory {}: a batch of {} tokens needs {needed} bytes for activations beside {trained} for what is \
+                 trained; raise it, or lower --batch-size or --max-pixels",
+                self.budget.unwrap_or(0),
+                packed.tokens()
+            )));
+        }
         tape.begin(device)?;
         model.write_loss(device, &pass, &packed, &labels, scale.unwrap_or(0.0), images)?;
         tape.run(device, &mut |_, _| ())?;
@@ -147,18 +158,16 @@ impl Trainer {
     /// Every trained tensor's gradient, under its name.
     pub fn gradients(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let memory = self.engine.device.memory();
-        let read = |e: &Entry| {
-            Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.gradient)?)))
-        };
+        let read =
+            |e: &Entry| Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.gradient)?)));
         self.trainable.entries.iter().map(read).collect()
     }
 
     /// Every trained tensor's numbers, under its name.
     pub fn values(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let memory = self.engine.device.memory();
-        let read = |e: &Entry| {
-            Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.value)?)))
-        };
+        let read =
+            |e: &Entry| Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.value)?)));
         self.trainable.entries.iter().map(read).collect()
     }
 }

@@ -204,7 +204,8 @@ fn forks_share_what_they_have_in_common_and_write_apart() {
         let mut got = [vec![], vec![], vec![]];
         for step in 0..6 {
             for (i, sequence) in sequences.iter_mut().enumerate() {
-                let answer = engine.extend(&mut [sequence], &[&tails[i][step..=step]], Read::Logits(Rows::All)).unwrap();
+                let answer =
+                    engine.extend(&mut [sequence], &[&tails[i][step..=step]], Read::Logits(Rows::All)).unwrap();
                 got[i].extend(rows(answer));
             }
         }
@@ -241,8 +242,7 @@ fn sampling_follows_the_seed_and_keeps_to_ids_with_text() {
     let mut run = |seed: u64, n_valid: usize| {
         let settings = Settings { choice: hot, seed, max_new_tokens: 40, stop: Vec::new(), n_valid };
         let batch = [&prompt, &prompt];
-        let (answers, _) =
-            generate(&mut opened.engine, &batch, &settings, &mut |_, _| (), &mut |_, _| true).unwrap();
+        let (answers, _) = generate(&mut opened.engine, &batch, &settings, &mut |_, _| (), &mut |_, _| true).unwrap();
         answers.into_iter().map(|a| a.tokens).collect::<Vec<_>>()
     };
     let first = run(1, 435);

@@ -102,7 +102,7 @@ fn tolerance(name: &str, precision: Precision) -> f64 {
     }
 }
 
-/// Holds tensors against a reference file; `names` of it, or all but the generated ids.
+/// Holds tensors against all of a reference file but the generated ids.
 fn compare(place: &str, got: &[(String, HostTensor)], file: &SafetensorsFile, precision: Precision) {
     let mut compared = 0;
     for (name, _) in file.tensors().filter(|(name, _)| *name != "generated_ids") {
@@ -119,7 +119,7 @@ fn compare(place: &str, got: &[(String, HostTensor)], file: &SafetensorsFile, pr
         }
         compared += 1;
     }
-    assert!(compared >= 3, "{place}: {compared} tensors");
+    assert!(compared >= 2, "{place}: {compared} tensors");
 }
 
 #[test]
@@ -144,7 +144,8 @@ fn the_likeliest_token_of_every_position() {
             let mut sure = 0;
             for (got, want) in floats(got).chunks(got.shape[1]).zip(floats(&want).chunks(want.shape[1])) {
                 let first = best(want);
-                let second = want.iter().enumerate().filter(|(i, _)| *i != first).map(|(_, x)| *x).fold(f32::MIN, f32::max);
+                let second =
+                    want.iter().enumerate().filter(|(i, _)| *i != first).map(|(_, x)| *x).fold(f32::MIN, f32::max);
                 let size = (want.iter().map(|x| x * x).sum::<f32>() / want.len() as f32).sqrt();
                 if want[first] - second > margin * size {
                     assert_eq!(best(got), first, "{model}.{case} {precision:?}");
@@ -180,7 +181,8 @@ pub fn greedy(opened: &Opened, n: usize) -> Settings {
 #[test]
 fn greedy_answers() {
     for (model, case) in CASES {
-        let HostData::I64(want) = HostTensor::read(&reference(&format!("{model}.{case}")), "generated_ids").unwrap().data
+        let HostData::I64(want) =
+            HostTensor::read(&reference(&format!("{model}.{case}")), "generated_ids").unwrap().data
         else {
             panic!("generated_ids are whole numbers")
         };

@@ -57,7 +57,7 @@ fn follow(precision: Precision, bounds: [f64; 4]) {
     trainable.allocate(&mut device).unwrap();
     trainable.start_from(&mut device, &init).unwrap();
     let model = Model::training(&checkpoint, &trainable).unwrap();
-    let mut trainer = Trainer { engine: Engine::new(model, device, precision), trainable };
+    let mut trainer = Trainer { engine: Engine::new(model, device, precision), trainable, budget: None };
     let patches = read_patch_spec(&checkpoint.dir).unwrap();
     let preparer = Preparer::open(&checkpoint.dir, &checkpoint.config, patches).unwrap();
     let data = read_dataset(&cases().join("train.jsonl"), None, OnBad::Fail).unwrap();

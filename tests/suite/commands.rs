@@ -1,0 +1,431 @@
+//! The program as its user meets it: exit codes, one sentence where something is wrong, JSON that parses.
+
+use crate::folders::{shared, write_json};
+use crate::golden_cases::cases;
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vlm"));
+    command.env_remove("VLM_LOG").env("RUST_BACKTRACE", "1");
+    command
+}
+
+/// Arguments separated by spaces; `{}` stands for the paths given.
+fn arguments(line: &str, paths: &[&Path]) -> Vec<String> {
+    let mut paths = paths.iter();
+    let path = |word: &str| match word {
+        "{}" => paths.next().expect("a path for each {}").to_str().unwrap().to_owned(),
+        word => word.to_owned(),
+    };
+    let words = line.split_whitespace().map(path).collect();
+    assert!(paths.next().is_none(), "a path too many for {line}");
+    words
+}
+
+#[derive(Debug)]
+struct Done {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+fn vlm(line: &str, paths: &[&Path]) -> Done {
+    let done = program().args(arguments(line, paths)).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    Done { code: done.status.code(), stdout: text(done.stdout), stderr: text(done.stderr) }
+}
+
+/// Runs and expects success; what was printed.
+fn works(line: &str, paths: &[&Path]) -> String {
+    let done = vlm(line, paths);
+    assert_eq!(done.code, Some(0), "{line}\n{}", done.stderr);
+    done.stdout
+}
+
+fn json_of(line: &str, paths: &[&Path]) -> Value {
+    let said = works(line, paths);
+    serde_json::from_str(&said).unwrap_or_else(|e| panic!("{line}: {e}\n{said}"))
+}
+
+/// Expects exit code 1 and on stderr one sentence that says each of `words`.
+#[track_caller]
+fn fails(line: &str, paths: &[&Path], words: &[&str]) {
+    let done = vlm(line, paths);
+    assert_eq!(done.code, Some(1), "{line}\n{}{}", done.stdout, done.stderr);
+    let said = done.stderr.trim_end();
+    assert!(said.starts_with("vlm: ") && !said.contains("panicked"), "{line}\n{said}");
+    // notices of eval come before the one message
+    let last = said.lines().last().unwrap();
+    assert!(words.iter().all(|w| last.contains(w)), "{line}\n{last}\nand not {words:?}");
+    let messages =
+        said.lines().filter(|l| !l.starts_with("vlm: left out:") && !l.starts_with("vlm: answers are")).count();
+    assert_eq!(messages, 1, "{line}\n{said}");
+}
+
+/// Expects exit code 2 and a message that says each of `words`.
+#[track_caller]
+fn misused(line: &str, paths: &[&Path], words: &[&str]) {
+    let done = vlm(line, paths);
+    assert_eq!(done.code, Some(2), "{line}\n{}{}", done.stdout, done.stderr);
+    assert!(words.iter().all(|w| done.stderr.contains(w)), "{line}\n{}\nand not {words:?}", done.stderr);
+    assert!(!done.stderr.contains("panicked") && done.stdout.is_empty(), "{line}\n{}", done.stderr);
+}
+
+fn single() -> PathBuf {
+    cases().join("single")
+}
+
+fn image() -> PathBuf {
+    cases().join("images/wide.png")
+}
+
+/// A copy of a model of the cases, to be broken.
+fn copy(model: &str) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(cases().join(model)).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
+    }
+    to
+}
+
+#[test]
+fn wrong_usage_is_2() {
+    let (model, image) = (single(), image());
+    misused("", &[], &["Usage: vlm"]);
+    misused("paint", &[], &["paint"]);
+    misused("generate --prompt hi", &[], &["--model"]);
+    misused("generate --model {}", &[&model], &["--messages"]);
+    misused("generate --model {} --image {}", &[&model, &image], &["--prompt"]);
+    misused("generate --model {} --messages a.json --prompt hi", &[&model], &["cannot be used with"]);
+    misused("generate --model {} --prompt hi --temperature=-1", &[&model], &["--temperature -1", "0 or more"]);
+    misused("generate --model {} --prompt hi --temperature nan", &[&model], &["--temperature NaN"]);
+    misused("generate --model {} --prompt hi --top-p 0", &[&model], &["--top-p 0", "above 0, at most 1"]);
+    misused("generate --model {} --prompt hi --repetition-penalty 0", &[&model], &["--repetition-penalty 0"]);
+    misused("generate --model {} --prompt hi --presence-penalty inf", &[&model], &["--presence-penalty inf"]);
+    misused("generate --model {} --prompt hi --seed=-1", &[&model], &["--seed"]);
+    misused("generate --model {} --prompt hi --max-new-tokens 18446744073709551615", &[&model], &["0 to 1000000"]);
+    misused("generate --model {} --prompt hi --choices a,,b", &[&model], &["label 2 of the choices is empty"]);
+    misused("generate --model {} --prompt hi --choices a,b,a", &[&model], &["label 3 of the choices is there twice"]);
+    misused("generate --model {} --prompt hi --min-pixels 9 --max-pixels 8", &[&model], &["--min-pixels 9 is above"]);
+    misused("generate --model {} --prompt hi --precision f8", &[&model], &["f8", "bf16"]);
+    misused("generate --model {} --image HTTPS://a.org/b.jpg --prompt hi", &[&model], &["from files only", "curl"]);
+    misused("preprocess --image http://a.org/b.jpg --out o", &[], &["from files only"]);
+    misused("preprocess --image {}", &[&image], &["--out"]);
+    misused("eval --model {} --data d --out o --choices a --generate", &[&model], &["cannot be used with"]);
+    misused("eval --model {} --data d --out o --batch-size 0", &[&model], &["--batch-size 0"]);
+    misused("init --config {} --out o --dtype f16", &[&model], &["f16", "bf16"]);
+    misused("inspect {} --image 0x5", &[&model], &["640x480"]);
+    misused("inspect {} --prompt-tokens 99999999999999", &[&model], &["0 to 1000000"]);
+    misused("inspect {} --new-tokens 18446744073709551615", &[&model], &["0 to 1000000"]);
+}
+
+#[test]
+fn folders_and_files_that_are_not_there() {
+    let (model, image, dir) = (single(), image(), tempfile::tempdir().unwrap());
+    let (absent, out) = (dir.path().join("absent"), dir.path().join("out"));
+    let shown = absent.to_str().unwrap();
+    fails("generate --model {} --prompt hi", &[&absent], &[shown]);
+    fails("generate --model {} --image {} --prompt hi", &[&model, &absent], &[shown]);
+    fails("generate --model {} --messages {}", &[&model, &absent], &[shown]);
+    fails("generate --model {} --adapter {} --prompt hi", &[&model, &absent], &[shown]);
+    fails("eval --model {} --data {} --out {}", &[&model, &absent, &out], &[shown]);
+    fails("merge --model {} --adapter {} --out {}", &[&model, &absent, &out], &[shown]);
+    fails("preprocess --image {} --out {}", &[&absent, &out], &[shown]);
+    fails("preprocess --image {} --model {} --out {}", &[&image, &absent, &out], &[shown]);
+    fails("init --config {} --out {}", &[&absent, &out], &[shown]);
+    fails("verify --model {} --reference {} --messages {}", &[&model, &absent, &absent], &[shown]);
+    fails("inspect {}", &[&absent], &[shown, "no such folder"]);
+    fails("inspect {}", &[dir.path()], &["neither config.json", "adapter_config.json"]);
+    assert!(!out.exists(), "what fails leaves nothing behind");
+}
+
+#[test]
+fn outputs_that_cannot_be_written() {
+    let (model, image, dir) = (single(), image(), tempfile::tempdir().unwrap());
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let inside = file.join("out");
+    let messages = cases().join("one_image.json");
+    let (uneven, adapter) = (cases().join("uneven"), cases().join("uneven.train.mixed/final_adapter"));
+    let shown = [file.to_str().unwrap()];
+    fails("preprocess --image {} --out {}", &[&image, &inside], &shown);
+    fails("dump --model {} --messages {} --out {}", &[&model, &messages, &inside], &shown);
+    fails("init --config {} --out {}", &[&model, &inside], &shown);
+    fails("merge --model {} --adapter {} --out {}", &[&uneven, &adapter, &inside], &shown);
+    fails("eval --model {} --data {} --out {}", &[&model, &cases().join("train.jsonl"), &inside], &shown);
+    let full = dir.path().join("full");
+    fs::create_dir(&full).unwrap();
+    fs::write(full.join("precious"), "").unwrap();
+    fails("merge --model {} --adapter {} --out {}", &[&uneven, &adapter, &full], &["not empty"]);
+    assert_eq!(crate::folders::entries(&full), ["precious"]);
+}
+
+/// A PNG whose header promises `width` x `height` pixels, and which has hardly any.
+fn png(width: u32, height: u32) -> Vec<u8> {
+    let chunk = |name: &[u8; 4], data: &[u8]| {
+        let body = [name.as_slice(), data].concat();
+        [&(data.len() as u32).to_be_bytes()[..], &body, &crc32fast::hash(&body).to_be_bytes()].concat()
+    };
+    let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
+    [b"\x89PNG\r\n\x1a\n".to_vec(), chunk(b"IHDR", &header), chunk(b"IDAT", &[]), chunk(b"IEND", &[])].concat()
+}
+
+#[test]
+fn pictures_that_are_no_good() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let jpeg = fs::read(cases().join("../images/420.jpg")).unwrap();
+    let out = dir.path().join("out");
+    for (name, bytes, words) in [
+        ("half.jpg", jpeg[..jpeg.len() / 2].to_vec(), ["half.jpg", ""]),
+        ("bomb.png", png(100_000, 100_000), ["bomb.png", "178956970"]),
+        ("long.png", png(100_000, 100), ["long.png", "200"]),
+        ("empty.png", Vec::new(), ["empty.png", ""]),
+        ("text.jpg", b"not a picture".to_vec(), ["text.jpg", "JPEG, PNG, WebP and GIF"]),
+    ] {
+        let path = dir.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        fails("generate --model {} --image {} --prompt hi", &[&model, &path], &words);
+        fails("preprocess --image {} --out {}", &[&path, &out], &words);
+    }
+    fails("preprocess --image {} --out {}", &[dir.path(), &out], &[dir.path().to_str().unwrap()]);
+    let messages = dir.path().join("chat.json");
+    let ask = |image: &str, role: &str| {
+        let content = json!([{"type": "image", "image": image}, {"type": "text", "text": "hi"}]);
+        write_json(&messages, &json!({"messages": [{"role": role, "content": content}]}));
+    };
+    ask("http://example.org/a.jpg", "user");
+    fails("generate --model {} --messages {}", &[&model, &messages], &["on the network", "curl"]);
+    ask(image().to_str().unwrap(), "system");
+    fails("generate --model {} --messages {}", &[&model, &messages], &["message 1 (system)", "user message"]);
+    fs::write(&messages, "{\"messages\": [\n}").unwrap();
+    fails("generate --model {} --messages {}", &[&model, &messages], &["chat.json, line 2"]);
+}
+
+#[test]
+fn checkpoints_that_are_no_good() {
+    let ask = "generate --model {} --prompt hi";
+    let broken = copy("single");
+    let weights = broken.path().join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() - 10]).unwrap();
+    fails(ask, &[broken.path()], &["model.safetensors"]);
+    fs::write(&weights, [&u64::MAX.to_le_bytes()[..], &bytes[8..]].concat()).unwrap();
+    fails(ask, &[broken.path()], &["model.safetensors"]);
+    fs::write(&weights, b"{}").unwrap();
+    fails(ask, &[broken.path()], &["model.safetensors"]);
+    fails("inspect {}", &[broken.path()], &["model.safetensors"]);
+    let shards = copy("uneven");
+    fs::remove_file(shards.path().join("model-00002-of-00003.safetensors")).unwrap();
+    fails(ask, &[shards.path()], &["model-00002-of-00003.safetensors"]);
+    let config = copy("single");
+    let path = config.path().join("config.json");
+    let with = |key: &str, value: Value| {
+        let mut changed: Value = serde_json::from_slice(&fs::read(single().join("config.json")).unwrap()).unwrap();
+        changed["text_config"][key] = value;
+        write_json(&path, &changed);
+    };
+    with("logit_cap", json!(30));
+    fails(ask, &[config.path()], &["config.json", "logit_cap", "does not know"]);
+    with("hidden_act", json!("relu"));
+    fails(ask, &[config.path()], &["hidden_act", "relu"]);
+    with("intermediate_size", json!(64));
+    fails(ask, &[config.path()], &["the tensors are not those of config.json", "gate_proj.weight has [41, 52]"]);
+    for name in ["tokenizer.json", "processor_config.json", "chat_template.jinja"] {
+        let without = copy("single");
+        fs::remove_file(without.path().join(name)).unwrap();
+        fails(ask, &[without.path()], &[without.path().to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn adapters_of_another_model() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let adapter = cases().join("uneven.train.mixed/final_adapter");
+    fails("generate --model {} --adapter {} --prompt hi", &[&model, &adapter], &["does not fit this model"]);
+    let out = dir.path().join("out");
+    fails("merge --model {} --adapter {} --out {}", &[&model, &adapter, &out], &["does not fit this model"]);
+    assert!(!out.exists());
+    fails("inspect {}", &[dir.path()], &["adapter_config.json"]);
+}
+
+#[test]
+fn devices_that_are_not_there() {
+    for device in ["cuda", "emulated"] {
+        let line = format!("generate --model {{}} --prompt hi --device {device}");
+        fails(&line, &[&single()], &[&format!("--device {device}"), "--device cpu"]);
+    }
+    let said =
+        json_of("generate --model {} --prompt hi --device cpu --temperature 0 --json --max-new-tokens 3", &[&single()]);
+    assert!(said["device"]["name"].as_str().unwrap().starts_with("cpu"));
+    assert_eq!(said["token_ids"].as_array().unwrap().len(), 3);
+    assert_eq!(said["finish_reason"], "length");
+}
+
+#[test]
+fn evaluation_and_its_refusals() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let (data, out) = (dir.path().join("set.jsonl"), dir.path().join("out"));
+    let image = image();
+    let line = |label: &str| json!({"image": image, "label": label}).to_string();
+    let write = |lines: &[&str]| fs::write(&data, lines.join("\n")).unwrap();
+    let score = "eval --model {} --data {} --out {}";
+    let paths = [model.as_path(), &data, &out];
+    write(&[&line("dent"), "{\"image\": 5", &line("scratch")]);
+    fails(&format!("{score} --prompt Which?"), &paths, &["set.jsonl, line 2"]);
+    assert!(!out.exists());
+    let said = json_of(&format!("{score} --prompt Which? --skip-bad --json"), &paths);
+    assert_eq!((&said["skipped"], &said["metrics"]["n"], &said["method"]), (&json!(1), &json!(2), &json!("choices")));
+    assert_eq!(said["choices"], json!(["dent", "scratch"]));
+    let predictions = fs::read_to_string(out.join("predictions.jsonl")).unwrap();
+    let predictions: Vec<Value> = predictions.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(predictions.iter().map(|p| p["line"].clone()).collect::<Vec<_>>(), [1, 3]);
+    for p in &predictions {
+        let probabilities = p["probabilities"].as_object().unwrap();
+        assert!((probabilities.values().map(|v| v.as_f64().unwrap()).sum::<f64>() - 1.0).abs() < 1e-9);
+        assert_eq!(p["correct"], json!(p["label"] == p["prediction"]));
+    }
+    let summary: Value = serde_json::from_slice(&fs::read(out.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["metrics"], said["metrics"]);
+    write(&[&line("dent"), &line("scratch")]);
+    fails(&format!("{score} --prompt Which?"), &paths, &["earlier run", "--overwrite"]);
+    let again = format!("{score} --prompt Which? --overwrite");
+    fails(&format!("{again} --choices dent,rust"), &paths, &["set.jsonl, line 2", "\"scratch\"", "--choices"]);
+    let said = json_of(&format!("{again} --choices dent,rust,scratch --batch-size 1 --json"), &paths);
+    assert_eq!(said["choices"], json!(["dent", "rust", "scratch"]));
+    // a photo that breaks half way: no summary of an earlier run stays beside the new predictions
+    let (broken, good) = (dir.path().join("broken.png"), line("dent"));
+    fs::write(&broken, png(100_000, 100_000)).unwrap();
+    write(&[&good, &json!({"image": broken, "label": "dent"}).to_string()]);
+    fails(&format!("{again} --batch-size 1"), &paths, &["set.jsonl, line 2", "broken.png"]);
+    assert!(!out.join("summary.json").exists());
+    assert_eq!(fs::read_to_string(out.join("predictions.jsonl")).unwrap().lines().count(), 1);
+    write(&[&line("dent"), &line("scratch")]);
+    let said = json_of(&format!("{again} --generate --max-new-tokens 2 --temperature 0 --json"), &paths);
+    assert_eq!((&said["method"], &said["choices"]), (&json!("generate"), &Value::Null));
+    fails(&format!("{score} --overwrite"), &paths, &["set.jsonl, line 1"]);
+    write(&[]);
+    fails(&again, &paths, &["no samples"]);
+    write(&[&json!({"messages": [{"role": "user", "content": "hi"}]}).to_string()]);
+    fails(&again, &paths, &["set.jsonl, line 1", "no label"]);
+}
+
+#[test]
+fn what_is_json_parses_and_says_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = json_of("inspect {} --json", &[&single()]);
+    assert_eq!((&said["parameters"], &said["tensors"]), (&json!(226_526), &json!(58)));
+    assert!(said["memory"]["bf16"]["activation_bytes"].as_u64() < said["memory"]["f32"]["activation_bytes"].as_u64());
+    assert!(works("inspect {}", &[&single()]).contains("226,526"));
+    let adapter = cases().join("uneven.train.mixed/final_adapter");
+    let said = json_of("inspect {} --json", &[&adapter]);
+    assert_eq!((&said["rank"], &said["parameters"]), (&json!(2), &json!(2554)));
+    assert!(works("inspect {}", &[&adapter]).contains("2,554 in 18 tensors"));
+    let said = json_of("doctor --json", &[]);
+    assert!(said["cpu"]["threads"].as_u64() > Some(0) && said["gpus"].is_array(), "{said}");
+    assert!(works("doctor", &[]).contains("memory"));
+    let out = dir.path().join("p.safetensors");
+    let said = json_of("preprocess --image {} --out {} --json", &[&image(), &out]);
+    let grid: Vec<u64> = said["image_grid_thw"].as_array().unwrap().iter().map(|g| g.as_u64().unwrap()).collect();
+    assert_eq!(said["patches"], json!(grid.iter().product::<u64>()));
+    assert_eq!(said["tokens"], json!(grid.iter().product::<u64>() / 4));
+    assert_eq!((&said["resized_height"], &said["resized_width"]), (&json!(grid[1] * 16), &json!(grid[2] * 16)));
+    let line = "generate --model {} --image {} --prompt Sure? --choices scratch,dent --json";
+    let said = json_of(line, &[&single(), &image()]);
+    assert!(said["choices"]["scratch"].as_f64() > said["choices"]["dent"].as_f64());
+    assert_eq!(said["text"], "scratch");
+    // spaces around an answer are not part of it
+    let mut spaced = arguments(line, &[&single(), &image()]);
+    *spaced.iter_mut().find(|a| a.contains(',')).unwrap() = "scratch, dent".into();
+    let again: Value = serde_json::from_slice(&program().args(spaced).output().unwrap().stdout).unwrap();
+    assert_eq!(again["choices"], said["choices"]);
+    for time in ["load_seconds", "preprocess_seconds", "prefill_seconds", "decode_seconds"] {
+        assert!(said["timings"][time].as_f64() >= Some(0.0), "{said}");
+    }
+}
+
+#[test]
+fn answers_are_the_same_on_any_number_of_threads_and_for_a_seed() {
+    let messages = cases().join("one_image.json");
+    let ask = |threads: &str, seed: &str| {
+        let line =
+            format!("generate --model {{}} --messages {{}} --max-new-tokens 30 --temperature 3 --seed {seed} --json");
+        let mut command = program();
+        let done = command.args(arguments(&line, &[&single(), &messages])).env("RAYON_NUM_THREADS", threads).output();
+        let said: Value = serde_json::from_slice(&done.unwrap().stdout).unwrap();
+        said["token_ids"].clone()
+    };
+    assert_eq!(ask("1", "5"), ask("3", "5"));
+    assert_ne!(ask("1", "5"), ask("1", "6"));
+}
+
+#[test]
+fn published_configurations_have_the_published_sizes() {
+    let Some(configs) = shared("published_configurations_have_the_published_sizes", "data/configs") else { return };
+    for (name, parameters) in
+        [("2B", 2_127_532_032_u64), ("4B", 4_437_815_808), ("8B", 8_767_123_696), ("32B", 33_357_390_064)]
+    {
+        let dir = configs.join(format!("Qwen3-VL-{name}-Instruct"));
+        assert_eq!(json_of("inspect {} --json", &[&dir])["parameters"], json!(parameters), "{name}");
+    }
+}
+
+#[test]
+fn verify_passes_and_names_the_first_that_differs() {
+    let messages = cases().join("one_image.json");
+    let reference = cases().join("single.one_image.safetensors");
+    let line = "verify --model {} --reference {} --messages {}";
+    let said = works(line, &[&single(), &reference, &messages]);
+    assert!(said.contains("hidden.2") && !said.contains("<-"), "{said}");
+    // another model's tensors: positions agree, the first of another shape or value is named
+    let other = cases().join("uneven.one_image.safetensors");
+    fails(line, &[&single(), &other, &messages], &["tensor image_embeds", "first that differs"]);
+    let strict = vlm(&format!("{line} --tolerance 1e-9"), &[&single(), &reference, &messages]);
+    assert_eq!(strict.code, Some(1));
+    assert!(strict.stdout.contains("<-") && strict.stderr.contains("image_embeds"), "{}", strict.stderr);
+    let unrelated = cases().join("single/model.safetensors");
+    fails(line, &[&single(), &unrelated, &messages], &["holds no tensor", "vlm dump"]);
+    // what dump writes is what verify compares
+    let dir = tempfile::tempdir().unwrap();
+    let ours = dir.path().join("ours.safetensors");
+    works("dump --model {} --messages {} --out {}", &[&single(), &messages, &ours]);
+    works(&format!("{line} --tolerance 0"), &[&single(), &ours, &messages]);
+    let cached = dir.path().join("cached.safetensors");
+    works("dump --model {} --messages {} --through-cache --out {}", &[&single(), &messages, &cached]);
+    works(line, &[&single(), &cached, &messages]);
+}
+
+#[test]
+fn merged_and_new_checkpoints_can_be_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (merged, random) = (dir.path().join("merged"), dir.path().join("random"));
+    let (base, adapter) = (cases().join("uneven"), cases().join("uneven.train.mixed/final_adapter"));
+    works("merge --model {} --adapter {} --out {} --dtype f32", &[&base, &adapter, &merged]);
+    let ask = "generate --messages {} --temperature 0 --max-new-tokens 24 --json --model {}";
+    let messages = cases().join("one_image.json");
+    let applied = json_of(&format!("{ask} --adapter {{}}"), &[&messages, &base, &adapter]);
+    let tokens = json_of(ask, &[&messages, &merged])["token_ids"].clone();
+    assert_eq!(tokens, applied["token_ids"]);
+    assert_ne!(tokens, json_of(ask, &[&messages, &base])["token_ids"]);
+    works("init --config {} --out {} --seed 3 --dtype f32", &[&single(), &random]);
+    json_of(ask, &[&messages, &random]);
+}
+
+/// A reader that goes away is no failure, and no panic.
+#[test]
+fn a_closed_pipe_is_fine() {
+    for line in ["inspect {} --trace", "doctor", "doctor --json"] {
+        let model = single();
+        let paths: &[&Path] = if line.contains("{}") { &[&model] } else { &[] };
+        let mut child =
+            program().args(arguments(line, paths)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut said = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(0), ""), "{line}");
+    }
+}
