@@ -1,10 +1,12 @@
 //! All tests of the program in one binary: one link, one report.
 
 mod adapter;
+mod adapter_write;
 mod batches;
 mod checkpoint;
 mod commands;
 mod config;
+mod data_import;
 mod dataset;
 mod documents;
 mod folders;

@@ -1,0 +1,84 @@
+//! Fingerprints: the same for the same contents anywhere, another for each change.
+
+use crate::folders::{model, small_config};
+use std::collections::HashSet;
+use std::fs;
+use std::path::Path;
+use vlm::base::DType;
+use vlm::data::dataset::{OnBad, read_dataset};
+use vlm::train::fingerprint::{of_file, of_model, of_photos};
+
+#[test]
+fn files_have_their_sha_256() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x");
+    // FIPS 180-2, B.1 and B.3.
+    fs::write(&path, "abc").unwrap();
+    assert_eq!(of_file(&path).unwrap(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    fs::write(&path, "a".repeat(1_000_000)).unwrap();
+    assert_eq!(of_file(&path).unwrap(), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
+    let error = of_file(Path::new("/nowhere")).unwrap_err().to_string();
+    assert!(error.starts_with("cannot open /nowhere"), "{error}");
+}
+
+/// A set of two photos in files and one within the line, and its fingerprint.
+fn photos(first: &[u8], second: &[u8], third: &str, names: [&str; 2]) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, bytes) in names.iter().zip([first, second]) {
+        fs::write(dir.path().join(name), bytes).unwrap();
+    }
+    let third = format!("data:image/png;base64,{third}");
+    let lines = [names[0], names[1], &third].map(|image| format!(r#"{{"image": "{image}", "label": "x"}}"#));
+    let path = dir.path().join("set.jsonl");
+    fs::write(&path, lines.join("\n")).unwrap();
+    of_photos(&read_dataset(&path, Some("?"), OnBad::Fail).unwrap().samples).unwrap()
+}
+
+#[test]
+fn photos_count_by_content_and_order() {
+    let first = photos(b"one", b"two", "AAAA", ["a", "b"]);
+    assert_eq!(photos(b"one", b"two", "AAAA", ["c", "d"]), first);
+    let others = [
+        photos(b"onf", b"two", "AAAA", ["a", "b"]),
+        photos(b"two", b"one", "AAAA", ["a", "b"]),
+        photos(b"onet", b"wo", "AAAA", ["a", "b"]),
+        photos(b"one", b"two", "AAAB", ["a", "b"]),
+    ];
+    assert_eq!(others.iter().chain([&first]).collect::<HashSet<_>>().len(), 5);
+}
+
+#[test]
+fn a_photo_that_went_missing_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, set) = (dir.path().join("a.png"), dir.path().join("set.jsonl"));
+    fs::write(&image, "x").unwrap();
+    fs::write(&set, r#"{"image": "a.png", "label": "x"}"#).unwrap();
+    let samples = read_dataset(&set, Some("?"), OnBad::Fail).unwrap().samples;
+    fs::remove_file(&image).unwrap();
+    let error = of_photos(&samples).unwrap_err().to_string();
+    assert!(error.contains("a.png"), "{error}");
+}
+
+#[test]
+fn models_differ_by_config_names_and_weights() {
+    let folder = model(&small_config(), DType::F32);
+    let path = folder.path().join("model.safetensors");
+    let first = of_model(folder.path()).unwrap();
+    let (weights, config) = (fs::read(&path).unwrap(), fs::read(folder.path().join("config.json")).unwrap());
+    let copy = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| fs::write(copy.path().join(name), bytes).unwrap();
+    write("model.safetensors", &weights);
+    write("config.json", &config);
+    write("README.md", b"not of it");
+    assert_eq!(of_model(copy.path()).unwrap(), first);
+    let mut changed = weights.clone();
+    *changed.last_mut().unwrap() ^= 1;
+    write("model.safetensors", &changed);
+    let second = of_model(copy.path()).unwrap();
+    write("model.safetensors", &weights);
+    write("config.json", &[&config[..], b" "].concat());
+    let third = of_model(copy.path()).unwrap();
+    assert_eq!(HashSet::from([first, second, third]).len(), 3);
+    let error = of_model(&copy.path().join("nowhere")).unwrap_err().to_string();
+    assert!(error.contains("nowhere"), "{error}");
+}

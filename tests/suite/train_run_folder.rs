@@ -1,0 +1,415 @@
+//! The folder of a run: a toy run is killed at every moment that there is, and must end as the one that was not.
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use vlm::base::Result;
+use vlm::train::checkpoint::{Checkpoint, Identity, Position, list};
+use vlm::train::events;
+use vlm::train::metrics::{EvalMetrics, StepMetrics, read};
+use vlm::train::run_folder::{Opened, RunFolder, Start, identity_of};
+use vlm::train::settings::Settings;
+
+const STEPS: u64 = 11;
+const START_TIME: f64 = 1.7e9;
+
+fn settings(dir: &Path) -> Settings {
+    let path = |name: &str| dir.join(name);
+    Settings { model: "/m".into(), data: "/d".into(), out: path("run"), epochs: Some(2), ..Settings::default() }
+}
+
+fn identity(settings: &Settings) -> Identity {
+    identity_of(settings, BTreeMap::from([("the training set".to_string(), "abc".to_string())])).unwrap()
+}
+
+fn open(dir: &Path, start: Start) -> Result<Opened> {
+    let settings = settings(dir);
+    RunFolder::open(&settings, identity(&settings), start, START_TIME)
+}
+
+/// Values and moments of a pretended optimiser, whose steps depend on all that came before.
+#[derive(Debug, Clone, PartialEq)]
+struct Toy {
+    values: Vec<f32>,
+    moments: Vec<f32>,
+    best: f64,
+}
+
+impl Toy {
+    fn step(&mut self, k: u64) -> StepMetrics {
+        for (i, (v, m)) in self.values.iter_mut().zip(&mut self.moments).enumerate() {
+            *m = 0.9 * *m + (*v + i as f32 + k as f32).sin();
+            *v -= 0.1 * *m;
+        }
+        let loss = f64::from(self.values.iter().map(|v| v * v).sum::<f32>());
+        let (step, epoch) = (k, k as f64 / 4.0);
+        let (lr, grad_norm) = (1e-4, loss.sqrt());
+        StepMetrics {
+            step,
+            epoch,
+            loss,
+            lr,
+            grad_norm,
+            label_tokens: 2 * k,
+            tokens: 100 + k,
+            seconds: 0.5,
+            tokens_per_second: 200.0,
+            mfu: None,
+        }
+    }
+
+    fn evaluation(&mut self, k: u64) -> EvalMetrics {
+        let eval_accuracy = f64::from(self.values[0].abs().fract());
+        self.best = self.best.max(eval_accuracy);
+        let epoch = k as f64 / 4.0;
+        EvalMetrics {
+            step: k,
+            epoch,
+            eval_accuracy,
+            eval_correct: k,
+            eval_samples: 20,
+            eval_loss: None,
+            eval_seconds: 1.0,
+        }
+    }
+}
+
+/// Opens the folder and trains to the end; `after` is called after everything that changes the folder.
+fn run(dir: &Path, start: Start, mut after: impl FnMut(&Path)) -> Result<(Toy, u64, Vec<String>)> {
+    let Opened { mut folder, resumed, warnings } = open(dir, start)?;
+    after(dir);
+    let mut toy = Toy { values: vec![1.0, -2.0, 0.5], moments: vec![0.0; 3], best: 0.0 };
+    let mut done = 0;
+    if let Some(checkpoint) = resumed {
+        let Toy { values, moments, best } = &mut toy;
+        checkpoint.read_into(&mut [("values", values), ("moments", moments)])?;
+        *best = checkpoint.about.state["best"].as_f64().unwrap();
+        done = checkpoint.about.position.step;
+    }
+    let from = done;
+    for k in done + 1..=STEPS {
+        let wall_time = START_TIME + k as f64;
+        folder.log(&toy.step(k), wall_time)?;
+        after(dir);
+        if k % 4 == 0 {
+            folder.log(&toy.evaluation(k), wall_time)?;
+            after(dir);
+        }
+        if k % 3 == 0 || k == STEPS {
+            let position = Position { step: k, epoch: (k - 1) / 4, in_epoch: (k - 1) % 4 };
+            let arrays = [("values", &toy.values[..]), ("moments", &toy.moments)];
+            folder.save(position, json!({"best": toy.best}), &arrays)?;
+            after(dir);
+        }
+    }
+    Ok((toy, from, warnings))
+}
+
+/// All files of a folder.
+type Snapshot = BTreeMap<PathBuf, Vec<u8>>;
+
+fn snapshot(dir: &Path) -> Snapshot {
+    let mut files = Snapshot::new();
+    let mut folders = vec![dir.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                files.insert(path.strip_prefix(dir).unwrap().into(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    files
+}
+
+fn restore(files: &Snapshot) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (path, bytes) in files {
+        let path = dir.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+    dir
+}
+
+/// Every folder that a process killed between `before` and `after` can leave: files are changed in the order metrics,
+/// events, then checkpoints (appearing whole, after a partial one beside), then removals.
+fn between(before: &Snapshot, after: &Snapshot) -> Vec<Snapshot> {
+    let mut states = Vec::new();
+    let mut now = before.clone();
+    let order = |path: &&PathBuf| {
+        let text = path.to_str().unwrap();
+        ["metrics", "events", "checkpoints", "config"].iter().position(|part| text.contains(part))
+    };
+    let mut changed: Vec<&PathBuf> = after.keys().filter(|path| before.get(*path) != after.get(*path)).collect();
+    changed.sort_by_key(order);
+    for path in changed {
+        let new = &after[path];
+        if path.extension().is_some_and(|e| e == "jsonl" || e == "vlm") {
+            let old = before.get(path).map_or(0, Vec::len);
+            for cut in [old, old + 1, (old + new.len()) / 2, new.len() - 1] {
+                now.insert(path.clone(), new[..cut].to_vec());
+                states.push(now.clone());
+            }
+        } else {
+            let partial = path.with_file_name(format!(".{}.partial-1-2", path.file_name().unwrap().to_str().unwrap()));
+            for cut in [0, new.len() / 2, new.len()] {
+                now.insert(partial.clone(), new[..cut].to_vec());
+                states.push(now.clone());
+            }
+            now.remove(&partial);
+        }
+        now.insert(path.clone(), new.clone());
+        states.push(now.clone());
+    }
+    for path in before.keys().filter(|path| !after.contains_key(*path)) {
+        now.remove(path);
+        states.push(now.clone());
+    }
+    assert_eq!(states.last(), Some(after));
+    states
+}
+
+/// The run that nobody killed: every state of its folder, and how it ended.
+fn whole() -> (Vec<Snapshot>, Toy) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut states = vec![Snapshot::new()];
+    let (toy, ..) = run(dir.path(), Start::New, |dir| states.push(snapshot(dir))).unwrap();
+    (states, toy)
+}
+
+/// config.toml holds the folder's own path.
+fn without_config(mut files: Snapshot) -> Snapshot {
+    files.remove(Path::new("run/config.toml"));
+    files
+}
+
+#[test]
+fn a_run_killed_at_any_moment_ends_as_if_it_had_not_been() {
+    let (states, toy) = whole();
+    let end = without_config(states.last().unwrap().clone());
+    let mut tried = 0;
+    let mut starts = BTreeMap::new();
+    for pair in states.windows(2) {
+        for state in between(&pair[0], &pair[1]) {
+            let dir = restore(&state);
+            let (got, from, warnings) = run(dir.path(), Start::Resume, |_| ()).unwrap();
+            assert_eq!(got, toy);
+            assert_eq!(warnings, [""; 0]);
+            assert_eq!(without_config(snapshot(dir.path())), end);
+            *starts.entry(from).or_insert(0) += 1;
+            tried += 1;
+        }
+    }
+    assert!(tried > 150, "{tried}");
+    assert_eq!(starts.into_keys().collect::<Vec<_>>(), [0, 3, 6, 9, 11]);
+    assert_eq!(list(Path::new("/nowhere")).unwrap(), []);
+}
+
+#[test]
+fn two_checkpoints_stay_and_the_log_has_a_line_for_each_step_and_evaluation() {
+    let (states, _) = whole();
+    let dir = restore(states.last().unwrap());
+    let run = dir.path().join("run");
+    let steps: Vec<u64> = list(&run.join("checkpoints")).unwrap().into_iter().map(|(step, _)| step).collect();
+    assert_eq!(steps, [9, 11]);
+    let lines = read(&run.join("metrics.jsonl")).unwrap();
+    let kind = |line: &serde_json::Map<String, Value>| (line["step"].as_u64().unwrap(), line.contains_key("loss"));
+    let mut want: Vec<(u64, bool)> = (1..=STEPS).map(|k| (k, true)).collect();
+    want.extend([(4, false), (8, false)]);
+    want.sort_by_key(|(step, is_step)| (*step, !is_step));
+    assert_eq!(lines.iter().map(kind).collect::<Vec<_>>(), want);
+    let keys: Vec<&str> = lines[0].keys().map(String::as_str).collect();
+    let documented = "step epoch loss lr grad_norm label_tokens tokens seconds tokens_per_second";
+    assert_eq!(keys, documented.split(' ').collect::<Vec<_>>());
+    assert!(
+        lines[4].keys().all(|k| ["step", "epoch"].contains(&k.as_str()) || k.starts_with("eval_")),
+        "{:?}",
+        lines[4]
+    );
+    let error = read(&run.join("config.toml")).unwrap_err().to_string();
+    assert!(error.contains("config.toml, line 1: wanted a JSON object"), "{error}");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_left_out_with_a_warning() {
+    let (states, toy) = whole();
+    let last = states.last().unwrap();
+    let newest = PathBuf::from("run/checkpoints/step-00000011.safetensors");
+    let good = &last[&newest];
+    let mut damaged: Vec<Vec<u8>> = [0, 7, 100, good.len() / 2, good.len() - 1].map(|n| good[..n].to_vec()).into();
+    for at in [good.len() - 1, 20] {
+        let mut flipped = good.clone();
+        flipped[at] ^= 1;
+        damaged.push(flipped);
+    }
+    for bytes in damaged {
+        let mut state = last.clone();
+        state.insert(newest.clone(), bytes);
+        let dir = restore(&state);
+        let (got, from, warnings) = run(dir.path(), Start::Resume, |_| ()).unwrap();
+        assert_eq!((got, from), (toy.clone(), 9));
+        assert!(warnings.len() == 1 && warnings[0].contains("step-00000011.safetensors"), "{warnings:?}");
+        assert_eq!(without_config(snapshot(dir.path())), without_config(last.clone()));
+    }
+}
+
+#[test]
+fn without_one_whole_checkpoint_nothing_is_thrown_away() {
+    let (states, _) = whole();
+    let mut state = states.last().unwrap().clone();
+    for (path, bytes) in &mut state {
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            bytes.truncate(50);
+        }
+    }
+    let dir = restore(&state);
+    let error = open(dir.path(), Start::Resume).unwrap_err().to_string();
+    assert!(error.contains("none of its 2 checkpoints can be read") && error.contains("--overwrite"), "{error}");
+    assert_eq!(snapshot(dir.path()), state);
+}
+
+#[test]
+fn checkpoints_of_a_future_that_was_left_are_removed() {
+    let (states, _) = whole();
+    let dir = restore(states.last().unwrap());
+    let checkpoints = dir.path().join("run/checkpoints");
+    fs::write(checkpoints.join("step-00000011.safetensors"), "damaged").unwrap();
+    let Opened { mut folder, resumed, .. } = open(dir.path(), Start::Resume).unwrap();
+    assert_eq!(resumed.unwrap().about.position, Position { step: 9, epoch: 2, in_epoch: 0 });
+    folder.save(Position { step: 10, epoch: 2, in_epoch: 1 }, Value::Null, &[]).unwrap();
+    assert_eq!(list(&checkpoints).unwrap().iter().map(|c| c.0).collect::<Vec<_>>(), [9, 10]);
+}
+
+#[test]
+fn a_folder_that_is_not_empty_is_refused_or_replaced_as_asked() {
+    let (states, toy) = whole();
+    let mut state = states.last().unwrap().clone();
+    state.insert("run/notes.txt".into(), b"mine".to_vec());
+    state.insert("run/adapter_config.json".into(), b"old".to_vec());
+    let dir = restore(&state);
+    let error = open(dir.path(), Start::New).unwrap_err().to_string();
+    assert!(error.contains("the folder is not empty; give --resume to go on with a run in it, --overwrite"), "{error}");
+    assert_eq!(snapshot(dir.path()), state);
+    let (got, from, _) = run(dir.path(), Start::Overwrite, |_| ()).unwrap();
+    assert_eq!((got, from), (toy, 0));
+    let mut now = without_config(snapshot(dir.path()));
+    assert_eq!(now.remove(Path::new("run/notes.txt")), Some(b"mine".to_vec()));
+    assert_eq!(now, without_config(states.last().unwrap().clone()));
+
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("run")).unwrap();
+    fs::write(dir.path().join("run/thesis.tex"), "mine").unwrap();
+    let error = open(dir.path(), Start::Resume).unwrap_err().to_string();
+    assert!(error.contains("holds no run to resume, and is not empty"), "{error}");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("run"), "a file").unwrap();
+    let error = open(dir.path(), Start::New).unwrap_err().to_string();
+    assert!(error.starts_with("cannot use as a folder"), "{error}");
+}
+
+#[test]
+fn a_resumed_run_must_be_the_same_run() {
+    let (states, _) = whole();
+    let dir = restore(states.last().unwrap());
+    let was = settings(dir.path());
+    let resume = |settings: &Settings, inputs: &[(&str, &str)]| {
+        let inputs = inputs.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();
+        RunFolder::open(settings, identity_of(settings, inputs).unwrap(), Start::Resume, 0.0).map(|_| ())
+    };
+    let same = [("the training set", "abc")];
+    // Where it lies and what computes it may change; what paths name is compared by content.
+    let moved = Settings { memory: Some(5), model: "/elsewhere".into(), data: "/other".into(), ..was.clone() };
+    resume(&moved, &same).unwrap();
+    let changed = Settings { rank: Some(8), learning_rate: 1e-3, ..was.clone() };
+    let error = resume(&changed, &same).unwrap_err().to_string();
+    assert!(error.contains("rank was null and is 8; learning-rate was 0.0002 and is 0.001; take back"), "{error}");
+    for (inputs, wanted) in [
+        (&[("the training set", "abd")][..], "same run: the training set changed; take"),
+        (&[], "there was the training set, and now is none"),
+        (&[same[0], ("the validation set", "x")], "there was not the validation set, and now is"),
+    ] {
+        let error = resume(&was, inputs).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
+}
+
+#[test]
+fn logs_that_someone_cut_are_said_and_go_on_with_whole_lines() {
+    let (states, _) = whole();
+    let mut state = states.last().unwrap().clone();
+    let metrics = state.get_mut(Path::new("run/metrics.jsonl")).unwrap();
+    let first = metrics.iter().position(|b| *b == b'\n').unwrap() + 1;
+    metrics.truncate(first + 9);
+    state.remove(Path::new("run/events.out.tfevents.run.vlm"));
+    let dir = restore(&state);
+    let Opened { mut folder, warnings, .. } = open(dir.path(), Start::Resume).unwrap();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    assert!(warnings[0].contains("metrics.jsonl has") && warnings[0].contains("someone cut it"), "{warnings:?}");
+    assert!(warnings[1].contains("it is begun again"), "{warnings:?}");
+    let mut toy = Toy { values: vec![1.0], moments: vec![0.0], best: 0.0 };
+    folder.log(&toy.step(12), 1.0).unwrap();
+    let text = fs::read_to_string(folder.dir().join("metrics.jsonl")).unwrap();
+    assert_eq!(text.lines().count(), 3);
+    assert!(text.lines().nth(2).unwrap().starts_with(r#"{"step":12,"#), "{text}");
+    // All gone is no line to end.
+    let mut state = states.last().unwrap().clone();
+    state.insert("run/metrics.jsonl".into(), Vec::new());
+    let dir = restore(&state);
+    let Opened { warnings, .. } = open(dir.path(), Start::Resume).unwrap();
+    assert!(warnings.len() == 1 && warnings[0].contains("metrics.jsonl has 0 bytes"), "{warnings:?}");
+}
+
+#[test]
+fn arrays_of_another_run_are_refused() {
+    let (states, _) = whole();
+    let dir = restore(states.last().unwrap());
+    let checkpoint = open(dir.path(), Start::Resume).unwrap().resumed.unwrap();
+    let refused = |arrays: &mut [(&str, &mut [f32])], wanted: &str| {
+        let error = checkpoint.read_into(arrays).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    };
+    let [mut a, mut b, mut c] = [[0.0; 3]; 3];
+    refused(&mut [("values", &mut a)], "tensor moments: the run has no array of this name");
+    refused(
+        &mut [("values", &mut a), ("moments", &mut b), ("x", &mut c)],
+        "tensor x: the run needs it, and it is missing",
+    );
+    refused(&mut [("values", &mut a[1..]), ("moments", &mut b)], "tensor values: has 3 numbers, the run 2");
+}
+
+#[test]
+fn files_that_are_no_checkpoint_are_named() {
+    let (states, _) = whole();
+    let good = &states.last().unwrap()[Path::new("run/checkpoints/step-00000011.safetensors")];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.safetensors");
+    let refused = |from: &str, to: &str, wanted: &str| {
+        let at = good.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+        let mut bytes = good.clone();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        fs::write(&path, bytes).unwrap();
+        let error = Checkpoint::open(&path).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    };
+    refused("vlm_run", "vlm_ran", "is no checkpoint of a run");
+    refused(r#"\"version\":1"#, r#"\"version\":2"#, "its version is 2, this program reads 1");
+    refused(r#"\"version\""#, r#"\"varsion\""#, "its version is none");
+    refused(r#"\"position\""#, r#"\"pasition\""#, "its metadata is wrong: missing field `position`");
+    refused(r#"\"moments\":"#, r#"\"momenta\":"#, "tensor momenta: it is missing");
+    refused(r#""F32""#, r#""I32""#, "its numbers are not those that were written");
+}
+
+/// What tensorboard 2.21.0 (protobuf 7.36.2) writes for the same two events through its `RecordWriter`.
+#[test]
+fn event_files_are_byte_for_byte_those_of_tensorboard() {
+    let want = "1800000000000000a37f4b220900001040fc54d9411a0d627261696e2e4576656e743a32338d2fe93800000000000000a3797d57090000\
+                6040fc54d94110ac022a2a0a0b0a046c6f7373150000a03f0a090a026c721517b751390a100a09677261645f6e6f726d150000784176e5\
+                342d";
+    let scalars = [("loss", 1.25), ("lr", 2e-4), ("grad_norm", 15.5)];
+    let got = [events::version(1_700_000_000.25), events::scalars(1_700_000_001.5, 300, &scalars)].concat();
+    assert_eq!(got.iter().map(|b| format!("{b:02x}")).collect::<String>(), want);
+}
