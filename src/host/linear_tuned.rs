@@ -1,8 +1,8 @@
 //! The linear that the host device runs: panels of weight rows through a matrix product (or dot products for a few
 //! rows of x), then one pass over the rows of y for bias, activation and residual. Tested against [`super::linear`].
 //!
-//! A weight stays in its file; a panel of it is widened just before it is multiplied. How the weight is cut into panels
-//! changes no result: every element of y is one sum over k, in the product's own order.
+//! A weight stays in its file; a panel of it is widened just before it is multiplied. How x or the weight is cut follows
+//! from the shape alone, so that results do not depend on the number of threads.
 
 use super::gemm::{View, gemm};
 use super::linear::Activation;
@@ -13,9 +13,13 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Weight rows of one panel at the most: x is packed again for each, so the fewer panels the better, down to one a
-/// thread.
+/// Parts that a product is cut into, where each is large enough: x is packed again for each panel of the weight, and the
+/// weight for each block of rows, so the fewer parts the better, as long as there is one for every core.
+const PARTS: usize = 4;
+/// Weight rows of one panel at the most.
 const PANEL: usize = 768;
+/// Rows of x of one block at the most.
+const ROWS: usize = 512;
 /// Elements of a panel that has to be widened: they should stay in a cache.
 const WIDENED: usize = 1 << 20;
 /// Up to this many rows of x, dot products beat packing the weight for a matrix product.
@@ -155,7 +159,7 @@ fn by_rows(
     add: bool,
 ) {
     let n: usize = segments.iter().map(|seg| seg.weight.rows).sum();
-    let rows = (x.len() / k).div_ceil(rayon::current_num_threads()).max(32);
+    let rows = (x.len() / k).div_ceil(PARTS).clamp(32, ROWS);
     y.par_chunks_mut(rows * n).enumerate().for_each(|(i, y)| {
         let m = y.len() / n;
         let x = View::rows(&x[i * rows * k..], k);
@@ -231,7 +235,7 @@ type Part<'a> = (&'a Matrix<'a>, Option<(&'a LowRank<'a>, &'a [f32], usize)>);
 /// x W^T + scale s B^T for the rows of every weight, in panels, in order.
 fn products(x: &[f32], m: usize, parts: &[Part]) -> Vec<Panel> {
     let n: usize = parts.iter().map(|(weight, _)| weight.rows).sum();
-    let fair = n.div_ceil(rayon::current_num_threads()).clamp(64, PANEL);
+    let fair = n.div_ceil(PARTS).clamp(64, PANEL);
     let mut panels = Vec::new();
     for (part, (weight, _)) in parts.iter().enumerate() {
         let size = match weight.is_f32() {
