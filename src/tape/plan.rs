@@ -8,7 +8,7 @@
 use super::Tape;
 use crate::device::memory::ALIGNMENT;
 use crate::device::{Layout, Place};
-use crate::tensor::Arena;
+use crate::tensor::{Arena, Tensor};
 
 /// Records from the first to the last that needs a value, both included; record 0 follows the inputs' writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +41,10 @@ fn lives(tape: &Tape) -> (Vec<usize>, Vec<Option<Life>>) {
     }
     let mut owner: Vec<usize> = (0..n).collect();
     for (i, record) in tape.records.iter().enumerate() {
-        let Some((from, to)) = record.op().in_place() else { continue };
+        let op = record.op();
+        // an input that is read elsewhere in the same operation cannot be written over
+        let once = |t: &Tensor| op.inputs().iter().filter(|i| i.same_value(t)).count() == 1;
+        let Some((from, to)) = op.in_place().filter(|(from, _)| once(from)) else { continue };
         let (from, to) = (from.slot as usize, to.slot as usize);
         let root = owner[from];
         let dies = life[from].is_some_and(|l| l.last == i) && tape.values[root].bytes == tape.values[to].bytes;
