@@ -2,3 +2,12 @@
 
 /// What to log to stderr, in the syntax of tracing's `EnvFilter` (e.g. `debug`); default `warn`.
 pub const LOG: &str = "VLM_LOG";
+
+/// Which build of the emulator computes for `--device emulated`: `plain` (default), `asan` or `race`.
+pub const EMULATOR: &str = "VLM_EMULATOR";
+
+/// The compute capability that the emulator claims, e.g. `8.6`; default `9.0`.
+pub const EMULATED_CAPABILITY: &str = "VLM_EMULATED_CAPABILITY";
+
+/// `1`: wait after each launch on a GPU, so that an error names the word that made it.
+pub const SYNC_LAUNCHES: &str = "VLM_SYNC_LAUNCHES";

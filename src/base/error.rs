@@ -24,6 +24,12 @@ pub enum Error {
     /// An operation was called with an argument that its contract excludes.
     #[error("{op}: {argument}: wanted {wanted}, got {got}")]
     Contract { op: &'static str, argument: &'static str, wanted: String, got: String },
+    /// A kernel failed: `reason` is the device's own.
+    #[error("{op}: kernel {kernel}: {reason}")]
+    Launch { op: &'static str, kernel: &'static str, reason: String },
+    /// A device that runs kernels refused something.
+    #[error("{device}: {reason}")]
+    Device { device: String, reason: String },
     /// Asked for something that this program does not do; says what to do instead.
     #[error("{0}")]
     Unsupported(String),

@@ -1,15 +1,33 @@
-//! Arenas: one allocation each, laid out before anything runs, and lent out in slices that cannot overlap.
+//! Arenas: one allocation each, laid out before anything runs, on the host or on a device that runs kernels. The host
+//! lends slices out that cannot overlap; a device gives addresses, checked in the same way.
 
+use super::borrowed::{Borrowed, narrow};
+use super::launcher::{Allocation, Launcher};
+use super::shadow::Shadows;
 use crate::base::{DType, Error, Precision, Result, dtype};
 use crate::tensor::{Arena, Tensor, Weight};
-use half::bf16;
-use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Where one value lies in its arena. Offsets are multiples of [`ALIGNMENT`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Place {
     pub offset: usize,
     pub bytes: usize,
+}
+
+impl Place {
+    pub fn end(&self) -> usize {
+        self.offset + self.bytes
+    }
+
+    pub fn overlaps(&self, other: &Place) -> bool {
+        self.offset < other.end() && other.offset < self.end()
+    }
+
+    pub fn contains(&self, other: &Place) -> bool {
+        self.offset <= other.offset && other.end() <= self.end()
+    }
 }
 
 /// Every place begins at a multiple of this: what vector loads and bulk copies of any device ask for.
@@ -39,21 +57,57 @@ impl Layout {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Line([u8; ALIGNMENT]);
 
-#[derive(Default)]
+/// The bytes of an arena.
+enum Storage {
+    Host(Vec<Line>),
+    Device(Allocation),
+}
+
+impl Storage {
+    fn bytes(&self) -> usize {
+        match self {
+            Storage::Host(lines) => lines.len() * ALIGNMENT,
+            Storage::Device(allocation) => allocation.bytes(),
+        }
+    }
+}
+
 struct Region {
-    lines: Vec<Line>,
+    storage: Storage,
     layout: Layout,
 }
 
-/// The arenas of the host.
-#[derive(Default)]
+/// The arenas, of the host or of one device.
 pub struct Memory {
+    launcher: Option<Arc<dyn Launcher>>,
     activations: Region,
     cache: Region,
     parameters: Region,
+    /// Whole numbers that were written to a device, by slot: what a kernel takes as an index can be checked here.
+    written: HashMap<(Arena, u32), Vec<i32>>,
+    pub(super) shadows: Shadows,
+}
+
+impl Default for Memory {
+    fn default() -> Memory {
+        Memory::new(None)
+    }
 }
 
 impl Memory {
+    /// On the device of a launcher, or on the host; empty.
+    pub(super) fn new(launcher: Option<Arc<dyn Launcher>>) -> Memory {
+        let region = || Region { storage: Storage::Host(Vec::new()), layout: Layout::default() };
+        Memory {
+            launcher,
+            activations: region(),
+            cache: region(),
+            parameters: region(),
+            written: HashMap::new(),
+            shadows: Shadows::default(),
+        }
+    }
+
     fn region(&self, arena: Arena) -> &Region {
         match arena {
             Arena::Activations => &self.activations,
@@ -73,20 +127,33 @@ impl Memory {
     /// Lays `arena` out anew: handles of the former generation are stale from here on. Allocates only when the arena
     /// has to grow; what it held is lost.
     pub fn lay_out(&mut self, arena: Arena, layout: Layout) -> Result<()> {
+        self.written.retain(|(of, _), _| *of != arena);
+        if arena == Arena::Parameters {
+            self.shadows = Shadows::default();
+        }
+        let launcher = self.launcher.clone();
         let region = self.region_mut(arena);
-        let lines = layout.bytes.div_ceil(ALIGNMENT);
-        if lines > region.lines.len() {
-            region.lines = Vec::new();
-            region.lines.try_reserve_exact(lines).map_err(|_| {
-                Error::Unsupported(format!(
-                    "out of memory: the {arena:?} arena needs {} bytes; use a smaller batch, a shorter prompt or smaller pictures",
-                    layout.bytes
-                ))
-            })?;
-            region.lines.resize(lines, Line([0; ALIGNMENT]));
+        if layout.bytes > region.storage.bytes() {
+            // what is there goes before the new comes
+            region.storage = Storage::Host(Vec::new());
+            region.storage = match launcher {
+                Some(launcher) => {
+                    let allocation = Allocation::new(&launcher, layout.bytes);
+                    Storage::Device(allocation.map_err(|e| out_of_memory(arena, layout.bytes, Some(e)))?)
+                }
+                None => {
+                    let (mut lines, n) = (Vec::new(), layout.bytes.div_ceil(ALIGNMENT));
+                    lines.try_reserve_exact(n).map_err(|_| out_of_memory(arena, layout.bytes, None))?;
+                    lines.resize(n, Line([0; ALIGNMENT]));
+                    Storage::Host(lines)
+                }
+            };
         }
         if cfg!(debug_assertions) {
-            region.lines.fill(Line([0xff; ALIGNMENT]));
+            match &mut region.storage {
+                Storage::Host(lines) => lines.fill(Line([0xff; ALIGNMENT])),
+                Storage::Device(allocation) => allocation.fill(0, allocation.bytes(), 0xff)?,
+            }
         }
         region.layout = layout;
         Ok(())
@@ -94,7 +161,12 @@ impl Memory {
 
     /// The bytes that `arena` holds allocated.
     pub fn allocated(&self, arena: Arena) -> usize {
-        self.region(arena).lines.len() * ALIGNMENT
+        self.region(arena).storage.bytes()
+    }
+
+    /// The places of an arena.
+    pub(super) fn layout(&self, arena: Arena) -> &Layout {
+        &self.region(arena).layout
     }
 
     /// Where `tensor` lies; an error for a stale handle.
@@ -122,15 +194,11 @@ impl Memory {
     }
 
     /// Lends out the bytes of inputs, trained weights and outputs of one operation. An output that overlaps anything
-    /// else is an error; naming an input twice is fine.
+    /// else is an error; naming an input twice is fine. Only on the host: a device has addresses.
     pub fn borrow(&mut self, inputs: &[Tensor], weights: &[&Weight], outputs: &[Tensor]) -> Result<Borrowed<'_>> {
         let trained = weights.iter().filter_map(|w| w.as_trained()).map(|t| t.value);
         let inputs: Vec<Tensor> = inputs.iter().copied().chain(trained).collect();
-        let mut wanted = Vec::with_capacity(inputs.len() + outputs.len());
-        for (tensor, out) in inputs.iter().map(|t| (t, false)).chain(outputs.iter().map(|t| (t, true))) {
-            wanted.push((tensor.arena as u8, self.place(tensor)?, out, *tensor));
-        }
-        wanted.sort_by_key(|(arena, place, out, _)| (*arena, place.offset, place.bytes, *out));
+        let wanted = self.apart(&inputs, outputs)?;
         let mut lent =
             Borrowed { inputs: Vec::with_capacity(inputs.len()), outputs: Vec::with_capacity(outputs.len()) };
         let regions = [
@@ -139,27 +207,23 @@ impl Memory {
             (Arena::Parameters, &mut self.parameters),
         ];
         for (arena, region) in regions {
-            let mut rest: &mut [u8] = bytemuck::cast_slice_mut(&mut region.lines);
+            let Storage::Host(lines) = &mut region.storage else {
+                return Err(misuse("borrow", "an arena of the host".into(), format!("{arena:?} of a device")));
+            };
+            let mut rest: &mut [u8] = bytemuck::cast_slice_mut(lines);
             let mut at = 0;
             let mut last: Option<(Place, &[u8])> = None;
-            for (_, place, out, tensor) in wanted.iter().filter(|w| w.0 == arena as u8) {
+            for Wanted { place, out, tensor } in wanted.iter().filter(|w| w.tensor.arena == arena) {
                 if let (false, Some((same, bytes))) = (*out, last)
                     && same == *place
                 {
                     lent.inputs.push((*tensor, bytes));
                     continue;
                 }
-                if place.offset < at {
-                    return Err(misuse(
-                        "overlap",
-                        "inputs and outputs apart from each other".into(),
-                        format!("{tensor:?} at byte {}, inside its neighbour", place.offset),
-                    ));
-                }
                 let (_, tail) = rest.split_at_mut(place.offset - at);
                 let (bytes, tail) = tail.split_at_mut(place.bytes);
                 rest = tail;
-                at = place.offset + place.bytes;
+                at = place.end();
                 if *out {
                     lent.outputs.push((*tensor, bytes));
                     last = None;
@@ -172,33 +236,145 @@ impl Memory {
         Ok(lent)
     }
 
+    /// The places of inputs and outputs in the order of their bytes; an error where an output overlaps anything else.
+    pub(super) fn apart(&self, inputs: &[Tensor], outputs: &[Tensor]) -> Result<Vec<Wanted>> {
+        let mut wanted = Vec::with_capacity(inputs.len() + outputs.len());
+        for (tensor, out) in inputs.iter().map(|t| (t, false)).chain(outputs.iter().map(|t| (t, true))) {
+            wanted.push(Wanted { place: self.place(tensor)?, out, tensor: *tensor });
+        }
+        wanted.sort_by_key(|w| (w.tensor.arena as u8, w.place.offset, w.place.bytes, w.out));
+        let mut last: Option<&Wanted> = None;
+        for w in &wanted {
+            if let Some(before) = last.filter(|before| before.tensor.arena == w.tensor.arena) {
+                let twice = !w.out && !before.out && w.place == before.place;
+                if !twice && w.place.offset < before.place.end() {
+                    return Err(misuse(
+                        "overlap",
+                        "inputs and outputs apart from each other".into(),
+                        format!("{:?} at byte {}, inside its neighbour", w.tensor, w.place.offset),
+                    ));
+                }
+            }
+            last = Some(w);
+        }
+        Ok(wanted)
+    }
+
+    /// Where `tensor` lies in a device's memory.
+    pub(super) fn address(&self, tensor: &Tensor) -> Result<u64> {
+        let place = self.place(tensor)?;
+        match &self.region(tensor.arena).storage {
+            Storage::Device(allocation) => Ok(allocation.address() + place.offset as u64),
+            Storage::Host(_) if place.bytes == 0 => Ok(0),
+            Storage::Host(_) => Err(misuse("address", "an arena of a device".into(), format!("{tensor:?}"))),
+        }
+    }
+
+    /// Takes note that a kernel writes to a tensor: what was known of its numbers is so no more.
+    pub(super) fn overwritten(&mut self, tensor: &Tensor) -> Result<()> {
+        self.written.remove(&(tensor.arena, tensor.slot));
+        if tensor.arena == Arena::Parameters {
+            let place = self.place(tensor)?;
+            self.shadows.overwritten(&place);
+        }
+        Ok(())
+    }
+
+    /// The whole numbers that [`Memory::write_i32`] last wrote to a tensor of a device, where no kernel changed them.
+    pub fn indices(&self, tensor: &Tensor) -> Result<&[i32]> {
+        self.place(tensor)?;
+        let values = self.written.get(&(tensor.arena, tensor.slot));
+        values
+            .map(Vec::as_slice)
+            .ok_or_else(|| misuse("indices", "whole numbers that were written".into(), format!("{tensor:?}")))
+    }
+
+    /// Replaces a tensor's bytes. `bytes` are as many.
+    fn write_bytes(&mut self, tensor: &Tensor, bytes: &[u8]) -> Result<()> {
+        let place = self.place(tensor)?;
+        self.overwritten(tensor)?;
+        match &mut self.region_mut(tensor.arena).storage {
+            Storage::Host(lines) => {
+                let all: &mut [u8] = bytemuck::cast_slice_mut(lines);
+                all[place.offset..place.end()].copy_from_slice(bytes);
+                Ok(())
+            }
+            Storage::Device(allocation) => allocation.write(place.offset, bytes),
+        }
+    }
+
+    fn read_bytes(&self, tensor: &Tensor) -> Result<Vec<u8>> {
+        let place = self.place(tensor)?;
+        match &self.region(tensor.arena).storage {
+            Storage::Host(lines) => {
+                let all: &[u8] = bytemuck::cast_slice(lines);
+                Ok(all[place.offset..place.end()].to_vec())
+            }
+            Storage::Device(allocation) => {
+                let mut bytes = vec![0; place.bytes];
+                allocation.read(place.offset, &mut bytes)?;
+                Ok(bytes)
+            }
+        }
+    }
+
     /// Writes f32 numbers into a floating tensor, rounding to its type.
     pub fn write_f32(&mut self, tensor: Tensor, values: &[f32]) -> Result<()> {
         fits(&tensor, values.len())?;
-        let mut lent = self.borrow(&[], &[], &[tensor])?;
-        let out = lent.output(tensor)?;
-        out.fill(|to| to.copy_from_slice(values))
+        match tensor.dtype {
+            DType::F32 => self.write_bytes(&tensor, bytemuck::cast_slice(values)),
+            DType::Bf16 => {
+                let mut bytes = vec![0; tensor.bytes()];
+                narrow(values, &mut bytes);
+                self.write_bytes(&tensor, &bytes)
+            }
+            _ => Err(misuse("tensor", "f32 or bf16".into(), format!("{tensor:?}"))),
+        }
     }
 
     /// Writes whole numbers into an i32 tensor.
     pub fn write_i32(&mut self, tensor: Tensor, values: &[i32]) -> Result<()> {
         fits(&tensor, values.len())?;
-        let mut lent = self.borrow(&[], &[], &[tensor])?;
-        lent.output(tensor)?.i32()?.copy_from_slice(values);
+        if tensor.dtype != DType::I32 {
+            return Err(misuse("tensor", "i32".into(), format!("{tensor:?}")));
+        }
+        self.write_bytes(&tensor, bytemuck::cast_slice(values))?;
+        if self.launcher.is_some() {
+            self.written.insert((tensor.arena, tensor.slot), values.to_vec());
+        }
         Ok(())
     }
 
     /// The numbers of a floating tensor.
     pub fn read_f32(&mut self, tensor: Tensor) -> Result<Vec<f32>> {
-        Ok(self.borrow(&[tensor], &[], &[])?.f32(tensor)?.into_owned())
+        if !matches!(tensor.dtype, DType::F32 | DType::Bf16) {
+            return Err(misuse("tensor", "f32 or bf16".into(), format!("{tensor:?}")));
+        }
+        Ok(dtype::widened(tensor.dtype, &self.read_bytes(&tensor)?, Precision::F32).into_owned())
     }
 
     /// The numbers of an i32 tensor.
     pub fn read_i32(&mut self, tensor: Tensor) -> Result<Vec<i32>> {
-        Ok(self.borrow(&[tensor], &[], &[])?.i32(tensor)?.to_vec())
+        if tensor.dtype != DType::I32 {
+            return Err(misuse("tensor", "i32".into(), format!("{tensor:?}")));
+        }
+        Ok(bytemuck::pod_collect_to_vec(&self.read_bytes(&tensor)?))
     }
 
-    /// Copies `n` rows of a tensor from row `from` to row `to`.
+    /// Sets all of a tensor's bytes to zero.
+    pub fn zero(&mut self, tensor: Tensor) -> Result<()> {
+        let place = self.place(&tensor)?;
+        self.overwritten(&tensor)?;
+        match &mut self.region_mut(tensor.arena).storage {
+            Storage::Host(lines) => {
+                bytemuck::cast_slice_mut::<Line, u8>(lines)[place.offset..place.end()].fill(0);
+                Ok(())
+            }
+            Storage::Device(allocation) => allocation.fill(place.offset, place.bytes, 0),
+        }
+    }
+
+    /// Copies `n` rows of a tensor from row `from` to row `to`, which they do not overlap.
     pub fn copy_rows(&mut self, tensor: Tensor, from: usize, to: usize, n: usize) -> Result<()> {
         let place = self.place(&tensor)?;
         let row = tensor.shape.width() * tensor.dtype.bytes();
@@ -209,177 +385,43 @@ impl Memory {
                 format!("{n} rows at {from} and {to}"),
             ));
         }
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.region_mut(tensor.arena).lines);
+        self.overwritten(&tensor)?;
         let at = |r: usize| place.offset + r * row;
-        bytes.copy_within(at(from)..at(from + n), at(to));
-        Ok(())
-    }
-
-    /// Fills a tensor's bytes with NaN (and -1): released memory must not look like numbers.
-    pub fn poison(&mut self, place: Place) {
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.activations.lines);
-        bytes[place.offset..place.offset + place.bytes].fill(0xff);
-    }
-}
-
-/// Slices of one operation's inputs and outputs.
-pub struct Borrowed<'a> {
-    inputs: Vec<(Tensor, &'a [u8])>,
-    outputs: Vec<(Tensor, &'a mut [u8])>,
-}
-
-impl<'a> Borrowed<'a> {
-    fn input(&self, tensor: Tensor) -> Result<&'a [u8]> {
-        self.inputs.iter().find(|(t, _)| t.same_value(&tensor)).map(|(_, b)| *b).ok_or_else(|| not_lent(tensor))
-    }
-
-    /// An input's numbers, widened to f32.
-    pub fn f32(&self, tensor: Tensor) -> Result<Cow<'a, [f32]>> {
-        Ok(dtype::widened(tensor.dtype, self.input(tensor)?, Precision::F32))
-    }
-
-    /// An input's whole numbers.
-    pub fn i32(&self, tensor: Tensor) -> Result<&'a [i32]> {
-        bytemuck::try_cast_slice(self.input(tensor)?).map_err(|_| not_lent(tensor))
-    }
-
-    /// A weight's stored elements, wherever it is kept.
-    pub fn stored<'w>(&self, weight: &'w Weight) -> Result<&'w [u8]>
-    where
-        'a: 'w,
-    {
-        match weight.as_trained() {
-            Some(trained) => self.input(trained.value),
-            None => Ok(weight.bytes()),
-        }
-    }
-
-    /// All of a weight in f32 as a computation in `precision` sees it. For norms, biases and the like: small.
-    pub fn values<'w>(&self, weight: &'w Weight, precision: Precision) -> Result<Cow<'w, [f32]>>
-    where
-        'a: 'w,
-    {
-        Ok(dtype::widened(weight.dtype(), self.stored(weight)?, precision))
-    }
-
-    /// An output's bytes: each can be taken once.
-    pub fn output(&mut self, tensor: Tensor) -> Result<Output<'a>> {
-        let at = self.outputs.iter().position(|(t, _)| t.same_value(&tensor)).ok_or_else(|| not_lent(tensor))?;
-        let (tensor, bytes) = self.outputs.swap_remove(at);
-        Ok(Output { tensor, bytes })
-    }
-}
-
-/// One output on loan.
-pub struct Output<'a> {
-    tensor: Tensor,
-    bytes: &'a mut [u8],
-}
-
-impl<'a> Output<'a> {
-    /// Hands out the numbers to be written; every one of them has to be. Rounds to the tensor's type afterwards.
-    pub fn fill(self, write: impl FnOnce(&mut [f32])) -> Result<()> {
-        match self.tensor.dtype {
-            DType::F32 => write(bytemuck::cast_slice_mut(self.bytes)),
-            DType::Bf16 => {
-                let mut wide = vec![f32::NAN; self.tensor.shape.elements()];
-                write(&mut wide);
-                narrow(&wide, self.bytes);
+        match &mut self.region_mut(tensor.arena).storage {
+            Storage::Host(lines) => {
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(lines);
+                bytes.copy_within(at(from)..at(from + n), at(to));
+                Ok(())
             }
-            _ => return Err(not_lent(self.tensor)),
+            Storage::Device(allocation) => allocation.copy_within(at(from), at(to), n * row),
         }
-        Ok(())
     }
 
-    /// Hands out the numbers as they stand, to be changed in place.
-    pub fn update(self, change: impl FnOnce(&mut [f32])) -> Result<()> {
-        match self.tensor.dtype {
-            DType::F32 => change(bytemuck::cast_slice_mut(self.bytes)),
-            DType::Bf16 => {
-                let mut wide = dtype::widened(DType::Bf16, self.bytes, Precision::F32).into_owned();
-                change(&mut wide);
-                narrow(&wide, self.bytes);
+    /// Fills a place of the activations with NaN (and -1): released memory must not look like numbers.
+    pub fn poison(&mut self, place: Place) -> Result<()> {
+        match &mut self.activations.storage {
+            Storage::Host(lines) => {
+                bytemuck::cast_slice_mut::<Line, u8>(lines)[place.offset..place.end()].fill(0xff);
+                Ok(())
             }
-            _ => return Err(not_lent(self.tensor)),
-        }
-        Ok(())
-    }
-
-    /// Opens a gradient to be added to: from zero, or from what it holds.
-    pub fn open(self, accumulate: Accumulate) -> Result<Opened<'a>> {
-        let Output { tensor, bytes } = self;
-        let mut opened = match tensor.dtype {
-            DType::F32 => Opened::F32(bytemuck::cast_slice_mut(bytes)),
-            DType::Bf16 => {
-                let wide = match accumulate {
-                    Accumulate::Overwrite => vec![0.0; tensor.shape.elements()],
-                    Accumulate::Add => dtype::widened(DType::Bf16, bytes, Precision::F32).into_owned(),
-                };
-                Opened::Bf16(wide, bytes)
-            }
-            _ => return Err(not_lent(tensor)),
-        };
-        if accumulate == Accumulate::Overwrite {
-            opened.values().fill(0.0);
-        }
-        Ok(opened)
-    }
-
-    /// Replaces some rows, and leaves the others as they are: row `rows[i]` becomes the i-th of `values`.
-    pub fn write_rows<'v>(self, rows: &[i32], values: impl Iterator<Item = &'v [f32]>) -> Result<()> {
-        let row = self.tensor.shape.width() * self.tensor.dtype.bytes();
-        for (at, values) in rows.iter().zip(values) {
-            let bytes = &mut self.bytes[*at as usize * row..][..row];
-            match self.tensor.dtype {
-                DType::F32 => bytes.copy_from_slice(bytemuck::cast_slice(values)),
-                DType::Bf16 => narrow(values, bytes),
-                _ => return Err(not_lent(self.tensor)),
-            }
-        }
-        Ok(())
-    }
-
-    pub fn i32(self) -> Result<&'a mut [i32]> {
-        let tensor = self.tensor;
-        match tensor.dtype {
-            DType::I32 => Ok(bytemuck::cast_slice_mut(self.bytes)),
-            _ => Err(not_lent(tensor)),
+            Storage::Device(allocation) => allocation.fill(place.offset, place.bytes, 0xff),
         }
     }
 }
 
-/// Whether a result replaces what is there or is added to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accumulate {
-    Overwrite,
-    Add,
+/// A tensor of one operation, and where it lies.
+pub(super) struct Wanted {
+    pub place: Place,
+    pub out: bool,
+    pub tensor: Tensor,
 }
 
-/// A gradient open for adding. [`Opened::close`] stores it in its type.
-pub enum Opened<'a> {
-    F32(&'a mut [f32]),
-    Bf16(Vec<f32>, &'a mut [u8]),
-}
-
-impl Opened<'_> {
-    pub fn values(&mut self) -> &mut [f32] {
-        match self {
-            Opened::F32(values) => values,
-            Opened::Bf16(values, _) => values,
-        }
-    }
-
-    pub fn close(self) {
-        if let Opened::Bf16(values, bytes) = self {
-            narrow(&values, bytes);
-        }
-    }
-}
-
-fn narrow(wide: &[f32], bytes: &mut [u8]) {
-    for (o, x) in bytemuck::cast_slice_mut::<u8, bf16>(bytes).iter_mut().zip(wide) {
-        *o = bf16::from_f32(*x);
-    }
+fn out_of_memory(arena: Arena, bytes: usize, why: Option<Error>) -> Error {
+    let why = why.map_or(String::new(), |e| format!(" ({e})"));
+    Error::Unsupported(format!(
+        "out of memory: the {arena:?} arena needs {bytes} bytes{why}; use a smaller batch, a shorter prompt or smaller \
+         pictures"
+    ))
 }
 
 fn fits(tensor: &Tensor, n: usize) -> Result<()> {
@@ -389,10 +431,6 @@ fn fits(tensor: &Tensor, n: usize) -> Result<()> {
     Err(misuse("values", format!("{} for {tensor:?}", tensor.shape.elements()), n.to_string()))
 }
 
-fn not_lent(tensor: Tensor) -> Error {
-    misuse("tensor", "one of the operation's own, of its type".into(), format!("{tensor:?}"))
-}
-
-fn misuse(argument: &'static str, wanted: String, got: String) -> Error {
+pub(super) fn misuse(argument: &'static str, wanted: String, got: String) -> Error {
     Error::Contract { op: "memory", argument, wanted, got }
 }

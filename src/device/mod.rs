@@ -1,17 +1,44 @@
 //! Where bytes lie and who computes: the arenas, and the devices that run the words.
 //!
-//! Floor 3: uses `base` and the handles of `tensor`. Start at [`Device`], then [`memory`].
+//! The host runs the words' loops on slices that [`Memory`] lends. A device that runs kernels ([`Accelerator`]) gives a
+//! word addresses and launches what its plan says; underneath it is a [`Launcher`], of which there are two: the GPU
+//! ([`cuda`]) and the host with an emulator ([`emulated`]). Floor 3: uses `base` and the handles of `tensor`. Start at
+//! [`Device`], then [`memory`] and [`accelerator`].
 
+pub mod accelerator;
+mod arguments;
+mod borrowed;
+mod cast;
+pub mod cuda;
+pub mod emulated;
+mod images;
+pub mod launcher;
 pub mod memory;
-mod probe;
+mod nvtx;
+pub mod probe;
+mod shadow;
+mod weights;
 
-pub use memory::{Accumulate, Borrowed, Layout, Memory, Opened, Place};
-pub use probe::{Gpu, Probe, probe};
+pub use accelerator::{Accelerator, Addresses};
+pub use arguments::{Arguments, Field, StructLayout};
+pub use borrowed::{Accumulate, Borrowed, Opened};
+pub use cast::CastArgs;
+pub use launcher::{Facts, Launch, Launcher};
+pub use memory::{Layout, Memory, Place};
+pub use nvtx::Range;
+pub use probe::{Probe, probe};
+
+use crate::base::{Result, env};
+use crate::tensor::Weight;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Where the words run. Every word has one arm per kind of device in its `forward`; the layers above never ask.
 pub enum Device {
     /// The reference loops of `host`, on this machine's cores.
     Host(Memory),
+    /// The kernels of `cuda/`, on a GPU or emulated. Computes in bf16 only.
+    Launch(Box<Accelerator>),
 }
 
 impl Device {
@@ -19,9 +46,25 @@ impl Device {
         Device::Host(Memory::default())
     }
 
+    /// The kernels on the host's cores, as a GPU of this compute capability would run them.
+    pub fn emulated(capability: (i32, i32)) -> Result<Device> {
+        Device::of(emulated::Emulated::open(capability)?)
+    }
+
+    /// The kernels on a GPU.
+    pub fn cuda(ordinal: usize) -> Result<Device> {
+        Device::of(cuda::Cuda::open(ordinal)?)
+    }
+
+    /// A device of any launcher.
+    pub fn of(launcher: Arc<dyn Launcher>) -> Result<Device> {
+        Ok(Device::Launch(Box::new(Accelerator::new(launcher)?)))
+    }
+
     pub fn memory(&mut self) -> &mut Memory {
         match self {
             Device::Host(memory) => memory,
+            Device::Launch(gpu) => &mut gpu.memory,
         }
     }
 
@@ -29,6 +72,40 @@ impl Device {
     pub fn name(&self) -> String {
         match self {
             Device::Host(_) => format!("cpu ({} threads)", rayon::current_num_threads()),
+            Device::Launch(gpu) => gpu.facts().name.clone(),
         }
     }
+
+    /// How often each kernel was launched so far; none on the host.
+    pub fn launches(&self) -> BTreeMap<&'static str, u64> {
+        match self {
+            Device::Host(_) => BTreeMap::new(),
+            Device::Launch(gpu) => gpu.launches().clone(),
+        }
+    }
+
+    /// Says before a tape runs whether its activations and weights fit, and puts the weights where they are needed.
+    pub fn reserve(&mut self, activation_bytes: usize, weights: &[&Weight]) -> Result<()> {
+        match self {
+            Device::Host(_) => Ok(()),
+            Device::Launch(gpu) => gpu.reserve(activation_bytes, weights),
+        }
+    }
+
+    /// Names what runs until the range is dropped, for a profiler.
+    pub fn range(&self, name: &str) -> Option<Range> {
+        match self {
+            Device::Launch(gpu) if gpu.facts().profiled => Range::begin(name),
+            _ => None,
+        }
+    }
+}
+
+/// The compute capability that the emulator claims: what the environment says, or Hopper's.
+pub fn emulated_capability() -> Result<(i32, i32)> {
+    let Ok(said) = std::env::var(env::EMULATED_CAPABILITY) else { return Ok((9, 0)) };
+    let parsed = said.split_once('.').and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+    parsed.ok_or_else(|| {
+        crate::base::Error::Unsupported(format!("{} is {said:?}: give a number like 8.6", env::EMULATED_CAPABILITY))
+    })
 }

@@ -68,6 +68,7 @@ impl Op for AdamW {
                 })?;
                 done
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

@@ -75,6 +75,7 @@ impl Op for Attention {
                 lent.output(self.y)?
                     .fill(|y| attention_tuned::attention(&q, k, v, starts, self.heads, self.mask, self.scale, y))
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }
@@ -145,6 +146,7 @@ impl Op for AttentionBackward {
                 [dq, dk, dv].into_iter().for_each(|g| g.close());
                 Ok(())
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

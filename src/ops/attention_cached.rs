@@ -100,6 +100,7 @@ impl Op for AttentionCached {
                     )
                 })
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

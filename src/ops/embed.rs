@@ -76,6 +76,7 @@ impl Op for Embed {
                     host::embed::embed(ids, image, self.y.shape.width(), row, y)
                 })
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }
@@ -133,6 +134,7 @@ impl Op for EmbedBackward {
                 [dfeatures, dtable].into_iter().flatten().for_each(|g| g.close());
                 Ok(())
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

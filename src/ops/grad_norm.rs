@@ -40,6 +40,7 @@ impl Op for GradNorm {
                 let norm = host::grad_norm::grad_norm(&[&*lent.f32(self.gradients)?]);
                 lent.output(self.norm)?.fill(|to| to[0] = norm as f32)
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

@@ -177,6 +177,7 @@ impl Op for Linear {
                 }
                 Ok(())
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }
@@ -288,6 +289,7 @@ impl Op for LinearBackward {
                 opened.into_iter().chain([dx]).flatten().for_each(|g| g.close());
                 Ok(())
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

@@ -79,6 +79,11 @@ pub trait Op {
     fn forward(&self, device: &mut Device) -> Result<()>;
 }
 
+/// What a device that runs kernels says of a word that it has none for.
+fn no_kernel(op: &'static str) -> Error {
+    Error::Unsupported(format!("{op}: there is no kernel for this word yet; use --device cpu"))
+}
+
 /// Checks that `ok` holds of an argument.
 fn require(
     op: &'static str,

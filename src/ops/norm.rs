@@ -82,6 +82,7 @@ impl Op for Norm {
                     })
                 })
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }
@@ -165,6 +166,7 @@ impl Op for NormBackward {
                 [dx, dweight, dbias].into_iter().flatten().for_each(|g| g.close());
                 Ok(())
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

@@ -76,6 +76,7 @@ impl Op for PatchEmbed {
                     host::patch_embed::add_positions(&table, c, corners, &shares, self.precision, y);
                 })
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }
@@ -133,6 +134,7 @@ impl Op for PatchEmbedBackward {
                 [dw, dbias, dtable].into_iter().flatten().for_each(|g| g.close());
                 Ok(())
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

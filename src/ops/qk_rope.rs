@@ -125,6 +125,7 @@ impl Op for QkRope {
                 lent.output(append.keys)?.write_rows(slots, keys)?;
                 lent.output(append.values)?.write_rows(slots, new_values)
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }
@@ -195,6 +196,7 @@ impl Op for QkRopeBackward {
                 dqkv.close();
                 Ok(())
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

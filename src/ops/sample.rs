@@ -75,6 +75,7 @@ impl Op for Sample {
                 }
                 Ok(())
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

@@ -43,6 +43,7 @@ impl Op for Swiglu {
                     rows.with_min_len(16).for_each(|(gu, y)| host::math::silu_times(&gu[..f], &gu[f..], y))
                 })
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }
@@ -89,6 +90,7 @@ impl Op for SwigluBackward {
                 d.close();
                 Ok(())
             }
+            Device::Launch(_) => Err(super::no_kernel(self.name())),
         }
     }
 }

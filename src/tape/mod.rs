@@ -15,7 +15,7 @@ pub use record::Record;
 use crate::base::{DType, Precision, Result, Shape};
 use crate::device::{Device, Layout};
 use crate::ops::Cost;
-use crate::tensor::{Arena, Tensor, new_generation};
+use crate::tensor::{Arena, Tensor, Weight, new_generation};
 
 /// What the tape knows of one value.
 #[derive(Debug, Clone)]
@@ -129,19 +129,31 @@ impl Tape {
         plan::layout(self)
     }
 
-    /// Lays the device's activation arena out for this tape, so that its inputs can be written.
+    /// Lays the device's activation arena out for this tape, so that its inputs can be written. Says so where the device
+    /// has too little memory for them and for the weights.
     pub fn begin(&self, device: &mut Device) -> Result<()> {
-        device.memory().lay_out(Arena::Activations, self.plan())
+        let plan = self.plan();
+        let weights: Vec<&Weight> = self.records.iter().flat_map(|r| r.op().weights()).collect();
+        device.reserve(plan.bytes, &weights)?;
+        device.memory().lay_out(Arena::Activations, plan)
     }
 
     /// Runs the records. `progress` is told (done, all) before each.
     pub fn run(&self, device: &mut Device, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
         let releases = if cfg!(debug_assertions) { plan::releases(self) } else { Vec::new() };
+        let mut part = (usize::MAX, None);
         for (i, record) in self.records.iter().enumerate() {
             progress(i, self.records.len());
+            let scope = self.scopes[i];
+            if part.0 != scope {
+                // ranges nest: the former part's ends before the next begins
+                drop(part.1.take());
+                part = (scope, device.range(&self.scope_names[scope]));
+            }
+            let _word = device.range(record.op().name());
             record.op().forward(device).map_err(|e| self.located(i, e))?;
             for place in releases.get(i).into_iter().flatten() {
-                device.memory().poison(*place);
+                device.memory().poison(*place)?;
             }
         }
         Ok(())

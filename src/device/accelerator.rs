@@ -1,0 +1,180 @@
+//! A device that runs kernels, as the words see it: addresses for their arguments, launches, scratch memory.
+
+use super::arguments::Arguments;
+use super::cast::CastArgs;
+use super::launcher::{Allocation, Facts, Launch, Launcher, TensorMap, TensorMapShape};
+use super::memory::{ALIGNMENT, Memory};
+use super::weights::{Key, Store};
+use crate::base::{Error, Result};
+use crate::tensor::{Arena, Tensor, Weight};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+pub struct Accelerator {
+    pub memory: Memory,
+    weights: Store,
+    scratch: Allocation,
+    /// How often each kernel was launched.
+    launches: BTreeMap<&'static str, u64>,
+    launcher: Arc<dyn Launcher>,
+}
+
+/// Where one operation's tensors and weights lie.
+pub struct Addresses {
+    tensors: Vec<(Tensor, u64)>,
+    weights: Vec<(Key, u64)>,
+}
+
+impl Addresses {
+    /// Where an input or output of the operation begins.
+    pub fn of(&self, tensor: &Tensor) -> Result<u64> {
+        let found = self.tensors.iter().find(|(t, _)| t.same_value(tensor));
+        found.map(|(_, address)| *address).ok_or_else(|| not_asked_for(format!("{tensor:?}")))
+    }
+
+    /// The same, or 0 where there is none: kernels take a null pointer for what is absent.
+    pub fn of_optional(&self, tensor: Option<&Tensor>) -> Result<u64> {
+        tensor.map_or(Ok(0), |t| self.of(t))
+    }
+
+    /// Where a weight's bf16 numbers begin: of a trained one its shadow's.
+    pub fn weight(&self, weight: &Weight) -> Result<u64> {
+        let key = Key::of(weight);
+        let found = self.weights.iter().find(|(k, _)| *k == key);
+        found.map(|(_, address)| *address).ok_or_else(|| not_asked_for(format!("{weight:?}")))
+    }
+
+    /// Where the gradient of a weight is added, or 0 where it is frozen.
+    pub fn gradient(&self, weight: &Weight) -> Result<u64> {
+        self.of_optional(weight.as_trained().map(|t| t.gradient).as_ref())
+    }
+}
+
+fn not_asked_for(got: String) -> Error {
+    let wanted = "one of the operation's own".into();
+    Error::Contract { op: "addresses", argument: "tensor", wanted, got }
+}
+
+impl Accelerator {
+    pub fn new(launcher: Arc<dyn Launcher>) -> Result<Accelerator> {
+        Ok(Accelerator {
+            memory: Memory::new(Some(launcher.clone())),
+            weights: Store::default(),
+            scratch: Allocation::new(&launcher, 0)?,
+            launches: BTreeMap::new(),
+            launcher,
+        })
+    }
+
+    pub fn facts(&self) -> &Facts {
+        self.launcher.facts()
+    }
+
+    /// How often each kernel was launched so far.
+    pub fn launches(&self) -> &BTreeMap<&'static str, u64> {
+        &self.launches
+    }
+
+    /// The addresses of one operation's tensors and weights. An output that overlaps anything else is an error, as in
+    /// [`Memory::borrow`]; weights come as bf16. What the operation writes is taken to change.
+    pub fn addresses(&mut self, inputs: &[Tensor], weights: &[&Weight], outputs: &[Tensor]) -> Result<Addresses> {
+        let wanted = self.memory.apart(inputs, outputs)?;
+        let tensors = wanted.iter().map(|w| Ok((w.tensor, self.memory.address(&w.tensor)?))).collect::<Result<_>>()?;
+        outputs.iter().try_for_each(|t| self.memory.overwritten(t))?;
+        let weights = weights.iter().map(|w| Ok((Key::of(w), self.weight(w)?))).collect::<Result<_>>()?;
+        Ok(Addresses { tensors, weights })
+    }
+
+    fn weight(&mut self, weight: &Weight) -> Result<u64> {
+        let Some(trained) = weight.as_trained() else { return self.weights.address(&self.launcher, weight) };
+        let (address, refresh) = self.memory.need_shadow(&self.launcher, &trained.value)?;
+        if let Some(refresh) = refresh {
+            let (arguments, launch) = CastArgs::plan(refresh.from, refresh.to, refresh.n);
+            // SAFETY: both ranges lie in the allocations of the masters and of their shadow, which `need_shadow` found.
+            unsafe { self.launch("cast", &launch, &arguments)? }
+        }
+        Ok(address)
+    }
+
+    /// The shadow that the optimiser has to write together with `master`, or 0 where nothing reads one.
+    pub fn shadow(&mut self, master: &Tensor) -> Result<u64> {
+        let address = self.memory.shadow(master)?.unwrap_or(0);
+        self.memory.shadow_written(master)?;
+        Ok(address)
+    }
+
+    /// Runs one kernel for the word `op`. A grid without blocks runs nothing.
+    ///
+    /// # Safety
+    /// The kernel is one that takes `A`, and all that it reads and writes through the addresses in `arguments` lies in
+    /// the tensors, weights and scratch memory that they are addresses of.
+    pub unsafe fn launch<A: Arguments>(&mut self, op: &'static str, launch: &Launch, arguments: &A) -> Result<()> {
+        if launch.is_empty() {
+            return Ok(());
+        }
+        let _range = self.facts().profiled.then(|| super::nvtx::Range::begin(launch.kernel));
+        *self.launches.entry(launch.kernel).or_default() += 1;
+        // SAFETY: `arguments` is a whole struct in the kernel's layout; the rest is the caller's promise.
+        unsafe { self.launcher.launch(op, launch, std::ptr::from_ref(arguments).cast(), size_of::<A>()) }
+    }
+
+    pub fn tensor_map(&self, shape: &TensorMapShape) -> Result<TensorMap> {
+        self.launcher.tensor_map(shape)
+    }
+
+    /// Memory for one operation's intermediate results, a range for each size, until the next operation asks. Grows
+    /// where it has to, and is filled with NaN in debug builds.
+    pub fn scratch<const N: usize>(&mut self, sizes: [usize; N]) -> Result<[u64; N]> {
+        let bytes = sizes.iter().map(|s| s.next_multiple_of(ALIGNMENT)).sum();
+        if bytes > self.scratch.bytes() {
+            self.scratch = Allocation::new(&self.launcher, 0)?;
+            self.scratch = Allocation::new(&self.launcher, bytes)?;
+        }
+        if cfg!(debug_assertions) {
+            self.scratch.fill(0, bytes, 0xff)?;
+        }
+        let mut at = self.scratch.address();
+        Ok(sizes.map(|size| {
+            let begin = at;
+            at += size.next_multiple_of(ALIGNMENT) as u64;
+            begin
+        }))
+    }
+
+    /// Before a tape runs: says whether its activations and weights fit, and puts the weights on the device.
+    pub fn reserve(&mut self, activations: usize, weights: &[&Weight]) -> Result<()> {
+        self.fits(activations, weights)?;
+        self.weights.place(&self.launcher, weights)
+    }
+
+    fn fits(&self, activations: usize, weights: &[&Weight]) -> Result<()> {
+        let Some((free, total)) = self.launcher.memory_bytes() else { return Ok(()) };
+        let missing = self.weights.missing_bytes(weights);
+        let trained: usize = weights.iter().filter(|w| w.as_trained().is_some()).map(|w| w.shape().elements()).sum();
+        let shadows = self.memory.shadow_bytes().max(2 * trained);
+        let held = self.memory.allocated(Arena::Activations);
+        // a larger arena comes in the place of the smaller
+        let growth = if activations > held { activations - held } else { 0 };
+        let new = missing + growth + (shadows - self.memory.shadow_bytes());
+        if new <= free {
+            return Ok(());
+        }
+        let rows = [
+            ("weights", self.weights.bytes() + missing),
+            ("trained, with gradients and moments", self.memory.allocated(Arena::Parameters) + shadows),
+            ("cache of keys and values", self.memory.allocated(Arena::Cache)),
+            ("activations", activations.max(held)),
+        ];
+        let gb = |bytes: usize| format!("{:.2} GB", bytes as f64 / 1e9);
+        let lines: Vec<String> = rows.iter().map(|(name, bytes)| format!("\n  {name:<36}{:>10}", gb(*bytes))).collect();
+        Err(Error::Unsupported(format!(
+            "out of memory on {}: {} more are needed and {} of {} are free{}\nuse a smaller --batch-size or --max-pixels, a shorter \
+             prompt, or --device cpu",
+            self.facts().name,
+            gb(new),
+            gb(free),
+            gb(total),
+            lines.concat()
+        )))
+    }
+}

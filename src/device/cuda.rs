@@ -1,0 +1,333 @@
+//! NVIDIA's GPUs through the driver: one context, one stream, the kernels' images, pinned staging for copies.
+
+use super::images::{IMAGES, Image, ImageKind};
+use super::launcher::{Facts, Launch, Launcher, TensorMap, TensorMapShape, checked_rank};
+use crate::base::{Error, Result, env};
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as attribute, CUfunction_attribute_enum as of_function};
+use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes of pinned memory that copies to and from the device go through.
+const STAGING: usize = 32 << 20;
+
+/// Static and dynamic shared memory that a kernel may use without asking for more.
+const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
+
+/// A loaded kernel, and the dynamic shared memory that it was last allowed.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    shared_bytes: u32,
+}
+
+/// What changes while the device runs.
+struct State {
+    modules: Vec<sys::CUmodule>,
+    functions: HashMap<&'static str, Function>,
+    /// Pinned, `STAGING` bytes.
+    staging: *mut u8,
+    /// Bytes of it whose copies may not have happened yet.
+    staged: usize,
+}
+
+// SAFETY: the handles and the staging memory belong to the context and not to a thread, and a lock guards their use.
+unsafe impl Send for State {}
+
+/// One GPU.
+pub struct Cuda {
+    facts: Facts,
+    /// Wait after each launch, so that an error names the word that made it.
+    every_launch: bool,
+    state: Mutex<State>,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+}
+
+impl Cuda {
+    /// Opens a GPU that [`super::probe`] found usable.
+    pub fn open(ordinal: usize) -> Result<Arc<Cuda>> {
+        let failed = |doing: &'static str| move |e: DriverError| device_error("cuda", doing, e);
+        let context = CudaContext::new(ordinal).map_err(failed("cannot open the GPU"))?;
+        let stream = context.new_stream().map_err(failed("cannot make a stream"))?;
+        let name = context.name().map_err(failed("cannot ask for the GPU's name"))?;
+        let read = |which| context.attribute(which).map_err(failed("cannot ask for the GPU's attributes"));
+        let capability = (
+            read(attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            read(attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
+        let facts = Facts {
+            name,
+            capability,
+            multiprocessors: read(attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as u32,
+            shared_bytes: read(attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as u32,
+            guarded: false,
+            profiled: true,
+        };
+        context.bind_to_thread().map_err(failed("cannot use the GPU"))?;
+        // SAFETY: the context is current; the memory is freed in `drop`.
+        let staging = unsafe { result::malloc_host(STAGING, 0) }.map_err(failed("cannot pin memory"))?;
+        let every_launch = std::env::var_os(env::SYNC_LAUNCHES).is_some_and(|v| v != "0" && !v.is_empty());
+        let state = State { modules: Vec::new(), functions: HashMap::new(), staging: staging.cast(), staged: 0 };
+        let cuda = Cuda { facts, every_launch, state: Mutex::new(state), stream, context };
+        cuda.load()?;
+        Ok(Arc::new(cuda))
+    }
+
+    /// Loads the images that this GPU runs.
+    fn load(&self) -> Result<()> {
+        let mut state = self.lock();
+        for image in images_for(self.facts.capability, IMAGES) {
+            // PTX is text that ends in a zero byte; build.rs sees to it
+            // SAFETY: the image is a whole one of our own build, and lives as long as the program.
+            let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) };
+            state
+                .modules
+                .push(module.map_err(|e| self.error(&format!("cannot load the kernels of {}", image.name), e))?);
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn error(&self, doing: &str, e: DriverError) -> Error {
+        device_error(&self.facts.name, doing, e)
+    }
+
+    /// Makes the context current for the calling thread.
+    fn bind(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(|e| self.error("cannot use the GPU", e))
+    }
+
+    fn wait(&self, state: &mut State) -> Result<()> {
+        // SAFETY: the stream is ours and alive.
+        unsafe { result::stream::synchronize(self.stream.cu_stream()) }
+            .map_err(|e| self.error("a kernel or a copy failed (VLM_SYNC_LAUNCHES=1 names it)", e))?;
+        state.staged = 0;
+        Ok(())
+    }
+
+    /// The kernel of that name, allowed this much dynamic shared memory.
+    fn function(&self, state: &mut State, launch: &Launch) -> Result<sys::CUfunction> {
+        let mut function = match state.functions.get(launch.kernel) {
+            Some(function) => *function,
+            None => {
+                let name = CString::new(launch.kernel).map_err(|e| Error::Unsupported(e.to_string()))?;
+                // SAFETY: the modules stay loaded until `drop`.
+                let mut found = state.modules.iter().map(|m| unsafe { result::module::get_function(*m, name.clone()) });
+                let handle = found.find_map(Result::ok).ok_or_else(|| Error::Device {
+                    device: self.facts.name.clone(),
+                    reason: format!("this build of vlm has no kernel {} for it", launch.kernel),
+                })?;
+                Function { handle, shared_bytes: SHARED_WITHOUT_ASKING }
+            }
+        };
+        if launch.shared_bytes > function.shared_bytes {
+            let which = of_function::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function was loaded above.
+            unsafe { result::function::set_function_attribute(function.handle, which, launch.shared_bytes as i32) }
+                .map_err(|e| self.error(&format!("{} bytes of shared memory", launch.shared_bytes), e))?;
+            function.shared_bytes = launch.shared_bytes;
+        }
+        state.functions.insert(launch.kernel, function);
+        Ok(function.handle)
+    }
+}
+
+fn device_error(device: &str, doing: &str, e: DriverError) -> Error {
+    let name = e.error_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let said = e.error_string().map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|_| format!("{e:?}"));
+    Error::Device { device: device.into(), reason: format!("{doing}: {said} ({name})") }
+}
+
+/// The images to load for a compute capability: those compiled for exactly this architecture, else the best that runs on
+/// it, else text that the driver compiles. Kernels that only one architecture has come beside the others.
+pub fn images_for(capability: (i32, i32), images: &'static [Image]) -> Vec<&'static Image> {
+    let of = |kind: ImageKind| images.iter().filter(move |i| i.kind == kind);
+    let hopper = of(ImageKind::Sm90a).filter(|_| capability == (9, 0));
+    let common: Vec<_> = match capability {
+        (9, 0) => Vec::new(),
+        (8, _) => of(ImageKind::Sm80).collect(),
+        _ => of(ImageKind::Ptx80).collect(),
+    };
+    hopper.chain(common).collect()
+}
+
+impl Launcher for Cuda {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn memory_bytes(&self) -> Option<(usize, usize)> {
+        self.bind().ok()?;
+        result::mem_get_info().ok()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.bind()?;
+        // SAFETY: the context is current; what is there is written before it is read.
+        unsafe { result::malloc_sync(bytes) }.map_err(|e| {
+            let (free, total) = self.memory_bytes().unwrap_or_default();
+            self.error(&format!("cannot allocate {bytes} bytes; {free} of {total} are free"), e)
+        })
+    }
+
+    unsafe fn free(&self, address: u64) {
+        let freed = self.bind().and_then(|()| {
+            self.wait(&mut self.lock())?;
+            // SAFETY: the caller's promise; everything that used it has happened.
+            unsafe { result::free_sync(address) }.map_err(|e| self.error("cannot free memory", e))
+        });
+        if let Err(e) = freed {
+            tracing::warn!("{e}");
+        }
+    }
+
+    unsafe fn write(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.bind()?;
+        let mut state = self.lock();
+        for (i, piece) in bytes.chunks(STAGING).enumerate() {
+            if state.staged + piece.len() > STAGING {
+                self.wait(&mut state)?;
+            }
+            // SAFETY: the staging memory has room at `staged`, and no copy that is under way reads there; the caller
+            // promises the range at `to`, and the stream keeps the order.
+            unsafe {
+                let at = state.staging.add(state.staged);
+                std::ptr::copy_nonoverlapping(piece.as_ptr(), at, piece.len());
+                let staged = std::slice::from_raw_parts(at, piece.len());
+                result::memcpy_htod_async(to + (i * STAGING) as u64, staged, self.stream.cu_stream())
+            }
+            .map_err(|e| self.error("cannot copy to the GPU", e))?;
+            state.staged += piece.len().next_multiple_of(64);
+        }
+        Ok(())
+    }
+
+    unsafe fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.bind()?;
+        let mut state = self.lock();
+        for (i, piece) in bytes.chunks_mut(STAGING).enumerate() {
+            self.wait(&mut state)?;
+            // SAFETY: nothing else uses the staging memory after the wait; the caller promises the range at `from`.
+            let staged = unsafe { std::slice::from_raw_parts_mut(state.staging, piece.len()) };
+            let at = from + (i * STAGING) as u64;
+            // SAFETY: as above; the wait behind it ends the copy before the memory is read.
+            unsafe { result::memcpy_dtoh_async(staged, at, self.stream.cu_stream()) }
+                .map_err(|e| self.error("cannot copy from the GPU", e))?;
+            self.wait(&mut state)?;
+            piece.copy_from_slice(staged);
+        }
+        Ok(())
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
+            .map_err(|e| self.error("cannot copy on the GPU", e))
+    }
+
+    unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        self.bind()?;
+        // SAFETY: the caller's promise.
+        unsafe { result::memset_d8_async(to, byte, bytes, self.stream.cu_stream()) }
+            .map_err(|e| self.error("cannot fill memory", e))
+    }
+
+    fn tensor_map(&self, shape: &TensorMapShape) -> Result<TensorMap> {
+        let rank = checked_rank(shape)?;
+        let ones = [1u32; 5];
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let dtype = match shape.dtype {
+            super::launcher::MapType::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+            super::launcher::MapType::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        };
+        let swizzle = match shape.swizzle {
+            super::launcher::Swizzle::None => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+            super::launcher::Swizzle::Bytes32 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_32B,
+            super::launcher::Swizzle::Bytes64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
+            super::launcher::Swizzle::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+        };
+        // SAFETY: the arrays have the lengths that the driver reads for this rank, and `map` its size and alignment.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                dtype,
+                rank,
+                shape.address as *mut c_void,
+                shape.sizes.as_ptr(),
+                shape.strides_bytes.as_ptr(),
+                shape.box_sizes.as_ptr(),
+                ones.as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(|e| self.error(&format!("tensor map {shape:?}"), e))?;
+        Ok(TensorMap(map.opaque))
+    }
+
+    unsafe fn launch(
+        &self,
+        op: &'static str,
+        launch: &Launch,
+        arguments: *const c_void,
+        _argument_bytes: usize,
+    ) -> Result<()> {
+        self.bind()?;
+        let mut state = self.lock();
+        let function = self.function(&mut state, launch)?;
+        let [x, y, z] = launch.grid;
+        let mut parameters = [arguments.cast_mut()];
+        let named = |e: DriverError| {
+            let device_error = device_error(&self.facts.name, "launch", e);
+            Error::Launch { op, kernel: launch.kernel, reason: device_error.to_string() }
+        };
+        // SAFETY: the function is loaded; the driver copies the one argument before the call returns, and the caller
+        // promises what it points to.
+        unsafe {
+            result::launch_kernel(
+                function,
+                (x, y, z),
+                (launch.block, 1, 1),
+                launch.shared_bytes,
+                self.stream.cu_stream(),
+                &mut parameters,
+            )
+        }
+        .map_err(named)?;
+        if self.every_launch {
+            // SAFETY: the stream is ours and alive.
+            unsafe { result::stream::synchronize(self.stream.cu_stream()) }.map_err(named)?;
+            state.staged = 0;
+        }
+        Ok(())
+    }
+
+    fn synchronise(&self) -> Result<()> {
+        self.bind()?;
+        self.wait(&mut self.lock())
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        if self.bind().is_err() {
+            return;
+        }
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: nothing is under way after the wait; modules and staging memory were made in `open` and go here.
+        unsafe {
+            _ = result::stream::synchronize(self.stream.cu_stream());
+            state.modules.drain(..).for_each(|m| _ = result::module::unload(m));
+            _ = result::free_host(state.staging.cast());
+        }
+    }
+}
