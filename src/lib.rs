@@ -37,7 +37,11 @@
 //! | logits become the next token | `src/host/sample.rs` | `sample` |
 //! | answers, token by token | `src/infer/generate.rs` | `generate` |
 //! | or probabilities of a closed set of answers | `src/infer/choices.rs` | `score` |
-//! | a labelled set's predictions, and what they add up to | `src/classify/evaluate.rs` | `evaluate` |
+//! | a labelled set's predictions | `src/classify/evaluate.rs` | `evaluate` |
+//! | or those of a model that is served elsewhere | `src/classify/endpoint/mod.rs` | `ask` |
+//! | what predictions add up to, beside what guessing gets | `src/classify/metrics.rs` | `metrics` |
+//! | two evaluations, photo by photo | `src/classify/compare.rs` | `compare` |
+//! | a page to look at | `src/report/mod.rs` | `build` |
 //!
 //! # A loss becomes gradients, gradients an adapter
 //!
@@ -74,6 +78,7 @@
 //! | 9 | `cli` | arguments, printing, progress, exit codes; a file per command | everything |
 //! | 8 | `train` | the training step and loop, the run's folder | `infer`, `classify`, `qwen3vl`, `tape`, `ops`, `device`, `tensor`, `io`, `data`, `host`, `base` |
 //! | 8 | `classify` | scoring of labelled sets | `infer`, `qwen3vl`, `data`, `io`, `base` |
+//! | 8 | `report` | the page of runs and evaluations | `classify`, `data`, `io`, `base` |
 //! | 8 | `infer` | prefill, decode, cache, sampling, closed sets | `qwen3vl`, `tape`, `ops`, `device`, `tensor`, `io`, `base` |
 //! | 7 | `qwen3vl` | architecture, configuration, folders, positions, prompts | `nn`, `tape`, `ops`, `device`, `tensor`, `io`, `data`, `base` |
 //! | 6 | `nn` | layers: parameters, and the records they append | `tape`, `ops`, `tensor`, `base` |
@@ -97,6 +102,7 @@ pub mod io;
 pub mod nn;
 pub mod ops;
 pub mod qwen3vl;
+pub mod report;
 pub mod tape;
 pub mod tensor;
 pub mod train;

@@ -11,3 +11,11 @@ pub const EMULATED_CAPABILITY: &str = "VLM_EMULATED_CAPABILITY";
 
 /// `1`: wait after each launch on a GPU, so that an error names the word that made it.
 pub const SYNC_LAUNCHES: &str = "VLM_SYNC_LAUNCHES";
+
+/// The key that is sent to `--endpoint`, and nowhere else.
+pub const API_KEY: &str = "VLM_API_KEY";
+
+/// [`API_KEY`], where it is set to something.
+pub fn api_key() -> Option<String> {
+    std::env::var(API_KEY).ok().map(|key| key.trim().to_owned()).filter(|key| !key.is_empty())
+}

@@ -1,18 +1,19 @@
 //! Predictions for a labelled set, in batches: the next batch's photos are decoded while one is computed.
 
-use super::metrics::{OTHER, normalised};
+use super::metrics::{OTHER, normalised, parts};
+use super::records::Record;
 use crate::base::{Error, Result, error::Context};
 use crate::data::dataset::Sample;
-use crate::data::messages::{Conversation, Message, Role};
+use crate::data::messages::{Conversation, ImageSource, Message, Role};
 use crate::infer::choices;
 use crate::infer::engine::Engine;
 use crate::infer::generate::{self, Settings};
+use crate::infer::lists::{self, Labels};
 use crate::qwen3vl::pack::Sequence;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::template::{END_OF_TURN, Ending};
 use crate::qwen3vl::tokenizer::Specials;
-use serde::Serialize;
-use std::collections::BTreeMap;
+use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
 
@@ -23,42 +24,95 @@ pub const MOST_CHOICES: usize = 50;
 pub enum Method {
     /// The likeliest of these.
     Choices(Vec<String>),
-    /// What the model writes, compared after [`normalised`] with these classes.
-    Generate { settings: Box<Settings>, classes: Vec<String> },
+    /// A list of some of these: see [`lists`].
+    Lists(Vec<String>),
+    /// What the model writes, compared with the classes: see [`Classes::judge`].
+    Generate { settings: Box<Settings>, classes: Classes },
 }
 
-/// One line of predictions.jsonl.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Prediction {
-    /// The line of the data file, from 1.
-    pub line: usize,
-    pub images: Vec<String>,
-    pub label: String,
-    pub prediction: String,
-    pub correct: bool,
-    /// Each choice's probability.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub probabilities: Option<BTreeMap<String, f64>>,
-    /// What was written, where it was generated.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub answer: Option<String>,
+/// What can be answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Classes {
+    /// Sorted, each once.
+    pub names: Vec<String>,
+    /// Whether a photo can have several, written as a list with commas.
+    pub several: bool,
 }
 
-/// The distinct labels of a set, sorted; every sample needs one.
-pub fn classes(data: &Path, samples: &[Sample]) -> Result<Vec<String>> {
-    let label = |s: &Sample| {
-        s.label
-            .clone()
-            .ok_or_else(|| Error::line(data, s.line, "has no label: no assistant turn ends the conversation"))
-    };
-    let mut classes = samples.iter().map(label).collect::<Result<Vec<_>>>()?;
-    classes.sort();
-    classes.dedup();
-    Ok(classes)
+impl Classes {
+    /// The distinct labels of a set; every sample needs one.
+    pub fn of(data: &Path, samples: &[Sample], several: bool) -> Result<Classes> {
+        let mut names = Vec::new();
+        for s in samples {
+            let said = "has no label: no assistant turn ends the conversation";
+            let label = s.label.as_ref().ok_or_else(|| Error::line(data, s.line, said))?;
+            match several {
+                false => names.push(label.clone()),
+                true => names.extend(parts(label)),
+            }
+        }
+        names.sort();
+        names.dedup();
+        Ok(Classes { names, several })
+    }
+
+    /// The labels of an answer, by the names that the classes have; one that is no class is [`OTHER`].
+    pub fn read(&self, answer: &str) -> Vec<String> {
+        let name = |text: &str| {
+            let same = self.names.iter().find(|c| normalised(c) == normalised(text));
+            same.cloned().unwrap_or_else(|| OTHER.into())
+        };
+        if !self.several {
+            return vec![name(answer)];
+        }
+        // the full stop of a sentence is nobody's label
+        let answer = answer.trim().strip_suffix('.').unwrap_or(answer);
+        let mut names: Vec<String> = parts(answer).iter().map(|part| name(part)).collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// A written answer as a record: what it names, and whether that is right.
+    pub fn judge(&self, sample: &Sample, answer: String) -> Record {
+        let mut record = self.record(sample, self.read(&answer));
+        record.answer = Some(answer);
+        record
+    }
+
+    fn record(&self, sample: &Sample, mut predictions: Vec<String>) -> Record {
+        let label = sample.label.clone().unwrap_or_default();
+        let mut record = Record { line: sample.line, ..Record::default() };
+        record.set_images(sample.images().map(named).collect());
+        if self.several {
+            let mut labels = self.read(&label);
+            labels.sort();
+            predictions.sort();
+            record.right = labels == predictions;
+            (record.label, record.prediction) = (labels.join(", "), predictions.join(", "));
+            (record.labels, record.predictions) = (Some(labels), Some(predictions));
+        } else {
+            record.prediction = predictions.into_iter().next().unwrap_or_else(|| OTHER.into());
+            record.right = normalised(&label) == normalised(&record.prediction);
+            record.label = label;
+        }
+        record
+    }
+}
+
+/// What a record calls a picture.
+fn named(source: &ImageSource) -> String {
+    match source {
+        ImageSource::File(path) => path.display().to_string(),
+        ImageSource::Bytes { bytes, .. } => {
+            let hash: String = Sha256::digest(bytes).iter().take(16).map(|b| format!("{b:02x}")).collect();
+            format!("data:{hash}")
+        }
+    }
 }
 
 /// The conversation up to the answer that is to be predicted.
-fn question(conversation: &Conversation) -> Conversation {
+pub fn question(conversation: &Conversation) -> Conversation {
     let mut question = conversation.clone();
     if question.messages.last().is_some_and(|m| m.role == Role::Assistant) {
         question.messages.pop();
@@ -66,7 +120,7 @@ fn question(conversation: &Conversation) -> Conversation {
     question
 }
 
-/// Predicts all samples in order; `done` is told each prediction as soon as its batch is computed.
+/// Predicts all samples in order; `done` is told each prediction as soon as its batch is computed, and ends it with false.
 pub fn evaluate(
     engine: &mut Engine,
     preparer: &Preparer,
@@ -74,14 +128,13 @@ pub fn evaluate(
     samples: &[Sample],
     method: &Method,
     batch: usize,
-    done: &mut dyn FnMut(Prediction) -> Result<()>,
+    done: &mut dyn FnMut(Record) -> Result<bool>,
 ) -> Result<()> {
-    let labels = match method {
-        Method::Choices(names) => match samples.first() {
-            Some(first) => label_tokens(preparer, &question(&first.conversation), names)?,
-            None => Vec::new(),
-        },
-        Method::Generate { .. } => Vec::new(),
+    let first = samples.first().map(|s| question(&s.conversation));
+    let labels = match (method, &first) {
+        (Method::Choices(names), Some(first)) => Tokens::Choices(label_tokens(preparer, first, names)?),
+        (Method::Lists(names), Some(first)) => Tokens::Lists(list_tokens(preparer, first, names)?),
+        _ => Tokens::None,
     };
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Result<(&[Sample], Vec<Sequence>)>>(1);
@@ -102,11 +155,20 @@ pub fn evaluate(
             let (chunk, sequences) = prepared?;
             let sequences: Vec<&Sequence> = sequences.iter().collect();
             for prediction in predict(engine, preparer, chunk, &sequences, method, &labels)? {
-                done(prediction)?;
+                if !done(prediction)? {
+                    return Ok(());
+                }
             }
         }
         Ok(())
     })
+}
+
+/// The labels of the method, as tokens.
+enum Tokens {
+    Choices(Vec<Vec<u32>>),
+    Lists(Labels),
+    None,
 }
 
 fn predict(
@@ -115,41 +177,58 @@ fn predict(
     samples: &[Sample],
     sequences: &[&Sequence],
     method: &Method,
-    labels: &[Vec<u32>],
-) -> Result<Vec<Prediction>> {
-    let prediction = |s: &Sample, prediction: String, probabilities, answer| {
-        let label = s.label.clone().unwrap_or_default();
-        Prediction {
-            line: s.line,
-            images: s.images().map(|i| i.to_string()).collect(),
-            correct: normalised(&label) == normalised(&prediction),
-            label,
-            prediction,
-            probabilities,
-            answer,
-        }
-    };
-    match method {
-        Method::Choices(names) => {
+    labels: &Tokens,
+) -> Result<Vec<Record>> {
+    match (method, labels) {
+        (Method::Choices(names), Tokens::Choices(labels)) => {
             let close = preparer.prompts.tokenizer().need_token(END_OF_TURN)?;
             let scores = choices::score(engine, sequences, labels, close, &mut |_, _| ())?;
+            let classes = Classes { names: names.clone(), several: false };
             let of = |(s, p): (&Sample, Vec<f64>)| {
                 let best = p.iter().enumerate().fold(0, |best, (i, x)| if *x > p[best] { i } else { best });
-                let probabilities = names.iter().cloned().zip(p).collect();
-                prediction(s, names[best].clone(), Some(probabilities), None)
+                let mut record = classes.record(s, vec![names[best].clone()]);
+                record.probabilities = Some(names.iter().cloned().zip(p).collect());
+                record
             };
             Ok(samples.iter().zip(scores).map(of).collect())
         }
-        Method::Generate { settings, classes } => {
+        (Method::Lists(names), Tokens::Lists(labels)) => {
+            let classes = Classes { names: names.clone(), several: true };
+            let of = |(s, listed): (&Sample, lists::Listed)| {
+                let mut record = classes.record(s, listed.named.iter().map(|i| names[*i].clone()).collect());
+                record.probabilities = Some(names.iter().cloned().zip(listed.probabilities).collect());
+                record
+            };
+            Ok(samples.iter().zip(lists::list(engine, sequences, labels)?).map(of).collect())
+        }
+        (Method::Generate { settings, classes }, _) => {
             let (answers, _) = generate::generate(engine, sequences, settings, &mut |_, _| (), &mut |_, _| true)?;
             let of = |(s, a): (&Sample, &generate::Generated)| {
                 let text = preparer.prompts.tokenizer().decode(&a.tokens, Specials::Skip)?;
-                let named = classes.iter().find(|c| normalised(c) == normalised(&text));
-                Ok(prediction(s, named.cloned().unwrap_or_else(|| OTHER.into()), None, Some(text)))
+                Ok(classes.judge(s, text))
             };
             samples.iter().zip(&answers).map(of).collect()
         }
+        // only where there are no samples
+        _ => Ok(Vec::new()),
     }
+}
+
+/// The labels as members of a list: first, and after another.
+fn list_tokens(preparer: &Preparer, prompt: &Conversation, names: &[String]) -> Result<Labels> {
+    let close = preparer.prompts.tokenizer().need_token(END_OF_TURN)?;
+    let first = label_tokens(preparer, prompt, names)?;
+    let mut later = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        let other = if i == 0 { names.len() - 1 } else { 0 };
+        let both = label_tokens(preparer, prompt, &[format!("{}, {name}", names[other])])?.remove(0);
+        let after = both.strip_prefix(&first[other][..]).filter(|t| !t.is_empty()).ok_or_else(|| {
+            let said = format!("the tokens of {:?} are others in a list; give --generate", names[other]);
+            Error::Unsupported(said)
+        })?;
+        later.push(after.to_vec());
+    }
+    Ok(Labels { first, later, close })
 }
 
 /// The tokens of each label as an answer, without the token that closes it: tokenised where they will stand, after the

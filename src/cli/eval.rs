@@ -1,25 +1,42 @@
 //! `vlm eval`: the score of a model on a labelled set.
 
+use super::compute::Compute;
+use super::endpoint::EndpointFlags;
 use super::generate::SamplingFlags;
-use super::model::{ModelFlags, choice};
+use super::model::{self, Opened, PixelFlags, choice};
 use super::progress::Progress;
+use super::{interrupt, table};
 use crate::base::{Error, Result};
-use crate::classify::evaluate::{self, MOST_CHOICES, Method, Prediction};
-use crate::classify::metrics::{Metrics, metrics};
-use crate::data::dataset::{OnBad, Sample, read_dataset};
-use crate::io::atomic;
-use serde_json::json;
+use crate::classify::endpoint::Said;
+use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
+use crate::classify::folder::{Folder, Start};
+use crate::classify::metrics::metrics;
+use crate::classify::records::{Record, Usage};
+use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
+use crate::train::{config_file, fingerprint};
+use serde_json::{Map, Value, json};
 use std::fmt::Write as _;
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
 
-/// Score a model on labelled photos: accuracy, a row per class, the confusion matrix
+/// Score a model on labelled photos: accuracy, a row per class, the confusion matrix, and what guessing would have got
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example: vlm eval --model Qwen3-VL-2B-Instruct --data test.jsonl --out runs/base")]
+#[command(after_help = "Example: vlm eval --model Qwen3-VL-2B-Instruct --data test.jsonl --out runs/base\n\
+                  Served elsewhere: vlm eval --endpoint https://api.openai.com/v1 --endpoint-model gpt-4o --data test.jsonl \
+                  --out runs/gpt")]
 pub struct Eval {
+    /// A checkpoint folder as Hugging Face publishes it
+    #[arg(long, value_name = "DIR", required_unless_present = "endpoint", conflicts_with = "endpoint")]
+    model: Option<PathBuf>,
+    /// A PEFT LoRA adapter folder
+    #[arg(long, value_name = "DIR", conflicts_with = "endpoint")]
+    adapter: Option<PathBuf>,
     #[command(flatten)]
-    model: ModelFlags,
+    served: EndpointFlags,
+    #[command(flatten)]
+    pixels: PixelFlags,
+    #[command(flatten)]
+    compute: Compute,
     /// The labelled set, JSONL
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
@@ -35,14 +52,23 @@ pub struct Eval {
     /// Write answers, and compare them with the labels
     #[arg(long)]
     generate: bool,
+    /// A photo can have several labels, written as a list with commas
+    #[arg(long)]
+    multi_label: bool,
     #[command(flatten)]
     sampling: SamplingFlags,
     /// Photos computed side by side
     #[arg(long, value_name = "N", default_value_t = 4)]
     batch_size: usize,
+    /// What this machine costs an hour: the summary then has what the evaluation cost
+    #[arg(long, value_name = "X")]
+    dollars_per_hour: Option<f64>,
     /// Leave lines out that cannot be read, and count them
     #[arg(long)]
     skip_bad: bool,
+    /// Go on with an evaluation in the folder that was stopped
+    #[arg(long, conflicts_with = "overwrite")]
+    resume: bool,
     /// Replace the results of an earlier run in the folder
     #[arg(long)]
     overwrite: bool,
@@ -56,118 +82,249 @@ impl Eval {
         if self.batch_size == 0 {
             return Err(Error::Usage("--batch-size 0: give 1 or more".into()));
         }
+        if let Some(x) = self.dollars_per_hour.filter(|x| !(x.is_finite() && *x >= 0.0)) {
+            return Err(Error::Usage(format!("--dollars-per-hour {x}: give 0 or more")));
+        }
         let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
         let data = read_dataset(&self.data, self.prompt.as_deref(), on_bad)?;
-        for e in &data.skipped {
-            eprintln!("vlm: left out: {e}");
-        }
-        if data.samples.is_empty() {
-            return Err(Error::file(&self.data, "holds no samples to score"));
-        }
-        let (predictions_file, summary_file) = (self.out.join("predictions.jsonl"), self.out.join("summary.json"));
-        if !self.overwrite && (predictions_file.exists() || summary_file.exists()) {
-            let said = "holds the results of an earlier run; choose another folder or give --overwrite";
-            return Err(Error::file(&self.out, said));
-        }
-        let classes = evaluate::classes(&self.data, &data.samples)?;
-        let mut opened = self.model.open()?;
-        let method = self.method(&classes, &data.samples, &opened)?;
-        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
-        // an old summary beside new predictions would lie, should this run end early
-        if summary_file.exists() {
-            std::fs::remove_file(&summary_file).map_err(|e| Error::io("remove", &summary_file, e))?;
-        }
-        let io = |e| Error::io("write", &predictions_file, e);
-        let mut file = std::io::BufWriter::new(std::fs::File::create(&predictions_file).map_err(io)?);
-        let mut predictions: Vec<Prediction> = Vec::new();
-        let mut bar = Progress::new("photos");
+        data.skipped.iter().for_each(|e| eprintln!("vlm: left out: {e}"));
+        let classes = self.classes(&data)?;
+        let Some(model) = &self.model else { return self.ask(&data, &classes) };
+        let mut opened = model::open(model, self.adapter.as_deref(), &self.pixels, &self.compute)?;
+        let method = self.method(&classes, &opened)?;
+        let mut folder = self.open_folder(self.identity(model, &data, &classes, &opened)?)?;
+        let samples = self.left(&data, &folder);
         let start = Instant::now();
-        let mut done = |p: Prediction| {
-            serde_json::to_writer(&mut file, &p).map_err(|e| io(e.into()))?;
-            file.write_all(b"\n").and_then(|()| file.flush()).map_err(io)?;
-            predictions.push(p);
-            bar.at(predictions.len() as u64, data.samples.len() as u64);
-            Ok(())
+        {
+            let mut bar = Progress::new("photos");
+            let (all, before) = (data.samples.len() as u64, (data.samples.len() - samples.len()) as u64);
+            let mut n = before;
+            let mut done = |record: Record| {
+                folder.append(record)?;
+                n += 1;
+                bar.at(n, all);
+                Ok(!interrupt::asked())
+            };
+            let (engine, preparer) = (&mut opened.engine, &opened.preparer);
+            evaluate::evaluate(engine, preparer, &self.data, &samples, &method, self.batch_size, &mut done)?;
+        }
+        let about = json!({
+            "model": model.display().to_string(),
+            "adapter": self.adapter.as_ref().map(|a| a.display().to_string()),
+            "method": method_name(&method),
+            "choices": match &method { Method::Choices(names) | Method::Lists(names) => Some(names), _ => None },
+            "training_samples": self.trained_on(model),
+            "device": opened.engine.device.name(),
+        });
+        self.finish(folder, &data, &classes, start.elapsed().as_secs_f64(), about)
+    }
+
+    /// The same, where the model is served elsewhere.
+    fn ask(&self, data: &Dataset, classes: &Classes) -> Result<()> {
+        let (temperature, tokens) = (self.sampling.temperature(), self.sampling.max_new_tokens);
+        let suffix = (!self.choices.is_empty()).then(|| match self.multi_label {
+            false => format!("Answer with exactly one of: {}.", self.choices.join(", ")),
+            true => format!("Answer with a list of some of: {}.", self.choices.join(", ")),
+        });
+        let endpoint = self.served.endpoint(temperature, tokens, suffix, self.skip_bad)?;
+        let mut identity = self.question(data, classes)?;
+        identity.insert("endpoint".into(), endpoint.address()?.into());
+        identity.insert("endpoint_model".into(), endpoint.model.as_str().into());
+        identity.insert("options".into(), Value::Object(endpoint.options.clone()));
+        identity.insert("suffix".into(), json!(endpoint.suffix));
+        let mut folder = self.open_folder(identity)?;
+        let samples = self.left(data, &folder);
+        let start = Instant::now();
+        let mut n = data.samples.len() - samples.len();
+        let asked = {
+            let mut bar = Progress::new("photos");
+            let mut said = |said: Said| match said {
+                Said::Note(text) => {
+                    bar.note(&text);
+                    Ok(())
+                }
+                Said::Answer(record) => {
+                    folder.append(*record)?;
+                    n += 1;
+                    bar.at(n as u64, data.samples.len() as u64);
+                    Ok(())
+                }
+            };
+            endpoint.ask(&self.data, &samples, classes, &interrupt::asked, &mut said)
         };
-        let (engine, preparer) = (&mut opened.engine, &opened.preparer);
-        evaluate::evaluate(engine, preparer, &self.data, &data.samples, &method, self.batch_size, &mut done)?;
         let seconds = start.elapsed().as_secs_f64();
-        drop(bar);
-        let metrics = metrics(predictions.iter().map(|p| (p.label.as_str(), p.prediction.as_str())));
-        let images: usize = predictions.iter().map(|p| p.images.len()).sum();
-        let summary = json!({
-            "model": self.model.model.display().to_string(),
-            "adapter": self.model.adapter.as_ref().map(|a| a.display().to_string()),
+        if let Err(e) = asked {
+            folder.stop(seconds)?;
+            return Err(e);
+        }
+        let records = folder.records();
+        let count = |of: &dyn Fn(&Usage) -> u64| records.iter().filter_map(|r| r.usage.as_ref()).map(of).sum::<u64>();
+        let usage =
+            Usage { prompt_tokens: count(&|u| u.prompt_tokens), completion_tokens: count(&|u| u.completion_tokens) };
+        let uncounted = records.iter().filter(|r| r.usage.is_none()).count();
+        let dollars = self.served.dollars(&usage);
+        if dollars.is_some() && uncounted > 0 {
+            eprintln!("vlm: {uncounted} answers came without a count of tokens: the cost is higher than what is said");
+        }
+        let about = json!({
+            "endpoint": endpoint.address()?,
+            "endpoint_model": endpoint.model,
+            "method": "generate",
+            "usage": {
+                "prompt_tokens": usage.prompt_tokens,
+                "completion_tokens": usage.completion_tokens,
+                "answers_without_count": uncounted,
+            },
+            "dollars": dollars,
+        });
+        self.finish(folder, data, classes, seconds, about)
+    }
+
+    /// What can be answered: the labels of the set, or the choices, of which every label has to be one.
+    fn classes(&self, data: &Dataset) -> Result<Classes> {
+        let mut classes = Classes::of(&self.data, &data.samples, self.multi_label)?;
+        if self.choices.is_empty() {
+            return Ok(classes);
+        }
+        for s in &data.samples {
+            let one = Classes::of(&self.data, std::slice::from_ref(s), self.multi_label)?;
+            if let Some(label) = one.names.iter().find(|l| !self.choices.contains(l)) {
+                return Err(Error::line(&self.data, s.line, format!("the label {label:?} is not among --choices")));
+            }
+        }
+        classes.names = self.choices.clone();
+        Ok(classes)
+    }
+
+    /// By label probabilities where the answers are a closed set, else by generation; says which.
+    fn method(&self, classes: &Classes, opened: &Opened) -> Result<Method> {
+        let n = classes.names.len();
+        if self.generate || n > MOST_CHOICES {
+            let n_valid = opened.preparer.prompts.tokenizer().n_tokens();
+            let settings = Box::new(self.sampling.settings(&opened.generation, n_valid)?);
+            eprintln!("vlm: answers are generated and compared with the labels");
+            return Ok(Method::Generate { settings, classes: classes.clone() });
+        }
+        if self.multi_label {
+            eprintln!("vlm: answers are lists of {n} labels, chosen by their probability");
+            return Ok(Method::Lists(classes.names.clone()));
+        }
+        eprintln!("vlm: answers are chosen among {n} labels by their probability");
+        Ok(Method::Choices(classes.names.clone()))
+    }
+
+    /// What has a say in the answers.
+    fn identity(
+        &self,
+        model: &std::path::Path,
+        data: &Dataset,
+        classes: &Classes,
+        opened: &Opened,
+    ) -> Result<Map<String, Value>> {
+        let mut identity = self.question(data, classes)?;
+        identity.insert("model".into(), fingerprint::of_model(model)?.into());
+        if let Some(adapter) = &self.adapter {
+            for name in ["adapter_config.json", "adapter_model.safetensors"] {
+                identity.insert(name.into(), fingerprint::of_file(&adapter.join(name))?.into());
+            }
+        }
+        let spec = &opened.preparer.spec;
+        identity.insert("pixels".into(), json!([spec.min_pixels, spec.max_pixels]));
+        identity.insert("precision".into(), format!("{:?}", opened.engine.precision).into());
+        if self.generate || classes.names.len() > MOST_CHOICES {
+            let n_valid = opened.preparer.prompts.tokenizer().n_tokens();
+            let settings = self.sampling.settings(&opened.generation, n_valid)?;
+            identity.insert("sampling".into(), format!("{settings:?}").into());
+        }
+        Ok(identity)
+    }
+
+    /// The part of the identity that no model has.
+    fn question(&self, data: &Dataset, classes: &Classes) -> Result<Map<String, Value>> {
+        let identity = json!({
+            "data": fingerprint::of_file(&self.data)?,
+            "photos": fingerprint::of_photos(&data.samples)?,
+            "prompt": self.prompt,
+            "classes": classes.names,
+            "multi_label": classes.several,
+        });
+        match identity {
+            Value::Object(identity) => Ok(identity),
+            _ => Ok(Map::new()),
+        }
+    }
+
+    fn open_folder(&self, identity: Map<String, Value>) -> Result<Folder> {
+        let start = match (self.resume, self.overwrite) {
+            (true, _) => Start::Resume,
+            (false, true) => Start::Overwrite,
+            (false, false) => Start::New,
+        };
+        interrupt::watch();
+        Folder::open(&self.out, identity, start)
+    }
+
+    /// The samples that are still to be answered.
+    fn left(&self, data: &Dataset, folder: &Folder) -> Vec<Sample> {
+        let done = folder.done();
+        data.samples.iter().filter(|s| !done.contains(&s.line)).cloned().collect()
+    }
+
+    fn trained_on(&self, model: &std::path::Path) -> Option<usize> {
+        match &self.adapter {
+            Some(run) => config_file::training_samples(run),
+            // a model that --full left below its run
+            None => config_file::training_samples(model.parent()?),
+        }
+    }
+
+    /// The end of an evaluation, whoever answered: `about` says who, and stands first in the summary.
+    fn finish(&self, mut folder: Folder, data: &Dataset, classes: &Classes, seconds: f64, about: Value) -> Result<()> {
+        let n_done = folder.records().len();
+        if n_done < data.samples.len() && interrupt::asked() {
+            folder.stop(seconds)?;
+            let all = data.samples.len();
+            interrupt::exit(&format!(" after {n_done} of {all} photos; the same command with --resume goes on"));
+        }
+        let seconds = folder.seconds + seconds;
+        let records = folder.records();
+        let metrics = metrics(&classes.names, records);
+        let images: usize = records.iter().map(|r| r.images().len()).sum();
+        let mut summary = about;
+        let rest = json!({
             "data": self.data.display().to_string(),
-            "method": match &method { Method::Choices(_) => "choices", Method::Generate { .. } => "generate" },
-            "choices": match &method { Method::Choices(names) => Some(names), Method::Generate { .. } => None },
+            "multi_label": classes.several,
             "metrics": metrics,
             "skipped": data.skipped.len(),
             "seconds": seconds,
             "images_per_second": images as f64 / seconds,
-            "device": opened.engine.device.name(),
         });
-        let text = serde_json::to_string_pretty(&summary).map_err(|e| Error::file(&summary_file, e.to_string()))?;
-        atomic::write_file(&summary_file, |out| out.write(text.as_bytes()))?;
+        if let (Value::Object(all), Value::Object(rest)) = (&mut summary, rest) {
+            all.extend(rest);
+        }
+        let hourly = self.dollars_per_hour.map(|x| x * seconds / 3600.0);
+        if summary["dollars"].is_null() {
+            summary["dollars"] = json!(hourly);
+        }
+        let dollars = summary["dollars"].as_f64();
+        folder.finish(&summary)?;
         if self.json {
             return super::print_json(&summary);
         }
-        let mut said = table(&metrics);
-        _ = writeln!(
-            said,
-            "{seconds:.1} s, {:.2} images/s; results in {}",
-            images as f64 / seconds,
-            self.out.display()
-        );
+        let mut said = table::metrics(&metrics);
+        _ = write!(said, "{seconds:.1} s, {:.2} images/s", images as f64 / seconds);
+        if let Some(dollars) = dollars {
+            _ = write!(said, ", {dollars:.4} dollars");
+        }
+        _ = writeln!(said, "; results in {}", self.out.display());
         super::print(&said)
-    }
-
-    /// By label probabilities where the answers are a closed set, else by generation; says which.
-    fn method(&self, classes: &[String], samples: &[Sample], opened: &super::model::Opened) -> Result<Method> {
-        let choices = if self.choices.is_empty() { classes.to_vec() } else { self.choices.clone() };
-        if self.generate || choices.len() > MOST_CHOICES {
-            let n_valid = opened.preparer.prompts.tokenizer().n_tokens();
-            let settings = Box::new(self.sampling.settings(&opened.generation, n_valid)?);
-            eprintln!("vlm: answers are generated and compared with the labels");
-            return Ok(Method::Generate { settings, classes: classes.to_vec() });
-        }
-        if let Some(s) = samples.iter().find(|s| s.label.as_ref().is_some_and(|l| !choices.contains(l))) {
-            let label = s.label.as_deref().unwrap_or_default();
-            return Err(Error::line(&self.data, s.line, format!("the label {label:?} is not among --choices")));
-        }
-        eprintln!("vlm: answers are chosen among {} labels by their probability", choices.len());
-        Ok(Method::Choices(choices))
     }
 }
 
-/// Accuracy, a row per class, the confusion matrix: for a person.
-pub fn table(m: &Metrics) -> String {
-    let mut said = String::new();
-    let [low, high] = m.interval.map(|x| 100.0 * x);
-    _ = writeln!(
-        said,
-        "accuracy {:.1} % ({} of {}; 95 % interval {low:.1} to {high:.1} %)\n",
-        100.0 * m.accuracy,
-        m.correct,
-        m.n
-    );
-    let width = m.confusion.labels.iter().map(|l| l.chars().count()).max().unwrap_or(0).max(5);
-    let percent = |x: Option<f64>| x.map_or("-".into(), |x| format!("{:.1}", 100.0 * x));
-    _ = writeln!(
-        said,
-        "{:width$} {:>6} {:>8} {:>10} {:>8} {:>6}",
-        "class", "photos", "correct", "precision", "recall", "F1"
-    );
-    for (label, c) in &m.per_class {
-        let (p, r, f) = (percent(c.precision), percent(c.recall), percent(c.f1));
-        _ = writeln!(said, "{label:width$} {:>6} {:>8} {p:>10} {r:>8} {f:>6}", c.n, c.correct);
+fn method_name(method: &Method) -> &'static str {
+    match method {
+        Method::Choices(_) => "choices",
+        Method::Lists(_) => "lists",
+        Method::Generate { .. } => "generate",
     }
-    let column = width.max(6);
-    let header: Vec<String> = m.confusion.labels.iter().map(|l| format!("{l:>column$}")).collect();
-    _ = writeln!(said, "\n{:width$} {}   (rows: label, columns: prediction)", "", header.join(" "));
-    for (label, row) in m.confusion.labels.iter().zip(&m.confusion.counts) {
-        let row: Vec<String> = row.iter().map(|n| format!("{n:>column$}")).collect();
-        _ = writeln!(said, "{label:width$} {}", row.join(" "));
-    }
-    said
 }

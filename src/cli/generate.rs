@@ -72,6 +72,11 @@ pub struct SamplingFlags {
 }
 
 impl SamplingFlags {
+    /// That of the flag.
+    pub fn temperature(&self) -> Option<f32> {
+        self.temperature
+    }
+
     /// The flags over the checkpoint's defaults. `n_valid`: ids from here on have no text.
     pub fn settings(&self, defaults: &GenerationConfig, n_valid: usize) -> Result<Settings> {
         let within = |name: &str, value: f32, ok: bool, range: &str| match ok {

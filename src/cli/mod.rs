@@ -2,18 +2,23 @@
 //!
 //! Floor 9: may use everything; the only room that writes to stdout. Start at [`main`], then [`generate`].
 
+mod compare;
 mod compute;
 mod data;
 mod doctor;
 mod dump;
+mod endpoint;
 mod eval;
 mod generate;
 mod init;
 mod inspect;
+mod interrupt;
 mod merge;
 mod model;
 mod preprocess;
 mod progress;
+mod report;
+mod table;
 mod train;
 mod verify;
 
@@ -31,7 +36,9 @@ struct Arguments {
 #[derive(clap::Subcommand)]
 enum Command {
     Generate(generate::Generate),
-    Eval(eval::Eval),
+    Eval(Box<eval::Eval>),
+    Compare(compare::Compare),
+    Report(report::Report),
     Merge(merge::Merge),
     Train(Box<train::Train>),
     Preprocess(preprocess::Preprocess),
@@ -51,6 +58,8 @@ pub fn main() -> ExitCode {
     let done = match arguments.command {
         Command::Generate(c) => c.run(),
         Command::Eval(c) => c.run(),
+        Command::Compare(c) => c.run(),
+        Command::Report(c) => c.run(),
         Command::Merge(c) => c.run(),
         Command::Train(c) => c.run(),
         Command::Preprocess(c) => c.run(),

@@ -10,7 +10,7 @@ use crate::qwen3vl::generation_config::GenerationConfig;
 use crate::qwen3vl::model::Model;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::processor::read_patch_spec;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
 pub struct ModelFlags {
@@ -81,13 +81,18 @@ pub struct Opened {
 
 impl ModelFlags {
     pub fn open(&self) -> Result<Opened> {
-        let (device, precision) = self.compute.open()?;
-        let checkpoint = Checkpoint::open(&self.model)?;
-        let adapter = self.adapter.as_ref().map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
-        let model = Model::load(&checkpoint, adapter.as_ref())?;
-        let spec = self.pixels.apply(read_patch_spec(&self.model)?)?;
-        let preparer = Preparer::open(&self.model, &checkpoint.config, spec)?;
-        let generation = GenerationConfig::read(&self.model, &checkpoint.config)?;
-        Ok(Opened { engine: Engine::new(model, device, precision), preparer, generation })
+        open(&self.model, self.adapter.as_deref(), &self.pixels, &self.compute)
     }
+}
+
+/// Opens a model with the adapter, the picture sizes and the device that were asked for.
+pub fn open(dir: &Path, adapter: Option<&Path>, pixels: &PixelFlags, compute: &Compute) -> Result<Opened> {
+    let (device, precision) = compute.open()?;
+    let checkpoint = Checkpoint::open(dir)?;
+    let adapter = adapter.map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
+    let model = Model::load(&checkpoint, adapter.as_ref())?;
+    let spec = pixels.apply(read_patch_spec(dir)?)?;
+    let preparer = Preparer::open(dir, &checkpoint.config, spec)?;
+    let generation = GenerationConfig::read(dir, &checkpoint.config)?;
+    Ok(Opened { engine: Engine::new(model, device, precision), preparer, generation })
 }

@@ -1,6 +1,7 @@
 //! `vlm train`: the flags, and the settings that they and a recipe make together.
 
 use super::compute::Compute;
+use super::interrupt;
 use super::progress::Progress;
 use crate::base::Result;
 use crate::train::config_file;
@@ -9,11 +10,7 @@ use crate::train::session::{self, Begin, End, Said, Watch};
 use crate::train::settings::Settings;
 use serde::Serialize;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// What a shell expects of a program that Ctrl-C ended.
-const INTERRUPT_CODE: u8 = 130;
 
 /// Fine-tune a model on labelled photos or conversations: LoRA, or every weight with --full
 #[derive(Debug, clap::Args)]
@@ -178,16 +175,7 @@ impl Train {
             (false, true) => Start::Overwrite,
             (false, false) => Start::New,
         };
-        static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-        let handler = || {
-            // the second one ends the program where it is
-            if INTERRUPTED.swap(true, Ordering::SeqCst) {
-                std::process::exit(INTERRUPT_CODE.into());
-            }
-        };
-        if let Err(e) = ctrlc::set_handler(handler) {
-            eprintln!("vlm: Ctrl-C will end the run without saving: {e}");
-        }
+        interrupt::watch();
         let mut bar = Progress::new("steps");
         let mut last = Instant::now();
         let mut said = |said: Said| match said {
@@ -207,8 +195,7 @@ impl Train {
                 }
             }
         };
-        let interrupted = || INTERRUPTED.load(Ordering::SeqCst);
-        let mut watch = Watch { said: &mut said, interrupted: &interrupted };
+        let mut watch = Watch { said: &mut said, interrupted: &interrupt::asked };
         let begin = Begin { start, first_gradients: self.dump_first_gradients.clone() };
         let end = session::train(&settings, device, precision, &begin, &mut watch)?;
         drop(bar);
@@ -219,8 +206,7 @@ impl Train {
                 super::print(&format!("{steps} steps{loss}; the result is in {}\n", result.display()))
             }
             End::Interrupted { steps } => {
-                eprintln!("vlm: interrupted after step {steps} and saved; the same command with --resume goes on");
-                std::process::exit(INTERRUPT_CODE.into())
+                interrupt::exit(&format!(" after step {steps} and saved; the same command with --resume goes on"))
             }
         }
     }

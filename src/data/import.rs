@@ -133,7 +133,7 @@ pub fn lines(photos: &[Photo], prompt: Option<&str>, folder: &Path) -> Result<Ve
 }
 
 /// `path` as seen from `folder`, both canonical.
-fn relative(path: &Path, folder: &Path) -> PathBuf {
+pub fn relative(path: &Path, folder: &Path) -> PathBuf {
     let shared = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
     if path.components().take(shared).all(|c| c == Component::RootDir) {
         return path.into();

@@ -7,3 +7,4 @@ pub mod dataset;
 pub mod image;
 pub mod import;
 pub mod messages;
+pub mod pairs;

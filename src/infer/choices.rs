@@ -72,14 +72,14 @@ pub fn score(
     Ok(scores.iter().map(|s| normalise(s)).collect())
 }
 
-fn log_softmax(logits: &[f32]) -> Vec<f64> {
+pub(super) fn log_softmax(logits: &[f32]) -> Vec<f64> {
     let max = logits.iter().fold(f32::NEG_INFINITY, |m, l| if m.is_nan() || *l <= m { m } else { *l }) as f64;
     let sum: f64 = logits.iter().map(|l| (*l as f64 - max).exp()).sum();
     logits.iter().map(|l| *l as f64 - max - sum.ln()).collect()
 }
 
 /// exp of the scores, so that they sum to 1.
-fn normalise(scores: &[f64]) -> Vec<f64> {
+pub(super) fn normalise(scores: &[f64]) -> Vec<f64> {
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
     let sum: f64 = p.iter().sum();

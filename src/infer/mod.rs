@@ -6,4 +6,5 @@ pub mod cache;
 pub mod choices;
 pub mod engine;
 pub mod generate;
+pub mod lists;
 pub mod trace;

@@ -11,6 +11,13 @@ pub fn read(path: &Path) -> Result<Value> {
     serde_json::from_slice(&bytes).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
 }
 
+/// The values of a file with one on each line. Errors: unreadable; a line that is not what `T` wants, by its number.
+pub fn read_lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
+    let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(i, line)| serde_json::from_str(line).map_err(|e| Error::line(path, i + 1, e.to_string()))).collect()
+}
+
 /// The fields of one object of a file that have not been taken yet. A field that is null counts as absent.
 #[derive(Debug)]
 pub struct Fields {

@@ -5,6 +5,7 @@
 pub mod atomic;
 pub mod host_tensor;
 pub mod json;
+pub mod log_file;
 pub mod mapped;
 pub mod safetensors;
 

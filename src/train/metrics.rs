@@ -2,7 +2,6 @@
 
 use crate::base::{Error, Result};
 use serde::Serialize;
-use serde_json::Value;
 
 /// One step. `seconds` and `tokens_per_second` are the clock's; all else is the same whenever the run is repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -71,13 +70,4 @@ impl Record for EvalMetrics {
         let loss = self.eval_loss.map(|loss| ("eval_loss", loss));
         [("eval_accuracy", self.eval_accuracy)].into_iter().chain(loss).collect()
     }
-}
-
-/// The lines of a metrics.jsonl, for those that show them. Errors: a line that is no JSON object.
-pub fn read(path: &std::path::Path) -> Result<Vec<serde_json::Map<String, Value>>> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    let lines = text.lines().enumerate().map(|(i, line)| {
-        serde_json::from_str(line).map_err(|e| Error::line(path, i + 1, format!("wanted a JSON object: {e}")))
-    });
-    lines.collect()
 }

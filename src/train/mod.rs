@@ -9,7 +9,6 @@ pub mod config_file;
 pub mod events;
 pub mod examples;
 pub mod fingerprint;
-pub mod log_file;
 pub mod lora;
 pub mod metrics;
 pub mod order;

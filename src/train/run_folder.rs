@@ -13,11 +13,11 @@
 //! removed after that. What lies beyond the newest checkpoint is done again, with the same result.
 
 use super::checkpoint::{self, About, Arrays, Checkpoint, Identity, Logs, Position};
-use super::log_file::LogFile;
 use super::metrics::Record;
 use super::settings::Settings;
 use super::{config_file, events};
 use crate::base::{Error, Result};
+use crate::io::log_file::LogFile;
 use serde_json::{Map, Value};
 use std::fs;
 use std::io::ErrorKind;

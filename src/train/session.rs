@@ -10,7 +10,7 @@ use super::run_folder::{RunFolder, Start, identity_of};
 use super::settings::Settings;
 use super::step::{Optimizer, Trainer};
 use crate::base::{Error, Precision, Result};
-use crate::classify::evaluate::{self, MOST_CHOICES, Method};
+use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::device::Device;
 use crate::infer::engine::Engine;
@@ -110,7 +110,7 @@ pub fn train(
     let evaluation = match &settings.eval_data {
         Some(file) => {
             let samples = read_dataset(file, settings.prompt.as_deref(), on_bad)?.samples;
-            let classes = evaluate::classes(file, &samples)?;
+            let classes = Classes::of(file, &samples, false)?.names;
             if classes.len() > MOST_CHOICES {
                 let said = format!("has {} answers; a run is evaluated on at most {MOST_CHOICES}", classes.len());
                 return Err(Error::file(file, said));
@@ -327,9 +327,9 @@ impl Session<'_> {
         let (mut correct, mut n) = (0, 0);
         let batch = self.settings.batch_size;
         evaluate::evaluate(&mut self.trainer.engine, preparer, file, samples, &method, batch, &mut |p| {
-            correct += p.correct as u64;
+            correct += p.right as u64;
             n += 1;
-            Ok(())
+            Ok(true)
         })?;
         let metrics = EvalMetrics {
             step: step.number,

@@ -5,6 +5,7 @@ use vlm::base::Precision;
 use vlm::infer::choices;
 use vlm::infer::engine::{Answer, Engine, Read};
 use vlm::infer::generate::{Finish, Settings, generate};
+use vlm::infer::lists::{self, Labels};
 use vlm::infer::trace;
 use vlm::ops::sample::Choice;
 use vlm::qwen3vl::model::{Rows, Sampling};
@@ -288,4 +289,60 @@ fn penalties_see_prompt_and_answer() {
     };
     assert_eq!(ask(prompt.ids.len()), order[1]);
     assert_eq!(ask(prompt.ids.len() + 1), order[0], "the answer alone counts");
+}
+
+/// The log-probabilities of what follows a sequence, by one pass over all of it.
+fn next(engine: &mut Engine, sequence: &Sequence) -> Vec<f64> {
+    let row = logits(engine, sequence).pop().unwrap();
+    let sum: f64 = row.iter().map(|l| f64::from(*l).exp()).sum();
+    row.iter().map(|l| f64::from(*l) - sum.ln()).collect()
+}
+
+/// Lists against the formula of `infer::lists`, every probability from a pass of its own over the whole text: no cache,
+/// no forks, no batch. The labels have one token and two, and one begins another.
+#[test]
+fn lists_are_as_passes_over_the_whole_text_say() {
+    let (comma, close) = (11, 421);
+    let first = vec![vec![70, 31], vec![90], vec![70, 31, 8]];
+    let later: Vec<Vec<u32>> = first.iter().map(|l| [&[comma], &l[..]].concat()).collect();
+    let labels = Labels { first, later, close };
+    for model in ["uneven", "single"] {
+        let mut opened = Opened::golden(model, Precision::F32);
+        let prompts = prompts(&opened);
+        let engine = &mut opened.engine;
+        let got = lists::list(engine, &prompts.iter().collect::<Vec<_>>(), &labels).unwrap();
+        for (i, prompt) in prompts.iter().enumerate() {
+            let (mut text, mut named, mut absent) = (prompt.clone(), Vec::new(), [1.0; 3]);
+            while named.len() < 3 {
+                let tokens = if named.is_empty() { &labels.first } else { &labels.later };
+                let mut scores = Vec::new();
+                for c in (0..3).filter(|c| !named.contains(c)) {
+                    let (mut longer, mut score) = (text.clone(), 0.0);
+                    for token in &tokens[c] {
+                        score += next(engine, &longer)[*token as usize];
+                        longer = followed(&longer, &[*token]);
+                    }
+                    let after = next(engine, &longer);
+                    score += (after[close as usize].exp() + after[comma as usize].exp()).ln();
+                    scores.push((Some(c), score));
+                }
+                if !named.is_empty() {
+                    scores.push((None, next(engine, &text)[close as usize]));
+                }
+                let sum: f64 = scores.iter().map(|(_, s)| s.exp()).sum();
+                scores.iter().for_each(|(c, s)| _ = c.map(|c| absent[c] *= 1.0 - s.exp() / sum));
+                let best = scores.iter().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+                let Some(c) = best else { break };
+                named.push(c);
+                text = followed(&text, &tokens[c]);
+            }
+            let place = format!("{model}, prompt {i}");
+            assert_eq!(got[i].named, named, "{place}");
+            for (got, absent) in got[i].probabilities.iter().zip(absent) {
+                assert!((got - (1.0 - absent)).abs() <= 1e-4, "{place}: {got} {}", 1.0 - absent);
+            }
+        }
+        let broken = Labels { first: vec![vec![]], later: vec![vec![comma]], close };
+        assert!(lists::list(engine, &[&prompts[0]], &broken).unwrap_err().to_string().contains("no token"));
+    }
 }

@@ -118,6 +118,16 @@ fn wrong_usage_is_2() {
     misused("preprocess --image {}", &[&image], &["--out"]);
     misused("eval --model {} --data d --out o --choices a --generate", &[&model], &["cannot be used with"]);
     misused("eval --model {} --data d --out o --batch-size 0", &[&model], &["--batch-size 0"]);
+    misused("eval --data d --out o", &[], &["--model"]);
+    misused(
+        "eval --model {} --endpoint http://a/v1 --endpoint-model m --data d --out o",
+        &[&model],
+        &["cannot be used"],
+    );
+    misused("eval --endpoint http://a/v1 --data d --out o", &[], &["--endpoint-model"]);
+    misused("eval --model {} --data d --out o --dollars-per-hour=-1", &[&model], &["--dollars-per-hour -1"]);
+    misused("compare a", &[], &["<B>"]);
+    misused("report --out o", &[], &["<DIR>"]);
     misused("init --config {} --out o --dtype f16", &[&model], &["f16", "bf16"]);
     misused("inspect {} --image 0x5", &[&model], &["640x480"]);
     misused("inspect {} --prompt-tokens 99999999999999", &[&model], &["0 to 1000000"]);
@@ -287,7 +297,8 @@ fn evaluation_and_its_refusals() {
     for p in &predictions {
         let probabilities = p["probabilities"].as_object().unwrap();
         assert!((probabilities.values().map(|v| v.as_f64().unwrap()).sum::<f64>() - 1.0).abs() < 1e-9);
-        assert_eq!(p["correct"], json!(p["label"] == p["prediction"]));
+        assert_eq!(p["right"], json!(p["label"] == p["prediction"]));
+        assert_eq!(out.join(p["image"].as_str().unwrap()).canonicalize().unwrap(), image.canonicalize().unwrap());
     }
     let summary: Value = serde_json::from_slice(&fs::read(out.join("summary.json")).unwrap()).unwrap();
     assert_eq!(summary["metrics"], said["metrics"]);
@@ -312,6 +323,54 @@ fn evaluation_and_its_refusals() {
     fails(&again, &paths, &["no samples"]);
     write(&[&json!({"messages": [{"role": "user", "content": "hi"}]}).to_string()]);
     fails(&again, &paths, &["set.jsonl, line 1", "no label"]);
+}
+
+/// Lines of photos with labels, and what the program says of them: several labels a photo, a comparison, a page.
+#[test]
+fn scores_are_compared_and_shown() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let (data, base, generated) = (dir.path().join("set.jsonl"), dir.path().join("base"), dir.path().join("written"));
+    let line = |label: Value| json!({"image": image(), "label": label}).to_string();
+    let labels = [json!("dent"), json!(["scratch", "dent"]), json!("crack, dent"), json!(["crack"])];
+    fs::write(&data, labels.map(line).join("\n")).unwrap();
+    let score = "eval --model {} --data {} --out {} --prompt Which? --multi-label --json --dollars-per-hour 36";
+    let said = json_of(score, &[&model, &data, &base]);
+    assert_eq!((&said["method"], &said["choices"]), (&json!("lists"), &json!(["crack", "dent", "scratch"])));
+    let metrics = &said["metrics"];
+    assert_eq!((&metrics["per_class"]["dent"]["n"], &metrics["confusion"]), (&json!(3), &Value::Null));
+    let map = metrics["mean_average_precision"].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&map) && metrics["baselines"]["random"]["accuracy"] == 0.125, "{metrics}");
+    let (dollars, seconds) = (said["dollars"].as_f64().unwrap(), said["seconds"].as_f64().unwrap());
+    assert!((dollars - seconds / 100.0).abs() <= 1e-9, "{dollars} {seconds}");
+    let first: Value =
+        serde_json::from_str(fs::read_to_string(base.join("predictions.jsonl")).unwrap().lines().nth(1).unwrap())
+            .unwrap();
+    assert_eq!((&first["label"], &first["labels"]), (&json!("dent, scratch"), &json!(["dent", "scratch"])));
+    assert!(
+        first["predictions"].as_array().unwrap().len() == first["prediction"].as_str().unwrap().split(", ").count()
+    );
+    let written = format!("{score} --generate --temperature 0 --max-new-tokens 3");
+    let said = json_of(&written, &[&model, &data, &generated]);
+    assert_eq!((&said["method"], &said["metrics"]["mean_average_precision"]), (&json!("generate"), &Value::Null));
+    let out = dir.path().join("compared");
+    let said = json_of("compare {} {} --out {} --json", &[&base, &generated, &out]);
+    assert_eq!((&said["n"], said["groups"].as_object().unwrap().len()), (&json!(4), 4));
+    let tagged = fs::read_to_string(out.join("predictions.jsonl")).unwrap();
+    for line in tagged.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let tag = record["tags"][0].as_str().unwrap();
+        assert!(said["groups"][tag]["n"].as_u64() > Some(0), "{line}");
+        assert!(out.join(record["image"].as_str().unwrap()).exists(), "{line}");
+    }
+    fails("compare {} {} --out {}", &[&base, &generated, &out], &["earlier comparison", "--overwrite"]);
+    assert!(works("compare {} {}", &[&base, &generated]).contains("McNemar's exact test: p = "));
+    fails("compare {} {}", &[&base, dir.path()], &["summary.json", "vlm eval"]);
+    let page = dir.path().join("page.html");
+    // the comparison's folder brings both evaluations
+    let said = json_of("report {} --out {} --json", &[&out, &page]);
+    assert_eq!((&said["photos"], &said["evaluations"]), (&json!(4), &json!(2)));
+    fails("report {} --out {}", &[&out, &page], &["--overwrite"]);
+    fails("report {} --out {}", &[&model, &dir.path().join("no.html")], &["holds no evaluation"]);
 }
 
 #[test]

@@ -1,0 +1,166 @@
+//! The folder that an evaluation fills, photo by photo, so that a stopped one goes on where it was.
+//!
+//! ```text
+//! identity.json      what is asked of whom: an evaluation goes on only with the same
+//! predictions.jsonl  a record per photo, append-only while it runs; by line of the data file when it is done
+//! summary.json       the result; only a finished evaluation has one
+//! ```
+
+use super::records::{PREDICTIONS, Record, SUMMARY, written};
+use crate::base::{Error, Result};
+use crate::io::log_file::LogFile;
+use crate::io::{atomic, json};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+const IDENTITY: &str = "identity.json";
+
+/// What to do with a folder that holds an evaluation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// Refuse it.
+    New,
+    /// Go on where it stopped; in an empty folder begin.
+    Resume,
+    /// Replace it. Other files stay.
+    Overwrite,
+}
+
+pub struct Folder {
+    dir: PathBuf,
+    /// Canonical: photos are named as seen from here.
+    canonical: PathBuf,
+    identity: Map<String, Value>,
+    log: LogFile,
+    records: Vec<Record>,
+    /// Seconds of earlier sittings.
+    pub seconds: f64,
+}
+
+impl Folder {
+    /// Opens or makes `dir`. `identity` holds everything that has a say in the answers. Errors: the folder holds an
+    /// evaluation (`New`); a finished one, or one of another identity, with the differences named (`Resume`).
+    pub fn open(dir: &Path, identity: Map<String, Value>, start: Start) -> Result<Folder> {
+        let [predictions, summary, about] = [PREDICTIONS, SUMMARY, IDENTITY].map(|name| dir.join(name));
+        let (mut records, mut seconds) = (Vec::new(), 0.0);
+        match start {
+            Start::New if summary.exists() => {
+                let said = "holds the results of an earlier run; choose another folder or give --overwrite";
+                return Err(Error::file(dir, said));
+            }
+            Start::New if predictions.exists() => {
+                let said = "holds an unfinished evaluation; give --resume to go on, or --overwrite to begin again";
+                return Err(Error::file(dir, said));
+            }
+            Start::Resume if summary.exists() => {
+                return Err(Error::file(dir, "this evaluation is finished; --overwrite does it again"));
+            }
+            Start::Resume if about.exists() => {
+                let was = json::read(&about)?;
+                same(dir, &was["identity"], &identity)?;
+                seconds = was["seconds"].as_f64().unwrap_or(0.0);
+            }
+            Start::Resume if predictions.exists() => {
+                let said = "holds predictions and no identity.json, so nobody knows of what; give --overwrite";
+                return Err(Error::file(dir, said));
+            }
+            _ => (),
+        }
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        if start == Start::Overwrite {
+            // the summary first: an old one beside new predictions would lie, should this run end early
+            for old in [&summary, &predictions, &about].into_iter().filter(|f| f.exists()) {
+                std::fs::remove_file(old).map_err(|e| Error::io("remove", old, e))?;
+            }
+        }
+        let mut whole = 0;
+        if predictions.exists() {
+            (records, whole) = kept(&predictions)?;
+        }
+        let canonical = dir.canonicalize().map_err(|e| Error::io("use as a folder", dir, e))?;
+        let log = LogFile::open(&predictions, whole)?;
+        let folder = Folder { dir: dir.into(), canonical, identity, log, records, seconds };
+        folder.remember(folder.seconds)?;
+        Ok(folder)
+    }
+
+    /// Lines of the data file that are answered already.
+    pub fn done(&self) -> BTreeSet<usize> {
+        self.records.iter().map(|r| r.line).collect()
+    }
+
+    /// Adds a record, its photos named as seen from here. It is in the file when this returns.
+    pub fn append(&mut self, mut record: Record) -> Result<&Record> {
+        let images = record.images().into_iter().map(|image| written(image, &self.canonical)).collect();
+        record.set_images(images);
+        self.log.append(line(&record)?.as_bytes())?;
+        self.records.push(record);
+        Ok(&self.records[self.records.len() - 1])
+    }
+
+    /// Keeps the seconds of this sitting too, for the one that goes on. Call it when an evaluation is stopped.
+    pub fn stop(self, seconds: f64) -> Result<()> {
+        self.log.sync()?;
+        self.remember(self.seconds + seconds)
+    }
+
+    fn remember(&self, seconds: f64) -> Result<()> {
+        let about = json!({"identity": self.identity, "seconds": seconds});
+        write_json(&self.dir.join(IDENTITY), &about)
+    }
+
+    /// The records so far, by line of the data file.
+    pub fn records(&mut self) -> &[Record] {
+        self.records.sort_by_key(|r| r.line);
+        &self.records
+    }
+
+    /// Puts the records into order and writes the summary, last.
+    pub fn finish(mut self, summary: &Value) -> Result<()> {
+        self.records();
+        write_records(&self.dir.join(PREDICTIONS), &self.records)?;
+        write_json(&self.dir.join(SUMMARY), summary)
+    }
+}
+
+/// Writes a predictions.jsonl whole.
+pub fn write_records(path: &Path, records: &[Record]) -> Result<()> {
+    atomic::write_file(path, |out| records.iter().try_for_each(|r| out.write(line(r)?.as_bytes())))
+}
+
+/// Writes one JSON value, indented.
+pub fn write_json(path: &Path, value: &Value) -> Result<()> {
+    atomic::write_file(path, |out| out.write(format!("{value:#}\n").as_bytes()))
+}
+
+fn line(record: &Record) -> Result<String> {
+    let text = serde_json::to_string(record).map_err(|e| Error::file(PREDICTIONS, e.to_string()))?;
+    Ok(text + "\n")
+}
+
+/// The whole records of a file that somebody may have been killed while writing, and their bytes.
+fn kept(path: &Path) -> Result<(Vec<Record>, u64)> {
+    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
+    let lines = bytes[..whole].split_inclusive(|b| *b == b'\n').enumerate();
+    let records =
+        lines.map(|(i, line)| serde_json::from_slice(line).map_err(|e| Error::line(path, i + 1, e.to_string())));
+    Ok((records.collect::<Result<_>>()?, whole as u64))
+}
+
+fn same(dir: &Path, was: &Value, is: &Map<String, Value>) -> Result<()> {
+    let empty = Map::new();
+    let was = was.as_object().unwrap_or(&empty);
+    let keys = was.keys().chain(is.keys().filter(|k| !was.contains_key(*k)));
+    let of = |map: &Map<String, Value>, key: &str| map.get(key).cloned().unwrap_or(Value::Null);
+    let differ: Vec<String> = keys
+        .filter(|key| of(was, key) != of(is, key))
+        .map(|key| format!("{key} was {} and is {}", json::brief(&of(was, key)), json::brief(&of(is, key))))
+        .collect();
+    if differ.is_empty() {
+        return Ok(());
+    }
+    let said = format!("cannot go on: {}; give --overwrite to begin again", differ.join("; "));
+    Err(Error::file(dir, said))
+}

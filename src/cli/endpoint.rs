@@ -1,0 +1,110 @@
+//! `--endpoint`: the flags of an evaluation whose model is served elsewhere.
+
+use crate::base::{Error, Result, env};
+use crate::classify::endpoint::Endpoint;
+use crate::classify::records::Usage;
+use serde_json::{Map, Value, json};
+use std::time::Duration;
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "A model that is served elsewhere")]
+pub struct EndpointFlags {
+    /// An OpenAI-compatible endpoint, such as https://api.openai.com/v1; its key is read from VLM_API_KEY
+    #[arg(long, value_name = "URL", requires = "endpoint_model")]
+    endpoint: Option<String>,
+    /// The model's name there
+    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    endpoint_model: Option<String>,
+    /// Further fields of each request, a JSON object; null takes one away, such as {"max_tokens": null}
+    #[arg(long, value_name = "JSON", requires = "endpoint")]
+    endpoint_options: Option<String>,
+    /// Requests under way at the same time
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    concurrency: usize,
+    /// Send at most so many requests a minute [default: as fast as answers come]
+    #[arg(long, value_name = "X", requires = "endpoint")]
+    requests_per_minute: Option<f64>,
+    /// Give up a request after so many seconds, and try again
+    #[arg(long, value_name = "X", default_value_t = 120.0)]
+    timeout: f64,
+    /// Try a request so often again that failed for a reason that may pass
+    #[arg(long, value_name = "N", default_value_t = 6)]
+    retries: u32,
+    /// Dollars per million prompt tokens
+    #[arg(long, value_name = "X", requires_all = ["endpoint", "price_out"])]
+    price_in: Option<f64>,
+    /// Dollars per million answer tokens
+    #[arg(long, value_name = "X", requires_all = ["endpoint", "price_in"])]
+    price_out: Option<f64>,
+}
+
+impl EndpointFlags {
+    /// The endpoint that the flags describe. Errors: values that cannot be; options that are no JSON object.
+    pub fn endpoint(
+        &self,
+        temperature: Option<f32>,
+        max_new_tokens: usize,
+        suffix: Option<String>,
+        skip_refused: bool,
+    ) -> Result<Endpoint> {
+        let (Some(url), Some(model)) = (&self.endpoint, &self.endpoint_model) else {
+            return Err(Error::Usage("give --endpoint URL and --endpoint-model NAME, or --model DIR".into()));
+        };
+        let positive = |name: &str, x: Option<f64>| match x {
+            Some(x) if !(x.is_finite() && x > 0.0) => Err(Error::Usage(format!("--{name} {x}: give a number above 0"))),
+            _ => Ok(()),
+        };
+        positive("requests-per-minute", self.requests_per_minute)?;
+        positive("timeout", Some(self.timeout))?;
+        for (name, price) in [("price-in", self.price_in), ("price-out", self.price_out)] {
+            if let Some(x) = price.filter(|x| !(x.is_finite() && *x >= 0.0)) {
+                return Err(Error::Usage(format!("--{name} {x}: give 0 or more")));
+            }
+        }
+        if self.concurrency == 0 || self.concurrency > 1000 {
+            return Err(Error::Usage(format!("--concurrency {}: give 1 to 1000", self.concurrency)));
+        }
+        let mut options = Map::from_iter([
+            ("temperature".to_string(), json!(temperature.map_or(0.0, shortest))),
+            ("max_tokens".to_string(), json!(max_new_tokens)),
+        ]);
+        if let Some(text) = &self.endpoint_options {
+            match serde_json::from_str(text) {
+                Ok(Value::Object(more)) => options.extend(more),
+                _ => return Err(Error::Usage(format!("--endpoint-options {text}: wanted a JSON object"))),
+            }
+        }
+        let key = env::api_key();
+        let endpoint = Endpoint {
+            url: url.clone(),
+            model: model.clone(),
+            key,
+            options,
+            suffix,
+            timeout: Duration::from_secs_f64(self.timeout.min(86_400.0)),
+            retries: self.retries,
+            first_wait: Duration::from_millis(500),
+            concurrency: self.concurrency,
+            requests_per_minute: self.requests_per_minute,
+            skip_refused,
+        };
+        let address = endpoint.address()?;
+        let host = address.strip_prefix("http://").and_then(|a| a.split(['/', ':']).next());
+        let elsewhere = host.filter(|h| !matches!(*h, "localhost" | "127.0.0.1" | "[" | "::1"));
+        if let (Some(host), Some(_)) = (elsewhere, &endpoint.key) {
+            eprintln!("vlm: the key goes to {host} unencrypted: use https if it can");
+        }
+        Ok(endpoint)
+    }
+
+    /// What so many tokens cost, where prices were given.
+    pub fn dollars(&self, usage: &Usage) -> Option<f64> {
+        let price = |tokens: u64, dollars: f64| tokens as f64 * dollars / 1e6;
+        Some(price(usage.prompt_tokens, self.price_in?) + price(usage.completion_tokens, self.price_out?))
+    }
+}
+
+/// The same number in f64 as a person wrote it: 0.2 and not 0.20000000298.
+fn shortest(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::from(x))
+}

@@ -1,0 +1,60 @@
+//! `vlm report`: one page of runs and evaluations.
+
+use super::progress::Progress;
+use crate::base::{Error, Result, error::first_of};
+use crate::report;
+use serde_json::json;
+use std::path::PathBuf;
+
+/// Write one self-contained HTML page: scores, confusion matrices, loss curves, and every photo to search and filter
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: vlm report scores/base scores/tuned runs/cars --out report.html")]
+pub struct Report {
+    /// Folders of vlm eval (the first is before, the last is after), vlm train and vlm compare, or folders of these; files
+    /// of pairs (vlm data dedupe) and of a curve (vlm curve --json)
+    #[arg(value_name = "DIR", required = true)]
+    sources: Vec<PathBuf>,
+    /// The page to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// The page's heading
+    #[arg(long, value_name = "TEXT")]
+    title: Option<String>,
+    /// Replace the file
+    #[arg(long)]
+    overwrite: bool,
+    /// Print what was written as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+impl Report {
+    pub fn run(&self) -> Result<()> {
+        if self.out.exists() && !self.overwrite {
+            return Err(Error::file(&self.out, "is there already; name another file or give --overwrite"));
+        }
+        let mut bar = Progress::new("photos");
+        let mut at = |done: usize, all: usize| bar.at(done as u64, all as u64);
+        let built = report::build(&self.sources, self.title.as_deref(), &self.out, &mut at)?;
+        drop(bar);
+        if !built.missing.is_empty() {
+            let n = built.missing.len();
+            eprintln!("vlm: {n} photos are shown without a picture: {}", first_of(&built.missing));
+        }
+        let out = self.out.display().to_string();
+        if self.json {
+            return super::print_json(&json!({
+                "out": out, "evaluations": built.evaluations, "runs": built.runs, "photos": built.photos,
+                "missing": built.missing.len(), "bytes": built.bytes, "seconds": built.seconds,
+            }));
+        }
+        super::print(&format!(
+            "{out}: photos {}, evaluations {}, runs {}; {:.2} MB in {:.1} s\n",
+            built.photos,
+            built.evaluations,
+            built.runs,
+            built.bytes as f64 / 1e6,
+            built.seconds
+        ))
+    }
+}

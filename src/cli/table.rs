@@ -1,0 +1,122 @@
+//! Scores as tables for a person.
+
+use crate::classify::compare::{Comparison, Group};
+use crate::classify::metrics::{Baseline, Metrics};
+use std::fmt::Write;
+
+/// Accuracy beside what guessing gets, a row per class, the confusion matrix.
+pub fn metrics(m: &Metrics) -> String {
+    let mut said = String::new();
+    _ = writeln!(said, "accuracy {}\n", accuracy(m));
+    said += &baselines(m);
+    let width = m.per_class.keys().map(|l| l.chars().count()).max().unwrap_or(0).max(5);
+    let ranked = m.mean_average_precision.is_some();
+    let more = if ranked { format!(" {:>6}", "AP") } else { String::new() };
+    _ = writeln!(
+        said,
+        "\n{:width$} {:>6} {:>8} {:>10} {:>8} {:>6}{more}",
+        "class", "photos", "correct", "precision", "recall", "F1"
+    );
+    for (label, c) in &m.per_class {
+        let (p, r, f) = (percent(c.precision), percent(c.recall), percent(c.f1));
+        let more = if ranked { format!(" {:>6}", percent(c.average_precision)) } else { String::new() };
+        _ = writeln!(said, "{label:width$} {:>6} {:>8} {p:>10} {r:>8} {f:>6}{more}", c.n, c.correct);
+    }
+    if let Some(confusion) = &m.confusion {
+        let width = confusion.labels.iter().map(|l| l.chars().count()).max().unwrap_or(0).max(5);
+        let column = width.max(6);
+        let header: Vec<String> = confusion.labels.iter().map(|l| format!("{l:>column$}")).collect();
+        _ = writeln!(said, "\n{:width$} {}   (rows: label, columns: prediction)", "", header.join(" "));
+        for (label, row) in confusion.labels.iter().zip(&confusion.counts) {
+            let row: Vec<String> = row.iter().map(|n| format!("{n:>column$}")).collect();
+            _ = writeln!(said, "{label:width$} {}", row.join(" "));
+        }
+    }
+    said
+}
+
+fn accuracy(m: &Metrics) -> String {
+    let [low, high] = m.interval.map(|x| 100.0 * x);
+    let (share, right, n) = (100.0 * m.accuracy, m.correct, m.n);
+    format!("{share:.1} % ({right} of {n}; 95 % interval {low:.1} to {high:.1} %)")
+}
+
+fn percent(x: Option<f64>) -> String {
+    x.map_or("-".into(), |x| format!("{:.1}", 100.0 * x))
+}
+
+fn baselines(m: &Metrics) -> String {
+    let b = &m.baselines;
+    let mut said = String::new();
+    let mut row = |name: &str, score: Option<f64>, of: &dyn Fn(&Baseline) -> Option<f64>| {
+        let [majority, random] = [&b.majority, &b.random].map(|b| percent(of(b)));
+        _ = writeln!(said, "{name:<17} {:>7} {majority:>15} {random:>13}", percent(score));
+    };
+    let answer = b.majority.answer.as_deref().unwrap_or_default();
+    row("accuracy", Some(m.accuracy), &|b| Some(b.accuracy));
+    row("macro F1", Some(m.macro_f1), &|b| Some(b.macro_f1));
+    if let Some(map) = m.mean_average_precision {
+        row("mAP", Some(map), &|b| b.mean_average_precision);
+    }
+    if let Some(micro) = m.micro_f1 {
+        row("micro F1", Some(micro), &|_| None);
+    }
+    let head = format!("{:<17} {:>7} {:>15} {:>13}\n", "", "model", "majority class", "random guess");
+    let no_better = m.n > 0 && m.interval[0] <= b.majority.accuracy;
+    let verdict = if no_better {
+        format!("not shown to be better than always answering {answer:?}: the interval reaches down to that\n")
+    } else {
+        format!("majority class: always answering {answer:?}\n")
+    };
+    head + &said + &verdict
+}
+
+/// The four groups, the table of both, the test, the classes. `names` are what the two are called.
+pub fn comparison(c: &Comparison, names: [&str; 2]) -> String {
+    let mut said = String::new();
+    let [a, b] = names;
+    let width = a.chars().count().max(b.chars().count());
+    _ = writeln!(said, "{a:width$}  accuracy {}", accuracy(&c.before));
+    _ = writeln!(said, "{b:width$}  accuracy {}\n", accuracy(&c.after));
+    let n = |group| c.counts[&group];
+    let lines = [
+        (Group::BothRight, "both right"),
+        (Group::Fixed, "fixed"),
+        (Group::Broken, "broken"),
+        (Group::BothWrong, "both wrong"),
+    ];
+    for (group, name) in lines {
+        _ = writeln!(said, "{name:<10} {:>6}", n(group));
+    }
+    let cell = |group| format!("{:>10}", n(group));
+    _ = writeln!(said, "\n{:>14} {b} right   {b} wrong", "");
+    _ = writeln!(said, "{:<14} {} {}", format!("{a} right"), cell(Group::BothRight), cell(Group::Broken));
+    _ = writeln!(said, "{:<14} {} {}", format!("{a} wrong"), cell(Group::Fixed), cell(Group::BothWrong));
+    _ = writeln!(said, "\nMcNemar's exact test: p = {}", p_value(c.p));
+    let verdict = match (c.p <= 0.05, n(Group::Fixed) > n(Group::Broken)) {
+        (true, true) => format!("{b} is better: so uneven a split is rare where both are equally good"),
+        (true, false) => format!("{b} is worse: so uneven a split is rare where both are equally good"),
+        (false, _) => "no difference is shown: so uneven a split is common where both are equally good".into(),
+    };
+    _ = writeln!(said, "{verdict}\n");
+    let width = c.per_class.keys().map(|l| l.chars().count()).max().unwrap_or(0).max(5);
+    _ = writeln!(
+        said,
+        "{:width$} {:>6} {:>7} {:>7} {:>6} {:>6} {:>7}",
+        "class", "photos", "before", "after", "fixed", "broken", "change"
+    );
+    for (label, k) in &c.per_class {
+        let change = 100.0 * (k.after as f64 - k.before as f64) / k.n.max(1) as f64;
+        _ = writeln!(
+            said,
+            "{label:width$} {:>6} {:>7} {:>7} {:>6} {:>6} {change:>+7.1}",
+            k.n, k.before, k.after, k.fixed, k.broken
+        );
+    }
+    said
+}
+
+/// A probability with as many digits as say something.
+pub fn p_value(p: f64) -> String {
+    if p >= 0.001 { format!("{p:.3}") } else { format!("{p:.1e}") }
+}

@@ -1,0 +1,54 @@
+//! Near-duplicates as records, an object a line: what finding them writes, and what pages and splits read.
+
+use super::messages::json_error;
+use crate::base::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// A photo of a set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// The name of the set's file, without folder and ending: `train`.
+    pub set: String,
+    /// Of that file, from 1.
+    pub line: usize,
+    /// Relative to the folder of the file of pairs, or absolute.
+    pub image: String,
+    #[serde(default)]
+    pub label: Option<String>,
+}
+
+/// Two photos that show the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pair {
+    /// Of their embeddings.
+    pub cosine: f64,
+    /// Of the set that comes first, or in the same set the earlier line.
+    pub a: Member,
+    pub b: Member,
+    /// Whether `b` was left out of its cleaned set.
+    pub removed: bool,
+}
+
+impl Pair {
+    /// Whether the photos are of two sets: what one learns from, the other is asked.
+    pub fn crosses(&self) -> bool {
+        self.a.set != self.b.set
+    }
+}
+
+/// The line of a pair.
+pub fn line(pair: &Pair) -> String {
+    // no number in it is infinite, so it can be written
+    serde_json::to_string(pair).unwrap_or_default()
+}
+
+/// Reads a file of pairs. Errors name file and line.
+pub fn read_pairs(file: &Path) -> Result<Vec<Pair>> {
+    let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let pair = |(i, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|e| Error::line(file, i + 1, format!("is no pair: {}", json_error(&e))))
+    };
+    lines.map(pair).collect()
+}

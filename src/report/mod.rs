@@ -1,0 +1,53 @@
+//! One HTML page of what was trained and scored: it needs no network and no other file.
+//!
+//! Floor 8: uses `classify`'s records, `data`, `io`, `base`. Start at [`build`]. [`sources`] finds out what each folder
+//! is, [`gallery`] puts the photos of all evaluations side by side, [`sections`] and [`chart`] write the parts that need
+//! no script, [`page`] puts it together. The photos are shown by `gallery.js`, which reads JSON out of the page; text of
+//! the data reaches the page as escaped text or as that JSON, and the page's policy lets no other script run.
+
+pub mod chart;
+pub mod gallery;
+pub mod html;
+pub mod page;
+pub mod sections;
+pub mod sources;
+
+use crate::base::Result;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Built {
+    pub evaluations: usize,
+    pub runs: usize,
+    pub photos: usize,
+    /// Photos that are shown without a picture, with the reason.
+    pub missing: Vec<String>,
+    pub bytes: u64,
+    pub seconds: f64,
+}
+
+/// Writes the page of `sources` to `out`: folders of evaluations (in the order given: the first is "before", the last
+/// "after"), of runs and of comparisons, folders that hold such, files of pairs and of learning curves. `progress` is
+/// told (photos read, photos in all). Errors: a source that is none of these; nothing to show; those of writing.
+pub fn build(
+    sources: &[PathBuf],
+    title: Option<&str>,
+    out: &Path,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Built> {
+    let start = Instant::now();
+    let found = sources::read(sources)?;
+    let gallery = gallery::Gallery::new(&found);
+    let thumbnails = gallery.thumbnails(progress);
+    let bytes = page::write(out, title.unwrap_or("vlm report"), &found, &gallery, &thumbnails)?;
+    Ok(Built {
+        evaluations: found.evaluations.len(),
+        runs: found.runs.len(),
+        photos: gallery.photos.len(),
+        missing: thumbnails.missing,
+        bytes,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}

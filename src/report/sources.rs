@@ -1,0 +1,144 @@
+//! What each folder or file that a page is made of is, found from what lies in it.
+
+use crate::base::{Error, Result};
+use crate::classify::compare::{Comparison, OnDifferent, compare};
+use crate::classify::records::{Evaluation, PREDICTIONS, SUMMARY};
+use crate::data::pairs::{Pair, read_pairs};
+use crate::io::json;
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+const METRICS: &str = "metrics.jsonl";
+const COMPARISON: &str = "comparison.json";
+
+/// All that a page shows.
+#[derive(Debug, Default)]
+pub struct Sources {
+    pub evaluations: Vec<Evaluation>,
+    pub runs: Vec<Run>,
+    /// Of the first evaluation with the last one, where they have photos in common.
+    pub comparison: Option<Comparison>,
+    /// Near-duplicates, with the folder that their images are relative to.
+    pub leaks: Vec<(PathBuf, Vec<Pair>)>,
+    /// What `vlm curve --json` said.
+    pub curve: Option<Value>,
+    /// Why there is no comparison, where one was to be expected.
+    pub notes: Vec<String>,
+}
+
+/// A training run's log.
+#[derive(Debug)]
+pub struct Run {
+    pub name: String,
+    pub steps: Vec<Step>,
+    /// (step, accuracy) of evaluations on the way.
+    pub scores: Vec<(f64, f64)>,
+    /// Of all steps.
+    pub seconds: f64,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    pub step: f64,
+    pub loss: f64,
+    pub lr: f64,
+}
+
+/// Reads `paths` in order. Errors: one that is nothing that a page can show, or is broken.
+pub fn read(paths: &[PathBuf]) -> Result<Sources> {
+    let mut found = Sources::default();
+    for path in paths {
+        let known = if path.is_dir() { folder(path, &mut found)? } else { file(path, &mut found)? };
+        if !known && path.is_dir() {
+            let mut inner: Vec<PathBuf> = std::fs::read_dir(path)
+                .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
+                .map_err(|e| Error::io("list", path, e))?;
+            inner.sort();
+            let mut any = false;
+            for path in inner.iter().filter(|p| p.is_dir()) {
+                any |= folder(path, &mut found)?;
+            }
+            if !any {
+                let said = "holds no evaluation, run or comparison, and neither does a folder in it";
+                return Err(Error::file(path, said));
+            }
+        }
+    }
+    if found.evaluations.is_empty() && found.runs.is_empty() {
+        return Err(Error::Usage("nothing to show: name folders of vlm eval or vlm train".into()));
+    }
+    if let [first, .., last] = &found.evaluations[..] {
+        match compare(first, last, OnDifferent::Intersect) {
+            Ok(comparison) => found.comparison = Some(comparison),
+            Err(e) => found.notes.push(format!("No comparison: {e}.")),
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the folder is of one of the kinds.
+fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
+    let mut known = false;
+    if dir.join(COMPARISON).exists() {
+        // its records are the second evaluation's, tagged: the comparison itself is made again from both
+        let about = json::read(&dir.join(COMPARISON))?;
+        for side in ["before", "after"] {
+            let evaluation = about[side]["dir"].as_str().map(PathBuf::from);
+            if let Some(evaluation) = evaluation.filter(|e| !found.evaluations.iter().any(|known| same(&known.dir, e)))
+            {
+                found.evaluations.push(Evaluation::read(&evaluation)?);
+            }
+        }
+        return Ok(true);
+    }
+    if dir.join(SUMMARY).exists() || dir.join(PREDICTIONS).exists() {
+        found.evaluations.push(Evaluation::read(dir)?);
+        known = true;
+    }
+    if dir.join(METRICS).exists() {
+        found.runs.push(run(dir)?);
+        known = true;
+    }
+    Ok(known)
+}
+
+fn same(a: &Path, b: &Path) -> bool {
+    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
+}
+
+/// A file of pairs (JSONL) or of a curve (JSON).
+fn file(path: &Path, found: &mut Sources) -> Result<bool> {
+    if path.extension().is_some_and(|e| e == "jsonl") {
+        let folder = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        found.leaks.push((folder, read_pairs(path)?));
+        return Ok(true);
+    }
+    let value = json::read(path)?;
+    if value.get("points").is_none() {
+        return Err(Error::file(path, "is neither a file of pairs (.jsonl) nor what vlm curve --json prints"));
+    }
+    found.curve = Some(value);
+    Ok(true)
+}
+
+fn run(dir: &Path) -> Result<Run> {
+    let path = dir.join(METRICS);
+    let lines: Vec<Map<String, Value>> = json::read_lines(&path)?;
+    let canonical = dir.canonicalize().unwrap_or_else(|_| dir.into());
+    let name = canonical.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+    let mut run = Run { name, steps: Vec::new(), scores: Vec::new(), seconds: 0.0 };
+    for (i, line) in lines.iter().enumerate() {
+        let number = |key: &str| line.get(key).and_then(Value::as_f64);
+        let Some(step) = number("step") else {
+            return Err(Error::line(&path, i + 1, "has no step"));
+        };
+        if let (Some(loss), Some(lr)) = (number("loss"), number("lr")) {
+            run.steps.push(Step { step, loss, lr });
+            run.seconds += number("seconds").unwrap_or(0.0);
+        }
+        if let Some(accuracy) = number("eval_accuracy") {
+            run.scores.push((step, accuracy));
+        }
+    }
+    Ok(run)
+}

@@ -1,0 +1,169 @@
+//! The page: what stands in it, that text of the data stays text, and, in a real Chromium, that it works.
+
+use crate::support::random::Random;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use vlm::classify::folder::{write_json, write_records};
+use vlm::classify::metrics::metrics;
+use vlm::classify::records::Record;
+use vlm::report;
+
+/// What somebody could call a class or a file to break the page.
+const HOSTILE: [&str; 4] = [
+    "</script><script>window.hacked=1</script>",
+    "\"><img src=x onerror=window.hacked=2>",
+    "<!--<script>&lt;b&gt;",
+    "' onclick='window.hacked=3' x='\u{2028}",
+];
+
+/// A small photo, another for each number.
+fn photo(path: &Path, number: usize) {
+    let shade = |x: u32, y: u32| image::Rgb([(x * 7 + number as u32 * 31) as u8, (y * 9) as u8, (number * 53) as u8]);
+    let picture = image::RgbImage::from_fn(24, 18, shade);
+    picture.save_with_format(path, image::ImageFormat::Png).unwrap();
+}
+
+/// An evaluation folder of `n` photos with the names that `names` gives.
+fn evaluation(dir: &Path, classes: &[String], photos: &[(String, usize)], seed: u64, right: usize) {
+    fs::create_dir_all(dir).unwrap();
+    let mut random = Random::new(seed);
+    let record = |(i, (image, class)): (usize, &(String, usize))| {
+        let said = if random.below(100) < right { *class } else { random.below(classes.len()) };
+        let odds: BTreeMap<String, f64> = classes
+            .iter()
+            .enumerate()
+            .map(|(c, name)| (name.clone(), if c == said { 0.6 } else { 0.4 / 3.0 }))
+            .collect();
+        Record {
+            line: i + 1,
+            image: Some(image.clone()),
+            label: classes[*class].clone(),
+            prediction: classes[said].clone(),
+            right: said == *class,
+            probabilities: Some(odds),
+            answer: (i % 5 == 0).then(|| format!("{} {}", HOSTILE[i % 4], classes[said])),
+            ..Record::default()
+        }
+    };
+    let records: Vec<Record> = photos.iter().enumerate().map(record).collect();
+    write_records(&dir.join("predictions.jsonl"), &records).unwrap();
+    let summary = json!({"model": HOSTILE[0], "data": "set.jsonl", "metrics": metrics(classes, &records), "seconds": 3.5,
+        "images_per_second": 7.0, "training_samples": seed * 100});
+    write_json(&dir.join("summary.json"), &summary).unwrap();
+}
+
+/// Two evaluations, a run and pairs, all with hostile names; the sources of a page.
+fn everything(dir: &Path, n: usize) -> Vec<PathBuf> {
+    fs::create_dir_all(dir.join("photos")).unwrap();
+    let classes: Vec<String> = HOSTILE.iter().map(|h| h.to_string()).collect();
+    let photos: Vec<(String, usize)> = (0..n)
+        .map(|i| {
+            // a slash would be a folder
+            let name = format!("{i:03} {}.png", HOSTILE[i % 4].replace('/', "|"));
+            photo(&dir.join("photos").join(&name), i);
+            (format!("../photos/{name}"), i % 4)
+        })
+        .collect();
+    evaluation(&dir.join("base"), &classes, &photos, 1, 20);
+    evaluation(&dir.join("tuned"), &classes, &photos, 2, 85);
+    let run = dir.join("run <b>");
+    fs::create_dir_all(&run).unwrap();
+    let step = |k: usize| {
+        let loss = 2.0 / (k as f64) + 0.1;
+        json!({"step": k, "epoch": 0.1, "loss": loss, "lr": 1e-4 * (1.0 - k as f64 / 50.0), "grad_norm": 1.0, "seconds": 0.5})
+    };
+    let mut lines: Vec<Value> = (1..=50).map(step).collect();
+    lines.push(json!({"step": 50, "epoch": 1.0, "eval_accuracy": 0.8, "eval_correct": 8, "eval_samples": 10}));
+    lines.push(json!({"step": 51, "loss": null, "lr": 0.0}));
+    let text: Vec<String> = lines.iter().map(Value::to_string).collect();
+    fs::write(run.join("metrics.jsonl"), text.join("\n")).unwrap();
+    let member = |set: &str, i: usize| json!({"set": set, "line": i, "image": photos[i].0.replacen("../", "", 1), "label": HOSTILE[1]});
+    let pair = json!({"cosine": 0.98, "a": member("train", 0), "b": member("test", 1), "removed": true});
+    fs::write(dir.join("pairs.jsonl"), pair.to_string()).unwrap();
+    ["base", "tuned", "run <b>", "pairs.jsonl"].map(|name| dir.join(name)).to_vec()
+}
+
+#[test]
+fn a_page_holds_everything_and_nothing_of_the_data_as_markup() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = everything(dir.path(), 12);
+    let out = dir.path().join("page.html");
+    let built = report::build(&sources, Some(HOSTILE[0]), &out, &mut |_, _| ()).unwrap();
+    assert_eq!((built.evaluations, built.runs, built.photos, built.missing.len()), (2, 1, 12, 0));
+    let page = fs::read_to_string(&out).unwrap();
+    assert_eq!(page.len() as u64, built.bytes);
+    for id in ["summary", "comparison", "confusion", "classes", "training", "curve", "leaks", "gallery"] {
+        assert!(page.contains(&format!("<section id=\"{id}\"")), "{id}");
+    }
+    // the page's own three kinds of script, each closed once
+    assert_eq!(page.matches("<script").count(), page.matches("</script>").count());
+    assert_eq!(page.matches("<script>").count(), 1);
+    for hostile in HOSTILE {
+        assert!(!page.contains(hostile), "{hostile}");
+    }
+    // nothing from elsewhere
+    for address in ["http://", "https://", "src=\"//", "@import", "url("] {
+        assert!(!page.contains(address), "{address}");
+    }
+    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let data: Value = serde_json::from_str(data).unwrap();
+    assert_eq!(data["evals"], json!(["base", "tuned"]));
+    assert_eq!(data["photos"][3]["l"], HOSTILE[3]);
+    // a comparison's groups and a near-duplicate's mark are tags
+    let tags = data["photos"][1]["t"].as_array().unwrap();
+    assert!(tags.contains(&json!("near_duplicate")) && tags.len() == 2, "{tags:?}");
+}
+
+#[test]
+fn sources_that_are_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("page.html");
+    let refused = |source: &Path| report::build(&[source.into()], None, &out, &mut |_, _| ()).unwrap_err().to_string();
+    assert!(refused(dir.path()).contains("holds no evaluation, run or comparison"));
+    assert!(refused(&dir.path().join("absent.json")).contains("absent.json"));
+    let odd = dir.path().join("odd.json");
+    fs::write(&odd, "{}").unwrap();
+    assert!(refused(&odd).contains("neither a file of pairs"));
+    fs::create_dir(dir.path().join("begun")).unwrap();
+    fs::write(dir.path().join("begun/predictions.jsonl"), "").unwrap();
+    assert!(refused(&dir.path().join("begun")).contains("unfinished"));
+    assert!(!out.exists());
+}
+
+#[test]
+fn a_photo_that_is_gone_leaves_a_gap_and_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = everything(dir.path(), 6);
+    let lost = fs::read_dir(dir.path().join("photos")).unwrap().next().unwrap().unwrap().path();
+    fs::remove_file(&lost).unwrap();
+    let out = dir.path().join("page.html");
+    // a folder of folders will do
+    let all = report::build(&[dir.path().into()], None, &out, &mut |_, _| ()).unwrap();
+    assert_eq!((all.evaluations, all.runs, all.photos, all.missing.len()), (2, 1, 6, 1));
+    assert!(all.missing[0].contains(lost.file_name().unwrap().to_str().unwrap()), "{:?}", all.missing);
+    let run = report::build(&sources[2..3], None, &out, &mut |_, _| ()).unwrap();
+    assert_eq!((run.evaluations, run.photos), (0, 0));
+}
+
+/// The whole use of it, in a browser: `tools/check_page.py` says what.
+#[test]
+fn it_works_in_chromium() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("page.html");
+    report::build(&everything(dir.path(), 70), None, &out, &mut |_, _| ()).unwrap();
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/check_page.py");
+    let done = match Command::new("python3").arg("-B").arg(tool).arg(&out).output() {
+        Ok(done) if done.status.code() != Some(77) => done,
+        _ => {
+            println!("skipped: it_works_in_chromium: there is no python3 or no chromium");
+            return;
+        }
+    };
+    let said = String::from_utf8_lossy(&done.stdout).into_owned();
+    assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
+    let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert!(said["checks"].as_u64() > Some(60) && said["photos"] == 70, "{said}");
+}

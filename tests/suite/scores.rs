@@ -1,0 +1,229 @@
+//! Scores and tests against scikit-learn and statsmodels (tests/golden/scores.json says which; tools/reference_scores.py
+//! wrote it), the comparison of two evaluations, the folder that they are read from.
+
+use crate::support::close::assert_within;
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use vlm::classify::compare::{Group, OnDifferent, compare};
+use vlm::classify::folder::{Folder, Start, write_json, write_records};
+use vlm::classify::metrics::{Metrics, metrics};
+use vlm::classify::records::{Evaluation, Record};
+use vlm::classify::statistics::mcnemar_exact;
+
+/// Sums of at most 200 numbers in another order.
+const BOUND: f64 = 1e-13;
+
+fn golden() -> Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/scores.json");
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn cases(kind: &str) -> Vec<Value> {
+    golden()[kind].as_array().unwrap().clone()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap_or(f64::INFINITY)).collect()
+}
+
+fn names(value: &Value) -> Vec<String> {
+    value.as_array().unwrap().iter().map(|x| x.as_str().unwrap().into()).collect()
+}
+
+/// Each class's value; what has none is infinite, here and in [`numbers`].
+fn per_class(
+    m: &Metrics,
+    classes: &[String],
+    of: impl Fn(&vlm::classify::metrics::ClassScore) -> Option<f64>,
+) -> Vec<f64> {
+    classes.iter().map(|c| of(&m.per_class[c]).unwrap_or(f64::INFINITY)).collect()
+}
+
+fn close(what: &str, got: &[f64], want: &Value) {
+    assert_within(what, got, &numbers(want), |_| BOUND);
+}
+
+#[test]
+fn one_label_a_photo_as_scikit_learn() {
+    for (i, case) in cases("single").iter().enumerate() {
+        let classes = names(&case["classes"]);
+        let pairs = numbers(&case["truth"]).into_iter().zip(numbers(&case["said"]));
+        let records: Vec<Record> = pairs
+            .map(|(t, s)| Record {
+                label: classes[t as usize].clone(),
+                prediction: classes[s as usize].clone(),
+                right: t == s,
+                ..Record::default()
+            })
+            .collect();
+        let m = metrics(&classes, &records);
+        let what = |name: &str| format!("set {i}, {name} ");
+        close(&what("accuracy"), &[m.accuracy], &Value::from(vec![case["accuracy"].clone()]));
+        close(&what("interval"), &m.interval, &case["interval"]);
+        close(&what("precision"), &per_class(&m, &classes, |c| c.precision), &case["precision"]);
+        close(&what("recall"), &per_class(&m, &classes, |c| c.recall), &case["recall"]);
+        close(&what("f1"), &per_class(&m, &classes, |c| c.f1), &case["f1"]);
+        close(&what("support"), &per_class(&m, &classes, |c| Some(c.n as f64)), &case["support"]);
+        close(&what("macro"), &[m.macro_precision, m.macro_recall, m.macro_f1], &case["macro"]);
+        let majority = Value::from(vec![case["majority_macro_f1"].clone()]);
+        close(&what("majority"), &[m.baselines.majority.macro_f1], &majority);
+        let confusion = m.confusion.unwrap();
+        assert_eq!(confusion.labels, classes);
+        assert_eq!(serde_json::json!(confusion.counts), case["confusion"], "set {i}");
+    }
+}
+
+#[test]
+fn several_labels_a_photo_as_scikit_learn() {
+    for (i, case) in cases("several").iter().enumerate() {
+        let classes = names(&case["classes"]);
+        let rows = |key: &str| -> Vec<Vec<f64>> { case[key].as_array().unwrap().iter().map(numbers).collect() };
+        let named = |row: &[f64]| -> Vec<String> {
+            classes.iter().zip(row).filter(|(_, is)| **is > 0.0).map(|(c, _)| c.clone()).collect()
+        };
+        let records: Vec<Record> = rows("truth")
+            .iter()
+            .zip(rows("said"))
+            .zip(rows("score"))
+            .map(|((truth, said), score)| Record {
+                labels: Some(named(truth)),
+                predictions: Some(named(&said)),
+                right: *truth == said,
+                probabilities: Some(classes.iter().cloned().zip(score).collect()),
+                ..Record::default()
+            })
+            .collect();
+        let m = metrics(&classes, &records);
+        let what = |name: &str| format!("set {i}, {name} ");
+        let one = |key: &str| Value::from(vec![case[key].clone()]);
+        close(&what("accuracy"), &[m.accuracy], &one("accuracy"));
+        close(&what("precision"), &per_class(&m, &classes, |c| c.precision), &case["precision"]);
+        close(&what("recall"), &per_class(&m, &classes, |c| c.recall), &case["recall"]);
+        close(&what("f1"), &per_class(&m, &classes, |c| c.f1), &case["f1"]);
+        close(&what("support"), &per_class(&m, &classes, |c| Some(c.n as f64)), &case["support"]);
+        close(&what("AP"), &per_class(&m, &classes, |c| c.average_precision), &case["average_precision"]);
+        close(&what("mAP"), &[m.mean_average_precision.unwrap()], &one("mean_average_precision"));
+        close(&what("micro"), &[m.micro_f1.unwrap()], &one("micro_f1"));
+        close(&what("macro"), &[m.macro_f1], &one("macro_f1"));
+        close(&what("constant"), &[m.baselines.random.mean_average_precision.unwrap()], &one("constant_map"));
+        assert_eq!(m.confusion, None);
+    }
+}
+
+#[test]
+fn mcnemar_as_statsmodels() {
+    for case in cases("mcnemar") {
+        let count = |key: &str| case[key].as_u64().unwrap() as usize;
+        let (got, want) = (mcnemar_exact(count("fixed"), count("broken")), case["p"].as_f64().unwrap());
+        // thousands of logarithms are added
+        assert!((got - want).abs() <= 1e-10 * want, "{case}: {got}");
+    }
+}
+
+/// An evaluation of photos that need not exist: (photo, label, prediction).
+fn evaluation(dir: &Path, photos: &[(&str, &str, &str)]) -> PathBuf {
+    fs::create_dir_all(dir).unwrap();
+    let record = |(i, (image, label, prediction)): (usize, &(&str, &str, &str))| Record {
+        line: i + 1,
+        image: Some(image.to_string()),
+        label: label.to_string(),
+        prediction: prediction.to_string(),
+        right: label == prediction,
+        ..Record::default()
+    };
+    let records: Vec<Record> = photos.iter().enumerate().map(record).collect();
+    write_records(&dir.join("predictions.jsonl"), &records).unwrap();
+    write_json(&dir.join("summary.json"), &serde_json::json!({"metrics": metrics(&[], &records)})).unwrap();
+    dir.into()
+}
+
+#[test]
+fn two_evaluations_are_paired_by_photo() {
+    let dir = tempfile::tempdir().unwrap();
+    let a = evaluation(
+        &dir.path().join("a"),
+        &[("../p/1.jpg", "x", "x"), ("../p/2.jpg", "x", "y"), ("../p/3.jpg", "y", "y"), ("../p/4.jpg", "y", "x")],
+    );
+    // in another order, from a folder elsewhere
+    let b = evaluation(
+        &dir.path().join("deep/b"),
+        &[
+            ("../../p/4.jpg", "y", "x"),
+            ("../../p/3.jpg", "y", "x"),
+            ("../../p/2.jpg", "x", "x"),
+            ("../../p/1.jpg", "x", "x"),
+        ],
+    );
+    let (a, b) = (Evaluation::read(&a).unwrap(), Evaluation::read(&b).unwrap());
+    let c = compare(&a, &b, OnDifferent::Fail).unwrap();
+    let groups: Vec<Group> = c.pairs.iter().map(|p| p.group).collect();
+    assert_eq!(groups, [Group::BothWrong, Group::Broken, Group::Fixed, Group::BothRight]);
+    assert_eq!(c.pairs[1].after.tags, ["broken"]);
+    assert_eq!(c.pairs[2].after.before.as_deref(), Some("y"));
+    assert_eq!((c.p, c.before.correct, c.after.correct), (1.0, 2, 2));
+    let y = &c.per_class["y"];
+    assert_eq!((y.n, y.before, y.after, y.fixed, y.broken), (2, 1, 0, 0, 1));
+}
+
+#[test]
+fn other_photos_are_refused_or_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |name: &str, photos: &[(&str, &str, &str)]| {
+        Evaluation::read(&evaluation(&dir.path().join(name), photos)).unwrap()
+    };
+    let a = read("a", &[("1.jpg", "x", "x"), ("2.jpg", "x", "y"), ("2.jpg", "x", "x")]);
+    let same = |image: &str| dir.path().join("a").join(image).to_str().unwrap().to_owned();
+    let (one, two, other) = (same("1.jpg"), same("2.jpg"), same("3.jpg"));
+    let b = read("b", &[(&one, "x", "x"), (&two, "x", "x"), (&other, "x", "x")]);
+    let error = compare(&a, &b, OnDifferent::Fail).unwrap_err().to_string();
+    assert!(error.contains("1 only in") && error.contains("3.jpg") && error.contains("--common"), "{error}");
+    let c = compare(&a, &b, OnDifferent::Intersect).unwrap();
+    assert_eq!((c.pairs.len(), c.alone), (2, [1, 1]));
+    let b = read("c", &[(&one, "z", "x"), (&two, "x", "x"), (&two, "x", "x")]);
+    let error = compare(&a, &b, OnDifferent::Fail).unwrap_err().to_string();
+    assert!(error.contains("1.jpg") && error.contains("\"x\"") && error.contains("\"z\""), "{error}");
+    let b = read("d", &[(&other, "x", "x")]);
+    let error = compare(&a, &b, OnDifferent::Intersect).unwrap_err().to_string();
+    assert!(error.contains("no photo in common"), "{error}");
+}
+
+#[test]
+fn an_evaluation_goes_on_with_the_same_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let identity = |model: &str| serde_json::from_value(serde_json::json!({"model": model, "data": "d"})).unwrap();
+    let record = |line| Record { line, label: "x".into(), ..Record::default() };
+    let mut folder = Folder::open(&out, identity("m"), Start::New).unwrap();
+    folder.append(record(2)).unwrap();
+    folder.append(record(1)).unwrap();
+    folder.stop(2.5).unwrap();
+    // killed while it wrote the next
+    let predictions = out.join("predictions.jsonl");
+    let whole = fs::read(&predictions).unwrap();
+    fs::write(&predictions, [&whole[..], b"{\"line\": 3, \"la"].concat()).unwrap();
+    let said = |result: vlm::base::Result<Folder>| result.err().unwrap().to_string();
+    let error = said(Folder::open(&out, identity("m"), Start::New));
+    assert!(error.contains("unfinished") && error.contains("--resume"), "{error}");
+    let error = said(Folder::open(&out, identity("n"), Start::Resume));
+    assert!(error.contains("model was \"m\" and is \"n\"") && !error.contains("data"), "{error}");
+    assert_eq!(
+        Evaluation::read(&out).unwrap_err().to_string().split(": ").nth(1).unwrap(),
+        "holds an unfinished evaluation; the same vlm eval with --resume finishes it"
+    );
+    let mut folder = Folder::open(&out, identity("m"), Start::Resume).unwrap();
+    assert_eq!((folder.done().into_iter().collect::<Vec<_>>(), folder.seconds), (vec![1, 2], 2.5));
+    assert_eq!(fs::read(&predictions).unwrap(), whole, "what was cut short is gone");
+    folder.append(record(3)).unwrap();
+    let m = metrics(&[], folder.records());
+    folder.finish(&serde_json::json!({"metrics": m})).unwrap();
+    let lines: Vec<usize> = Evaluation::read(&out).unwrap().records.iter().map(|r| r.line).collect();
+    assert_eq!(lines, [1, 2, 3]);
+    let error = said(Folder::open(&out, identity("m"), Start::Resume));
+    assert!(error.contains("finished"), "{error}");
+    let folder = Folder::open(&out, identity("n"), Start::Overwrite).unwrap();
+    assert!(folder.done().is_empty() && !out.join("summary.json").exists());
+    fs::write(&predictions, "{}\n").unwrap();
+    let error = said(Folder::open(&out, identity("n"), Start::Resume));
+    assert!(error.contains("predictions.jsonl, line 1"), "{error}");
+}
