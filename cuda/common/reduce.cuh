@@ -13,7 +13,7 @@ DEV float warp_max(float v) {
 }
 
 // Every thread of the block gets the result. The block is a whole number of warps in x; all its threads must call. The
-// barriers at both ends make it safe to call again at once.
+// first barrier makes it safe to call again at once.
 DEV float block_sum(float v) {
   SHARED(float, s_partial, [32]);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;

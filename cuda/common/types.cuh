@@ -10,7 +10,11 @@
 // SHARED(float, s_sums, [4][32]); inside a function.
 #define SHARED(T, name, ...) __shared__ __align__(16) T name __VA_ARGS__
 // DYN_SMEM(raw); the bytes that the launch asked for, as uint8_t*. Only 16-byte alignment may be relied on.
-#define DYN_SMEM(name) extern __shared__ __align__(1024) uint8_t name[]
+#define DYN_SMEM(name) uint8_t* const name = dynamic_shared()
+DEV uint8_t* dynamic_shared() {
+  extern __shared__ __align__(1024) uint8_t s_dynamic[];
+  return s_dynamic;
+}
 #define UNROLL _Pragma("unroll")
 #define UNROLL1 _Pragma("unroll 1")
 // LAYOUT(Args, every, field, in, order); after an argument struct: a test compares it with the Rust side's.
@@ -29,7 +33,7 @@
   static const char emu_tag_##name = 0;         \
   using emu_type_##name = T __VA_ARGS__;        \
   emu_type_##name& name = *(emu_type_##name*)emu::static_shared(&emu_tag_##name, #name, sizeof(emu_type_##name), alignof(T) < 16 ? 16 : alignof(T))
-#define DYN_SMEM(name) uint8_t* name = (uint8_t*)emu::dynamic_shared()
+#define DYN_SMEM(name) uint8_t* const name = (uint8_t*)emu::dynamic_shared()
 #define UNROLL
 #define UNROLL1
 #define LAYOUT(...) EMU_LAYOUT(__VA_ARGS__)

@@ -13,6 +13,15 @@ DEV void wgmma_fence() {
   emu::wgmma_fence();
 #endif
 }
+// Keeps the compiler from moving what writes an accumulator past the fence that follows, or what reads it before the wait
+// that came before. Without it ptxas adds fences of its own (its note C7519).
+template <int REGISTERS> DEV void wgmma_fence_operand(float (&d)[REGISTERS]) {
+#ifdef __CUDACC__
+  UNROLL for (int i = 0; i < REGISTERS; i++) asm volatile("" : "+f"(d[i])::"memory");
+#else
+  (void)d;
+#endif
+}
 DEV void wgmma_commit() {
 #ifdef __CUDACC__
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");

@@ -9,6 +9,7 @@ pub mod accelerator;
 mod arguments;
 mod borrowed;
 mod cast;
+pub mod conformance;
 pub mod cuda;
 pub mod emulated;
 mod images;

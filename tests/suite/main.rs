@@ -9,6 +9,8 @@ mod config;
 mod data_import;
 mod dataset;
 mod documents;
+mod emulator_conformance;
+mod emulator_planted;
 mod endpoint;
 mod folders;
 mod generation_config;

@@ -1,0 +1,142 @@
+// Conformance of Hopper's primitives; see conformance.cu.
+#include "conformance.cuh"
+
+using namespace conformance;
+#define CONFORMANCE(name, threads) KERNEL(conformance_##name, threads, 1, const __grid_constant__ ConformanceArgs a)
+
+// x: registers [32][4]; y: the 32 rows of 16 bytes that they make.
+template <bool TRANS> DEV void store_matrices(const ConformanceArgs& a) {
+  SHARED(uint8_t, s_rows, [512]);
+  const int l = (int)threadIdx.x;
+  const uint32_t* x = (const uint32_t*)a.x + l * 4;
+  const uint32_t r[4] = {x[0], x[1], x[2], x[3]};
+  if (TRANS) stmatrix_x4_trans(smem_u32(s_rows) + l * 16, r);
+  else stmatrix_x4(smem_u32(s_rows) + l * 16, r);
+  __syncwarp();
+  ((V4*)a.y)[l] = ((const V4*)s_rows)[l];
+}
+CONFORMANCE(stmatrix_x4, 32) { store_matrices<false>(a); }
+CONFORMANCE(stmatrix_x4_trans, 32) { store_matrices<true>(a); }
+
+// y[l] = 1 for the elected lane.
+CONFORMANCE(elect_one, 32) { ((uint32_t*)a.y)[threadIdx.x] = elect_one() ? 1u : 0u; }
+
+// One thread takes a barrier of count 2 through its phases; y: mbar_test of parity 0 and of parity 1 after init, after one
+// arrival, after two, after one more, after the fourth.
+CONFORMANCE(mbarrier_phases, 32) {
+  SHARED(uint64_t, s_barrier, [1]);
+  if (threadIdx.x != 0) return;
+  const uint32_t bar = smem_u32(s_barrier);
+  uint32_t* y = (uint32_t*)a.y;
+  mbar_init(bar, 2);
+  for (int arrivals = 0; arrivals <= 4; arrivals++) {
+    if (arrivals > 0) mbar_arrive(bar);
+    y[arrivals * 2] = mbar_test(bar, 0) ? 1u : 0u;
+    y[arrivals * 2 + 1] = mbar_test(bar, 1) ? 1u : 0u;
+  }
+  mbar_invalidate(bar);
+}
+
+// y: the n bytes of shared memory after a box of `map` at (option[0], option[1], option[2]) has come in.
+template <int RANK> DEV void load_box(const ConformanceArgs& a) {
+  DYN_SMEM(raw);
+  SHARED(uint64_t, s_barrier, [1]);
+  uint8_t* s_box = aligned_shared(raw);
+  const uint32_t bar = smem_u32(s_barrier);
+  if (threadIdx.x == 0) {
+    mbar_init(bar, 1);
+    fence_mbar_init();
+    mbar_arrive_expect_tx(bar, (uint32_t)a.n);
+    if (RANK == 2) tma_load_2d(smem_u32(s_box), &a.map, bar, a.option[0], a.option[1]);
+    else tma_load_3d(smem_u32(s_box), &a.map, bar, a.option[0], a.option[1], a.option[2]);
+  }
+  __syncthreads();
+  mbar_wait(bar, 0);
+  for (int i = (int)threadIdx.x; i < a.n / 4; i += 32) ((uint32_t*)a.y)[i] = ((const uint32_t*)s_box)[i];
+}
+CONFORMANCE(tma_load_2d, 32) { load_box<2>(a); }
+CONFORMANCE(tma_load_3d, 32) { load_box<3>(a); }
+
+// The n bytes of x, as shared memory, stored as a box of `map` (over y) at (option[0], option[1], option[2]).
+template <int RANK> DEV void store_box(const ConformanceArgs& a) {
+  DYN_SMEM(raw);
+  uint8_t* s_box = aligned_shared(raw);
+  for (int i = (int)threadIdx.x; i < a.n / 4; i += 32) ((uint32_t*)s_box)[i] = ((const uint32_t*)a.x)[i];
+  fence_proxy_async();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    if (RANK == 2) tma_store_2d(&a.map, smem_u32(s_box), a.option[0], a.option[1]);
+    else tma_store_3d(&a.map, smem_u32(s_box), a.option[0], a.option[1], a.option[2]);
+    bulk_commit();
+    bulk_wait<0>();
+  }
+}
+CONFORMANCE(tma_store_2d, 32) { store_box<2>(a); }
+CONFORMANCE(tma_store_3d, 32) { store_box<3>(a); }
+
+// x: n bytes of shared memory. Descriptors of A (at byte 0) and B (at byte option[4]): leading and stride byte offsets
+// option[0..1] and option[2..3]. y: the D registers [128][N / 2] of one wgmma onto D = 1.
+template <int N> DEV void finish_wgmma(const ConformanceArgs& a, float (&d)[N / 2]) {
+  wgmma_commit();
+  wgmma_wait<0>();
+  for (int r = 0; r < N / 2; r++) ((float*)a.y)[threadIdx.x * (N / 2) + r] = d[r];
+}
+DEV uint32_t fill_operands(const ConformanceArgs& a, uint8_t* raw) {
+  uint8_t* s_operands = aligned_shared(raw);
+  for (int i = (int)threadIdx.x; i < a.n / 4; i += 128) ((uint32_t*)s_operands)[i] = ((const uint32_t*)a.x)[i];
+  fence_proxy_async();
+  __syncthreads();
+  return smem_u32(s_operands);
+}
+#define CONFORMANCE_WGMMA(name, n, ta, tb, descriptor)                                                \
+  CONFORMANCE(wgmma_##name, 128) {                                                                    \
+    DYN_SMEM(raw);                                                                                    \
+    const uint32_t base = fill_operands(a, raw);                                                      \
+    float d[n / 2];                                                                                   \
+    UNROLL for (int r = 0; r < n / 2; r++) d[r] = 1.0f;                                               \
+    wgmma_fence_operand(d);                                                                           \
+    wgmma_fence();                                                                                    \
+    wgmma_m64n##n##k16<ta, tb>(d, descriptor(base, (uint32_t)a.option[0], (uint32_t)a.option[1]),     \
+                               descriptor(base + (uint32_t)a.option[4], (uint32_t)a.option[2], (uint32_t)a.option[3]), 1); \
+    finish_wgmma<n>(a, d);                                                                            \
+  }
+CONFORMANCE_WGMMA(n64_kk_sw128, 64, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n64_mk_sw128, 64, 1, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n64_kn_sw128, 64, 0, 1, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n64_mn_sw128, 64, 1, 1, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n64_kk_sw64, 64, 0, 0, wgmma_desc_sw64)
+CONFORMANCE_WGMMA(n64_mn_sw64, 64, 1, 1, wgmma_desc_sw64)
+CONFORMANCE_WGMMA(n64_kk_sw32, 64, 0, 0, wgmma_desc_sw32)
+CONFORMANCE_WGMMA(n64_mn_sw32, 64, 1, 1, wgmma_desc_sw32)
+CONFORMANCE_WGMMA(n64_kk_none, 64, 0, 0, wgmma_desc_none)
+CONFORMANCE_WGMMA(n64_mn_none, 64, 1, 1, wgmma_desc_none)
+CONFORMANCE_WGMMA(n32_kk_sw128, 32, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n96_kk_sw128, 96, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n128_kk_sw128, 128, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n128_mn_sw128, 128, 1, 1, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n160_kk_sw128, 160, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n192_kk_sw128, 192, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n256_kk_sw128, 256, 0, 0, wgmma_desc_sw128)
+
+// A from registers: x begins with [128][4] of them, the n bytes of B follow. y as above, with D not added to.
+template <int TB> DEV void wgmma_from_registers(const ConformanceArgs& a) {
+  DYN_SMEM(raw);
+  const uint32_t* registers = (const uint32_t*)a.x + threadIdx.x * 4;
+  const uint32_t r_a[4] = {registers[0], registers[1], registers[2], registers[3]};
+  ConformanceArgs b = a;
+  b.x = a.x + 2048;
+  const uint32_t base = fill_operands(b, raw);
+  float d[32];
+  wgmma_fence();
+  wgmma_m64n64k16_rs<TB>(d, r_a, wgmma_desc_sw128(base, (uint32_t)a.option[2], (uint32_t)a.option[3]), 0);
+  finish_wgmma<64>(a, d);
+}
+CONFORMANCE(wgmma_rs_k_sw128, 128) { wgmma_from_registers<0>(a); }
+CONFORMANCE(wgmma_rs_n_sw128, 128) { wgmma_from_registers<1>(a); }
+
+// setmaxnreg down and up again in both warpgroups; y[t] = x[t] + 1, to see that they go on.
+CONFORMANCE(setmaxnreg, 256) {
+  if (threadIdx.x < 128) reg_dealloc<40>();
+  else reg_alloc<152>();
+  ((uint32_t*)a.y)[threadIdx.x] = ((const uint32_t*)a.x)[threadIdx.x] + 1u;
+}

@@ -1,0 +1,322 @@
+//! Conformance: one small launch for each primitive that the kernels are made of (`cuda/conformance*.cu`), whose raw
+//! output a GPU and the emulator must agree on. A test lays the emulator's beside the formulas of the PTX ISA;
+//! `vlm doctor --conformance` lays a GPU's beside the emulator's.
+
+use super::launcher::{Allocation, Launch, Launcher, MapType, Swizzle, TensorMap, TensorMapShape};
+use crate::base::Result;
+use half::bf16;
+use std::sync::Arc;
+
+crate::arguments! {
+    /// `ConformanceArgs` of `cuda/conformance.cuh`.
+    pub struct ConformanceArgs {
+        pub map: TensorMap,
+        pub x: u64,
+        pub y: u64,
+        pub n: i32,
+        pub option: [i32; 5],
+    }
+}
+
+/// How near two devices must be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nearness {
+    /// The same bytes.
+    Exact,
+    /// f32 numbers by the special function unit: |a - b| <= (|b| + 1/8) / 1024.
+    Approximate,
+}
+
+/// A tensor map over a case's input or output.
+#[derive(Debug, Clone)]
+pub struct MapOver {
+    pub over_output: bool,
+    pub dtype: MapType,
+    pub sizes: Vec<u64>,
+    pub strides_bytes: Vec<u64>,
+    pub box_sizes: Vec<u32>,
+    pub swizzle: Swizzle,
+}
+
+/// One launch with its input; what the numbers mean is said in the kernel's comment.
+#[derive(Debug, Clone)]
+pub struct Case {
+    pub name: String,
+    pub kernel: &'static str,
+    pub blocks: u32,
+    pub threads: u32,
+    pub x: Vec<u8>,
+    pub y_bytes: usize,
+    pub n: i32,
+    pub option: [i32; 5],
+    pub map: Option<MapOver>,
+    pub shared_bytes: u32,
+    pub nearness: Nearness,
+    pub hopper: bool,
+}
+
+/// What the output holds where a kernel writes nothing.
+pub const UNTOUCHED: u8 = 0xab;
+
+/// Runs a case; the output's bytes.
+pub fn run(launcher: &Arc<dyn Launcher>, case: &Case) -> Result<Vec<u8>> {
+    let x = Allocation::new(launcher, case.x.len())?;
+    let y = Allocation::new(launcher, case.y_bytes)?;
+    x.write(0, &case.x)?;
+    y.fill(0, case.y_bytes, UNTOUCHED)?;
+    let map = match &case.map {
+        None => TensorMap([0; 16]),
+        Some(m) => launcher.tensor_map(&TensorMapShape {
+            dtype: m.dtype,
+            address: if m.over_output { y.address() } else { x.address() },
+            sizes: &m.sizes,
+            strides_bytes: &m.strides_bytes,
+            box_sizes: &m.box_sizes,
+            swizzle: m.swizzle,
+        })?,
+    };
+    let arguments = ConformanceArgs { map, x: x.address(), y: y.address(), n: case.n, option: case.option };
+    let launch = Launch {
+        kernel: case.kernel,
+        grid: [case.blocks, 1, 1],
+        block: case.threads,
+        shared_bytes: case.shared_bytes,
+    };
+    // SAFETY: the struct is laid out as the kernel's (a test compares them); the cases below size x and y for what each
+    // kernel reads and writes; both live until the read below has waited for the launch.
+    unsafe { launcher.launch("conformance", &launch, (&raw const arguments).cast(), size_of::<ConformanceArgs>())? };
+    let mut out = vec![0; case.y_bytes];
+    y.read(0, &mut out)?;
+    Ok(out)
+}
+
+/// Whether two outputs of a case agree; else where they first do not.
+pub fn compare(case: &Case, got: &[u8], wanted: &[u8]) -> Result<(), String> {
+    if got.len() != wanted.len() {
+        return Err(format!("{} bytes beside {}", got.len(), wanted.len()));
+    }
+    let words = |bytes: &[u8]| -> Vec<[u8; 4]> { bytes.as_chunks().0.to_vec() };
+    for (i, (a, b)) in words(got).into_iter().zip(words(wanted)).enumerate() {
+        let agree = match case.nearness {
+            Nearness::Exact => a == b,
+            Nearness::Approximate => {
+                let (a, b) = (f32::from_le_bytes(a), f32::from_le_bytes(b));
+                a == b || (a - b).abs() <= (b.abs() + 0.125) / 1024.0
+            }
+        };
+        if !agree {
+            let (a, b) = (u32::from_le_bytes(a), u32::from_le_bytes(b));
+            return Err(format!("word {i} is 0x{a:08x}, wanted 0x{b:08x}"));
+        }
+    }
+    Ok(())
+}
+
+/// A small whole number, different enough from its neighbours.
+fn pattern(i: usize) -> i32 {
+    ((i * 7 + i / 16 * 3 + i / 64 * 5) % 31) as i32 - 15
+}
+
+/// `count` bf16 numbers of the pattern.
+pub fn pattern_bf16(count: usize) -> Vec<u8> {
+    (0..count).flat_map(|i| bf16::from_f32(pattern(i) as f32).to_le_bytes()).collect()
+}
+
+fn words<T: Into<u32>>(values: impl IntoIterator<Item = T>) -> Vec<u8> {
+    values.into_iter().flat_map(|v| v.into().to_le_bytes()).collect()
+}
+
+fn floats(values: impl IntoIterator<Item = f32>) -> Vec<u8> {
+    values.into_iter().flat_map(f32::to_le_bytes).collect()
+}
+
+fn case(name: &str, kernel: &'static str, threads: u32, x: Vec<u8>, y_bytes: usize) -> Case {
+    Case {
+        name: name.into(),
+        kernel,
+        blocks: 1,
+        threads,
+        x,
+        y_bytes,
+        n: 0,
+        option: [0; 5],
+        map: None,
+        shared_bytes: 0,
+        nearness: Nearness::Exact,
+        hopper: false,
+    }
+}
+
+/// Bit patterns whose rounding to bf16 is a tie, nearly one, infinite, subnormal, or NaN.
+fn rounding_inputs() -> Vec<u32> {
+    let mut bits = vec![0, 1 << 31, 0x7f80_0000, 0xff80_0000, 0x7fc0_0000, 0xffc0_0001, 0x7f80_0001, 0x7f7f_ffff];
+    for upper in [0x3f80u32, 0x3f81, 0xc2f7, 0x0000, 0x0001, 0x807f, 0x7f7f] {
+        for lower in [0x0000u32, 0x0001, 0x7fff, 0x8000, 0x8001, 0xffff] {
+            bits.push(upper << 16 | lower);
+        }
+    }
+    bits
+}
+
+/// All cases; those of Hopper's primitives need compute capability 9.0.
+pub fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let inputs = rounding_inputs();
+    let n = (inputs.len() / 2) as i32;
+    all.push(Case { n, ..case("pack_bf16", "conformance_pack_bf16", 256, words(inputs), 4 * n as usize) });
+    let x = floats((0..200).map(|i| 0.05 + i as f32 * 0.04));
+    all.push(Case {
+        n: 200,
+        nearness: Nearness::Approximate,
+        ..case("approximations", "conformance_approximations", 256, x, 4 * 1000)
+    });
+    let key = words([0xdead_beef_u32, 0x0123_4567]);
+    all.push(Case { n: 100, ..case("random", "conformance_random", 256, key, 4 * 500) });
+    let x = floats((0..256).map(|i| pattern(i) as f32 * 1.5 + i as f32 / 512.0));
+    all.push(case("reductions", "conformance_reductions", 256, x, 4 * 1024));
+    let x = words((0..32).map(|i| pattern(i).unsigned_abs() * 3 + i as u32));
+    all.push(case("shuffles", "conformance_shuffles", 32, x, 4 * 224));
+    for kernel in [
+        "conformance_ldmatrix_x4",
+        "conformance_ldmatrix_x4_trans",
+        "conformance_ldmatrix_x2",
+        "conformance_ldmatrix_x2_trans",
+    ] {
+        let x = (0..256u16).flat_map(|i| (i * 257).to_le_bytes()).collect();
+        all.push(case(&kernel["conformance_".len()..], kernel, 32, x, 512));
+    }
+    let mut x = pattern_bf16(256 + 128);
+    x.extend(floats((0..128).map(|i| pattern(i) as f32 * 8.0)));
+    all.push(case("mma_16816", "conformance_mma_16816", 32, x, 512));
+    let x = (0..640).map(|i| (i % 251) as u8).collect();
+    all.push(case("cp_async", "conformance_cp_async", 32, x, 512 + 640));
+    all.push(case("named_barriers", "conformance_named_barriers", 128, vec![0; 4], 16));
+    let x = words((0..512u32).map(|i| i * i % 1009));
+    all.push(Case { blocks: 2, ..case("atomics", "conformance_atomics", 256, x, 16) });
+    all.extend(hopper_cases().into_iter().map(|c| Case { hopper: true, ..c }));
+    all
+}
+
+fn hopper_cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for kernel in ["conformance_stmatrix_x4", "conformance_stmatrix_x4_trans"] {
+        let x = (0..256u16).flat_map(|i| (i * 257).to_le_bytes()).collect();
+        all.push(case(&kernel["conformance_".len()..], kernel, 32, x, 512));
+    }
+    all.push(case("elect_one", "conformance_elect_one", 32, vec![0; 4], 128));
+    all.push(case("mbarrier_phases", "conformance_mbarrier_phases", 32, vec![0; 4], 40));
+    all.push(case("setmaxnreg", "conformance_setmaxnreg", 256, words(0..256u32), 1024));
+    all.extend(tma_cases());
+    all.extend(wgmma_cases());
+    all
+}
+
+/// A tensor of 24 rows of 72 bf16, boxes of 8 rows as wide as the swizzle, inside, across each corner and outside.
+fn tma_cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let swizzles =
+        [(Swizzle::None, 16, "none"), (Swizzle::Bytes32, 16, "32"), (Swizzle::Bytes64, 32, "64"), (Swizzle::Bytes128, 64, "128")];
+    for (swizzle, width, name) in swizzles {
+        let map = |over_output| MapOver {
+            over_output,
+            dtype: MapType::Bf16,
+            sizes: vec![72, 24],
+            strides_bytes: vec![144],
+            box_sizes: vec![width, 8],
+            swizzle,
+        };
+        let bytes = (width * 8 * 2) as usize;
+        for [x, y] in [[8, 3], [-8, -3], [64, 20], [100, 0]] {
+            let place = Case { n: bytes as i32, option: [x, y, 0, 0, 0], shared_bytes: bytes as u32 + 1024, ..case("", "", 32, vec![], 0) };
+            all.push(Case {
+                name: format!("tma_load_2d_swizzle_{name}_at_{x}_{y}"),
+                kernel: "conformance_tma_load_2d",
+                map: Some(map(false)),
+                x: pattern_bf16(72 * 24),
+                y_bytes: bytes,
+                ..place.clone()
+            });
+            all.push(Case {
+                name: format!("tma_store_2d_swizzle_{name}_at_{x}_{y}"),
+                kernel: "conformance_tma_store_2d",
+                map: Some(map(true)),
+                x: pattern_bf16(bytes / 2),
+                y_bytes: 72 * 24 * 2,
+                ..place
+            });
+        }
+    }
+    let cube = |over_output| MapOver {
+        over_output,
+        dtype: MapType::F32,
+        sizes: vec![12, 6, 5],
+        strides_bytes: vec![48, 288],
+        box_sizes: vec![8, 3, 2],
+        swizzle: Swizzle::None,
+    };
+    for option in [[0, 0, 0, 0, 0], [8, 4, -1, 0, 0]] {
+        let place = Case { n: 192, option, shared_bytes: 192 + 1024, ..case("", "", 32, vec![], 0) };
+        let at = format!("{}_{}_{}", option[0], option[1], option[2]);
+        all.push(Case {
+            name: format!("tma_load_3d_at_{at}"),
+            kernel: "conformance_tma_load_3d",
+            map: Some(cube(false)),
+            x: floats((0..360).map(|i| i as f32)),
+            y_bytes: 192,
+            ..place.clone()
+        });
+        all.push(Case {
+            name: format!("tma_store_3d_at_{at}"),
+            kernel: "conformance_tma_store_3d",
+            map: Some(cube(true)),
+            x: floats((0..48).map(|i| i as f32)),
+            y_bytes: 1440,
+            ..place
+        });
+    }
+    all
+}
+
+/// Where B begins in shared memory.
+pub const WGMMA_B: i32 = 8192;
+
+/// (kernel, N, leading and stride byte offsets of A, then of B).
+#[rustfmt::skip]
+const WGMMA: [(&str, i32, [i32; 4]); 19] = [
+    ("conformance_wgmma_n64_kk_sw128", 64, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n64_mk_sw128", 64, [2048, 1024, 16, 1024]),
+    ("conformance_wgmma_n64_kn_sw128", 64, [16, 1024, 2048, 1024]),
+    ("conformance_wgmma_n64_mn_sw128", 64, [2048, 1024, 2048, 1024]),
+    ("conformance_wgmma_n64_kk_sw64", 64, [16, 512, 16, 512]),
+    ("conformance_wgmma_n64_mn_sw64", 64, [1024, 512, 1024, 512]),
+    ("conformance_wgmma_n64_kk_sw32", 64, [16, 256, 16, 256]),
+    ("conformance_wgmma_n64_mn_sw32", 64, [512, 256, 512, 256]),
+    ("conformance_wgmma_n64_kk_none", 64, [128, 256, 128, 256]),
+    ("conformance_wgmma_n64_mn_none", 64, [128, 256, 128, 256]),
+    ("conformance_wgmma_n32_kk_sw128", 32, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n96_kk_sw128", 96, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n128_kk_sw128", 128, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n128_mn_sw128", 128, [2048, 1024, 2048, 1024]),
+    ("conformance_wgmma_n160_kk_sw128", 160, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n192_kk_sw128", 192, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n256_kk_sw128", 256, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_rs_k_sw128", 64, [0, 0, 16, 1024]),
+    ("conformance_wgmma_rs_n_sw128", 64, [0, 0, 2048, 1024]),
+];
+
+fn wgmma_cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (kernel, n, [a_leading, a_stride, b_leading, b_stride]) in WGMMA {
+        let from_registers = kernel.contains("_rs_");
+        let bytes = if from_registers { n * 128 } else { WGMMA_B + n * 128 };
+        let x_bytes = bytes + if from_registers { 2048 } else { 0 };
+        let x = pattern_bf16(x_bytes as usize / 2);
+        all.push(Case {
+            n: bytes,
+            option: [a_leading, a_stride, b_leading, b_stride, WGMMA_B],
+            shared_bytes: bytes as u32 + 1024,
+            ..case(&kernel["conformance_".len()..], kernel, 128, x, 128 * 4 * n as usize / 2)
+        });
+    }
+    all
+}

@@ -1,0 +1,323 @@
+//! The emulator's primitives against the formulas of the PTX ISA 9.0, written here from its figures: fragments of
+//! ldmatrix, stmatrix, mma.m16n8k16 and wgmma, matrix descriptors, the swizzles of TMA, rounding. No GPU has confirmed them
+//! yet: `vlm doctor --conformance` compares where there is one.
+
+use half::bf16;
+use std::sync::Arc;
+use vlm::base::rng::philox;
+use vlm::device::conformance::{Case, MapOver, UNTOUCHED, WGMMA_B, cases, run};
+use vlm::device::launcher::{Launcher, Swizzle};
+use vlm::device::{conformance, emulated};
+
+fn emulator() -> Option<Arc<dyn Launcher>> {
+    if !emulated::is_built() {
+        println!("skipped: no emulator in this build");
+        return None;
+    }
+    Some(emulated::Emulated::open((9, 0)).expect("the emulator opens"))
+}
+
+fn bf16s(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&b| bf16::from_le_bytes(b).to_f32()).collect()
+}
+fn words(bytes: &[u8]) -> Vec<u32> {
+    bytes.as_chunks().0.iter().map(|&b| u32::from_le_bytes(b)).collect()
+}
+fn floats(bytes: &[u8]) -> Vec<f32> {
+    words(bytes).into_iter().map(f32::from_bits).collect()
+}
+fn bytes_of<T: Copy + Into<f32>>(values: &[T]) -> Vec<u8> {
+    values.iter().flat_map(|&v| v.into().to_le_bytes()).collect()
+}
+
+/// Every case is expected by some formula below, and the emulator gives it under each policy.
+#[test]
+fn primitives_follow_the_instruction_set() {
+    let Some(launcher) = emulator() else { return };
+    let mut wrong = Vec::new();
+    for policy in [0, 1, 2] {
+        emulated::configure("policy", policy).expect("a policy");
+        emulated::configure("async", policy).expect("a way to delay");
+        for case in cases() {
+            let got = run(&launcher, &case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+            if let Err(said) = conformance::compare(&case, &got, &expected(&case)) {
+                wrong.push(format!("{}, policy {policy}: {said}", case.name));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The committed outputs of a GPU, where there are any.
+#[test]
+fn primitives_give_what_a_gpu_gave() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/conformance");
+    if !folder.exists() {
+        println!("skipped: no outputs of a GPU in {}", folder.display());
+        return;
+    }
+    let Some(launcher) = emulator() else { return };
+    for case in cases() {
+        let golden = std::fs::read(folder.join(format!("{}.bin", case.name))).expect("an output for every case");
+        let got = run(&launcher, &case).expect("the case runs");
+        if let Err(said) = conformance::compare(&case, &golden, &got) {
+            panic!("{}: {said}", case.name);
+        }
+    }
+}
+
+fn expected(case: &Case) -> Vec<u8> {
+    let name = case.name.as_str();
+    match name {
+        "pack_bf16" => pack(case),
+        "approximations" => approximations(case),
+        "random" => random(case),
+        "reductions" => reductions(case),
+        "shuffles" => shuffles(case),
+        "cp_async" => cp_async(case),
+        "mma_16816" => mma(case),
+        "named_barriers" => [1u32, 12, 123, 1234].iter().flat_map(|v| v.to_le_bytes()).collect(),
+        "atomics" => atomics(case),
+        "elect_one" => (0..32).flat_map(|l| u32::from(l == 0).to_le_bytes()).collect(),
+        "setmaxnreg" => words(&case.x).iter().flat_map(|v| (v + 1).to_le_bytes()).collect(),
+        // A new barrier is in phase 0: the phase of parity 1 counts as ended. Two arrivals end a phase.
+        "mbarrier_phases" => [0, 1, 0, 1, 1, 0, 1, 0, 0, 1].iter().flat_map(|v: &u32| v.to_le_bytes()).collect(),
+        _ if name.starts_with("ldmatrix") || name.starts_with("stmatrix") => matrices(case),
+        _ if name.starts_with("tma_load") => tma_load(case),
+        _ if name.starts_with("tma_store") => tma_store(case),
+        _ if name.starts_with("wgmma") => wgmma(case),
+        _ => panic!("nothing is expected of {name}"),
+    }
+}
+
+/// Round to nearest, ties to even; cvt.rn.bf16x2 makes any NaN 0x7fff.
+fn pack(case: &Case) -> Vec<u8> {
+    let round = |f: f32| if f.is_nan() { 0x7fff } else { bf16::from_f32(f).to_bits() };
+    floats(&case.x).into_iter().flat_map(|f| round(f).to_le_bytes()).collect()
+}
+
+fn approximations(case: &Case) -> Vec<u8> {
+    let x = floats(&case.x);
+    let functions: [fn(f64) -> f64; 5] = [f64::exp2, f64::tanh, |v| 1.0 / v.sqrt(), f64::exp, f64::ln];
+    functions.iter().flat_map(|f| x.iter().flat_map(move |&v| (f(f64::from(v)) as f32).to_le_bytes())).collect()
+}
+
+fn random(case: &Case) -> Vec<u8> {
+    let key = words(&case.x);
+    let blocks: Vec<[u32; 4]> = (0..case.n as u32).map(|i| philox([i, 0, 0, 0], [key[0], key[1]])).collect();
+    let bits = blocks.iter().flatten().flat_map(|w| w.to_le_bytes());
+    let uniform = blocks.iter().flat_map(|b| ((b[0] >> 8) as f32 / 16_777_216.0).to_le_bytes());
+    bits.chain(uniform).collect()
+}
+
+/// Trees over lane distances 16, 8, 4, 2, 1, within warps and then over the warps' results.
+fn reductions(case: &Case) -> Vec<u8> {
+    let x = floats(&case.x);
+    let tree = |mut v: Vec<f32>, f: fn(f32, f32) -> f32| {
+        for distance in [16, 8, 4, 2, 1] {
+            v = (0..32).map(|l| f(v[l], v[l ^ distance])).collect();
+        }
+        v
+    };
+    let over = |f: fn(f32, f32) -> f32, none: f32| {
+        let warps: Vec<f32> = x.chunks(32).flat_map(|w| tree(w.to_vec(), f)).collect();
+        let firsts = (0..32).map(|l| if l < 8 { warps[l * 32] } else { none }).collect();
+        let block = vec![tree(firsts, f)[0]; 256];
+        (warps, block)
+    };
+    let (warp_sum, block_sum) = over(|a, b| a + b, 0.0);
+    let (warp_max, block_max) = over(f32::max, f32::NEG_INFINITY);
+    [warp_sum, warp_max, block_sum, block_max].concat().iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn shuffles(case: &Case) -> Vec<u8> {
+    let x = words(&case.x);
+    let lanes = |f: &dyn Fn(usize) -> u32| (0..32).map(f).collect::<Vec<_>>();
+    let ballot = (0..32).fold(0, |b, l| b | (x[l] & 1) << l);
+    let all: Vec<Vec<u32>> = vec![
+        lanes(&|l| x[if l >= 3 { l - 3 } else { l }]),
+        lanes(&|l| x[if l + 5 < 32 { l + 5 } else { l }]),
+        lanes(&|l| x[l ^ 6]),
+        lanes(&|l| x[l / 8 * 8 + 2]),
+        vec![ballot; 32],
+        vec![u32::from(x.contains(&7)); 32],
+        vec![u32::from(x.iter().all(|&v| v < 1000)); 32],
+    ];
+    all.concat().iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn cp_async(case: &Case) -> Vec<u8> {
+    let first: Vec<u8> = (0..512).map(|i| if i / 16 % 2 == 0 { case.x[i] } else { 0 }).collect();
+    let second = (0..128).map(|i| if i / 4 % 3 != 0 { case.x[512 + i] } else { 0 });
+    first.iter().copied().chain(first.iter().copied()).chain(second).collect()
+}
+
+fn atomics(case: &Case) -> Vec<u8> {
+    let x = words(&case.x);
+    // The output began as bytes of 0xab.
+    let before = u32::from_le_bytes([UNTOUCHED; 4]);
+    let sum = x.iter().fold(before, |s, v| s.wrapping_add(*v));
+    let max = x.iter().fold(before, |m, v| m.max(*v));
+    let or = x.iter().fold(before, |m, v| m | v);
+    [sum, max, or, before].iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Element (row, column) of an 8 x 8 matrix is in lane 4 row + column / 2, half column % 2; transposed (column, row).
+fn matrices(case: &Case) -> Vec<u8> {
+    let transposed = case.name.ends_with("trans");
+    let count = if case.name.contains("x4") { 4 } else { 2 };
+    let of = |bytes: &[u8], at: usize| u16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]);
+    let mut out = vec![UNTOUCHED; 512];
+    for m in 0..count {
+        for row in 0..8 {
+            for column in 0..8 {
+                let (r, c) = if transposed { (column, row) } else { (row, column) };
+                let in_memory = m * 64 + row * 8 + column;
+                let in_register = (4 * r + c / 2) * 8 + m * 2 + c % 2;
+                let (from, to) =
+                    if case.name.starts_with("ld") { (in_memory, in_register) } else { (in_register, in_memory) };
+                out[2 * to..2 * to + 2].copy_from_slice(&of(&case.x, from).to_le_bytes());
+            }
+        }
+    }
+    out
+}
+
+/// "Matrix Fragments for mma.m16n8k16 with floating point type": with g = lane / 4 and t = lane % 4, element i of A is
+/// at row g + 8 where i is 2, 3, 6 or 7 and column 2 t + i % 2 + 8 where i >= 4; of B at row 2 t + i % 2 + 8 where
+/// i >= 2 and column g; of D at row g + 8 where i >= 2 and column 2 t + i % 2.
+fn mma(case: &Case) -> Vec<u8> {
+    let numbers = bf16s(&case.x[..768]);
+    let before = floats(&case.x[768..]);
+    let (mut a, mut b, mut d) = ([[0.0f32; 16]; 16], [[0.0f32; 8]; 16], [[0.0f32; 8]; 16]);
+    for lane in 0..32 {
+        let (g, t) = (lane / 4, lane % 4);
+        for i in 0..8 {
+            let row = if matches!(i, 2 | 3 | 6 | 7) { g + 8 } else { g };
+            a[row][2 * t + i % 2 + if i >= 4 { 8 } else { 0 }] = numbers[lane * 8 + i];
+        }
+        for i in 0..4 {
+            b[2 * t + i % 2 + if i >= 2 { 8 } else { 0 }][g] = numbers[256 + lane * 4 + i];
+            d[g + if i >= 2 { 8 } else { 0 }][2 * t + i % 2] = before[lane * 4 + i];
+        }
+    }
+    for row in 0..16 {
+        for column in 0..8 {
+            d[row][column] += (0..16).map(|k| a[row][k] * b[k][column]).sum::<f32>();
+        }
+    }
+    let of = |lane: usize, i: usize| d[lane / 4 + if i >= 2 { 8 } else { 0 }][2 * (lane % 4) + i % 2];
+    (0..32).flat_map(|l| (0..4).flat_map(move |i| of(l, i).to_le_bytes())).collect()
+}
+
+/// The swizzle modes exchange 16-byte chunks: bits 4.. of the address are XORed with bits 7.. of it.
+fn swizzle(swizzle: Swizzle, offset: usize) -> usize {
+    let chunks = match swizzle {
+        Swizzle::None => 1,
+        Swizzle::Bytes32 => 2,
+        Swizzle::Bytes64 => 4,
+        Swizzle::Bytes128 => 8,
+    };
+    offset ^ (offset / 128 % chunks) * 16
+}
+
+/// Visits (byte of the box in its own order, byte of the tensor or none outside).
+fn each_box_byte(case: &Case, mut visit: impl FnMut(usize, Option<usize>)) {
+    let MapOver { sizes, strides_bytes, box_sizes, .. } = case.map.as_ref().expect("a map");
+    let element = if sizes.len() == 2 { 2 } else { 4 };
+    let depth = *box_sizes.get(2).unwrap_or(&1) as usize;
+    let (width, height) = (box_sizes[0] as usize, box_sizes[1] as usize);
+    for z in 0..depth {
+        for y in 0..height {
+            for x in 0..width {
+                let at = [x, y, z].map(|v| v as i64);
+                let at: Vec<i64> = (0..sizes.len()).map(|d| at[d] + i64::from(case.option[d])).collect();
+                let inside = at.iter().zip(sizes).all(|(&a, &s)| (0..s as i64).contains(&a));
+                let of_tensor = at[0] * element + at[1..].iter().zip(strides_bytes).map(|(&a, &s)| a * s as i64).sum::<i64>();
+                for byte in 0..element as usize {
+                    let of_box = ((z * height + y) * width + x) * element as usize + byte;
+                    visit(of_box, inside.then(|| of_tensor as usize + byte));
+                }
+            }
+        }
+    }
+}
+
+fn tma_load(case: &Case) -> Vec<u8> {
+    let how = case.map.as_ref().expect("a map").swizzle;
+    let mut out = vec![0; case.y_bytes];
+    each_box_byte(case, |of_box, of_tensor| out[swizzle(how, of_box)] = of_tensor.map_or(0, |t| case.x[t]));
+    out
+}
+
+fn tma_store(case: &Case) -> Vec<u8> {
+    let how = case.map.as_ref().expect("a map").swizzle;
+    let mut out = vec![UNTOUCHED; case.y_bytes];
+    each_box_byte(case, |of_box, of_tensor| {
+        if let Some(t) = of_tensor {
+            out[t] = case.x[swizzle(how, of_box)];
+        }
+    });
+    out
+}
+
+/// Byte offset of an operand's element from its descriptor's start: "Strides" and "Canonical Layouts" of the PTX ISA,
+/// in units of 8 rows (or 8 values of k) by one swizzle span.
+fn operand_offset(layout: &str, along_k: bool, [leading, stride]: [usize; 2], mn: usize, k: usize) -> usize {
+    let span = match layout {
+        "sw128" => 64,
+        "sw64" => 32,
+        "sw32" => 16,
+        _ => 8,
+    };
+    let how = match layout {
+        "sw128" => Swizzle::Bytes128,
+        "sw64" => Swizzle::Bytes64,
+        "sw32" => Swizzle::Bytes32,
+        _ => Swizzle::None,
+    };
+    let offset = match (along_k, layout) {
+        // 8 x 8 matrices of 128 contiguous bytes.
+        (true, "none") => mn / 8 * stride + k / 8 * leading + mn % 8 * 16 + k % 8 * 2,
+        (false, "none") => mn / 8 * stride + k / 8 * leading + k % 8 * 16 + mn % 8 * 2,
+        // Rows of one span.
+        (true, _) => mn / 8 * stride + mn % 8 * span * 2 + k * 2,
+        (false, _) => mn / span * leading + k / 8 * stride + k % 8 * span * 2 + mn % span * 2,
+    };
+    swizzle(how, offset)
+}
+
+/// D registers: "Register Fragment layout for wgmma.mma_async.m64nNk16 accumulator matrix D".
+fn wgmma(case: &Case) -> Vec<u8> {
+    let parts: Vec<&str> = case.name.split('_').collect();
+    let from_registers = parts[1] == "rs";
+    let n = if from_registers { 64 } else { parts[1][1..].parse().expect("N") };
+    let (layout, majors) = (parts[3], parts[2]);
+    let numbers = bf16s(&case.x);
+    let option: Vec<usize> = case.option.iter().map(|&o| o as usize).collect();
+    let (a_along_k, b_along_k) =
+        if from_registers { (true, majors == "k") } else { (majors.starts_with('k'), majors.ends_with('k')) };
+    let a = |row: usize, k: usize| match from_registers {
+        // Warp w has rows 16 w .. 16 w + 15, as the A fragment of mma.m16n8k16.
+        true => {
+            let (warp, r) = (row / 16, row % 16);
+            let lane = warp * 32 + r % 8 * 4 + k % 8 / 2;
+            numbers[lane * 8 + k / 8 * 4 + r / 8 * 2 + k % 2]
+        }
+        false => numbers[operand_offset(layout, a_along_k, [option[0], option[1]], row, k) / 2],
+    };
+    let b_start = if from_registers { 1024 } else { WGMMA_B as usize / 2 };
+    let b = |column: usize, k: usize| {
+        numbers[b_start + operand_offset(layout, b_along_k, [option[2], option[3]], column, k) / 2]
+    };
+    let before = if from_registers { 0.0 } else { 1.0 };
+    let mut out = Vec::new();
+    for thread in 0..128 {
+        for i in 0..n / 2 {
+            let row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
+            let column = i / 4 * 8 + thread % 4 * 2 + i % 2;
+            out.push(before + (0..16).map(|k| a(row, k) * b(column, k)).sum::<f32>());
+        }
+    }
+    bytes_of(&out)
+}

@@ -1,0 +1,406 @@
+//! Kernels with planted bugs (`cuda/emulator/planted`): each is caught by the plain build of the emulator under its seeds,
+//! by the race build in one run, or by both; correct ones give no alarm. The libraries are built in debug builds only.
+//!
+//! `VLM_EMULATOR_SEEDS` says how many seeds (default 3; tools/soak-emulator asks for 100).
+
+use half::bf16;
+use libc::{RTLD_LOCAL, RTLD_NOW, c_char, c_int, c_void};
+use std::ffi::{CStr, CString};
+use std::path::Path;
+
+/// The functions of `cuda/emulator/api.h` that are used here.
+struct Emulator {
+    launch: unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int,
+    last_error: unsafe extern "C" fn() -> *const c_char,
+    alloc: unsafe extern "C" fn(u64) -> u64,
+    free: unsafe extern "C" fn(u64),
+    tensor_map: unsafe extern "C" fn(*mut c_void, u32, u32, u64, *const u64, *const u64, *const u32, u32) -> c_int,
+    configure: unsafe extern "C" fn(*const c_char, i64) -> c_int,
+}
+
+impl Emulator {
+    /// `planted` or `planted-race`; None where this build has none.
+    fn open(name: &str) -> Option<Emulator> {
+        let path = Path::new(env!("OUT_DIR")).join(format!("libvlm_emu-{name}.so"));
+        if !path.exists() {
+            println!("skipped: {} was not built", path.display());
+            return None;
+        }
+        let path = CString::new(path.to_str()?).ok()?;
+        // SAFETY: our own library, whose initialisers only register kernels; never closed.
+        let library = unsafe { libc::dlopen(path.as_ptr(), RTLD_NOW | RTLD_LOCAL) };
+        assert!(!library.is_null(), "the library does not load");
+        macro_rules! function {
+            ($name:literal) => {{
+                // SAFETY: the library is open; api.h declares the function with the field's signature.
+                let found = unsafe { libc::dlsym(library, $name.as_ptr()) };
+                assert!(!found.is_null(), "{:?} is missing", $name);
+                unsafe { std::mem::transmute::<*mut c_void, _>(found) }
+            }};
+        }
+        Some(Emulator {
+            launch: function!(c"vlm_emu_launch"),
+            last_error: function!(c"vlm_emu_last_error"),
+            alloc: function!(c"vlm_emu_alloc"),
+            free: function!(c"vlm_emu_free"),
+            tensor_map: function!(c"vlm_emu_tensor_map"),
+            configure: function!(c"vlm_emu_configure"),
+        })
+    }
+
+    fn set(&self, key: &CStr, value: i64) {
+        // SAFETY: the key is a C string.
+        assert_eq!(unsafe { (self.configure)(key.as_ptr(), value) }, 0, "{key:?} {value}");
+    }
+
+    /// New device memory with these bytes, or poisoned where there are none.
+    fn buffer<T: bytemuck::NoUninit>(&self, values: &[T], length: usize) -> Buffer<'_> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        // SAFETY: the allocation is as large as what is copied into it.
+        let address = unsafe {
+            let address = (self.alloc)(length as u64);
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len().min(length));
+            address
+        };
+        Buffer { emulator: self, address, length }
+    }
+
+    /// A tensor map over rows of bf16 with boxes of `width` x `height`, 128-byte swizzle.
+    fn map(&self, of: &Buffer, columns: u64, rows: u64, [width, height]: [u32; 2]) -> Map {
+        let mut map = Map([0; 16]);
+        const BF16: u32 = 9;
+        // SAFETY: the arrays have the lengths that api.h asks for.
+        let done = unsafe {
+            (self.tensor_map)(
+                (&raw mut map).cast(),
+                BF16,
+                2,
+                of.address,
+                [columns, rows].as_ptr(),
+                [columns * 2].as_ptr(),
+                [width, height].as_ptr(),
+                3,
+            )
+        };
+        assert_eq!(done, 0, "the map is refused");
+        map
+    }
+
+    fn launch<A>(&self, kernel: &str, grid: [u32; 3], threads: u32, shared: u32, arguments: &A) -> Result<(), String> {
+        let name = CString::new(kernel).expect("a name");
+        let block = [threads, 1, 1];
+        let bytes = size_of::<A>() as u64;
+        // SAFETY: the struct is the kernel's, its addresses are live buffers; bugs of the kernel are the emulator's to catch.
+        let done = unsafe {
+            (self.launch)(name.as_ptr(), grid.as_ptr(), block.as_ptr(), shared, (&raw const *arguments).cast(), bytes)
+        };
+        if done == 0 {
+            return Ok(());
+        }
+        // SAFETY: a C string that lives until this thread's next call.
+        Err(unsafe { CStr::from_ptr((self.last_error)()) }.to_string_lossy().into_owned())
+    }
+}
+
+struct Buffer<'a> {
+    emulator: &'a Emulator,
+    address: u64,
+    length: usize,
+}
+
+impl Buffer<'_> {
+    fn read<T: bytemuck::AnyBitPattern>(&self) -> Vec<T> {
+        // SAFETY: the allocation has `length` bytes, aligned to 16.
+        bytemuck::cast_slice(unsafe { std::slice::from_raw_parts(self.address as *const u8, self.length) }).to_vec()
+    }
+}
+
+impl Drop for Buffer<'_> {
+    fn drop(&mut self) {
+        // SAFETY: from `alloc`, and unused from here on.
+        unsafe { (self.emulator.free)(self.address) }
+    }
+}
+
+#[repr(C, align(64))]
+struct Map([u64; 16]);
+
+#[repr(C)]
+struct CopiesArgs {
+    a: u64,
+    b: u64,
+    c: u64,
+    m: i32,
+    n: i32,
+    k: i32,
+}
+#[repr(C)]
+struct HopperArgs {
+    a: Map,
+    b: Map,
+    c: Map,
+    m: i32,
+    n: i32,
+    k: i32,
+}
+#[repr(C)]
+struct Pointers {
+    a: u64,
+    b: u64,
+    c: u64,
+}
+#[repr(C)]
+struct RowsArgs {
+    x: u64,
+    y: u64,
+    n: i32,
+}
+
+/// Small whole numbers, whose products' sums are exact.
+fn matrix(rows: usize, columns: usize, of: usize) -> Vec<bf16> {
+    (0..rows * columns).map(|i| bf16::from_f32(((i * 5 + i / 7 + of) % 5) as f32 - 2.0)).collect()
+}
+
+fn product(a: &[bf16], b: &[bf16], k: usize) -> Vec<f32> {
+    let row = |m: &[bf16], i: usize| m[i * k..(i + 1) * k].iter().map(|v| v.to_f32()).collect::<Vec<_>>();
+    let columns: Vec<_> = (0..b.len() / k).map(|j| row(b, j)).collect();
+    (0..a.len() / k)
+        .flat_map(|i| {
+            let a = row(a, i);
+            columns.iter().map(|b| a.iter().zip(b).map(|(x, y)| x * y).sum()).collect::<Vec<f32>>()
+        })
+        .collect()
+}
+
+/// What ran wrong, in words: the emulator's report, or that the numbers are not these.
+fn agree(done: Result<(), String>, got: impl FnOnce() -> Vec<f32>, wanted: &[f32]) -> Result<(), String> {
+    done?;
+    let got = got();
+    let wrong = got.iter().zip(wanted).filter(|(g, w)| g != w).count();
+    if wrong == 0 && got.len() == wanted.len() { Ok(()) } else { Err(format!("{wrong} wrong numbers")) }
+}
+
+fn copies(e: &Emulator, kernel: &str) -> Result<(), String> {
+    let (m, n, k) = (90, 64, 168);
+    let (a, b) = (matrix(m, k, 0), matrix(n, k, 1));
+    let wanted = product(&a, &b, k);
+    let (a, b, c) = (e.buffer(&a, a.len() * 2), e.buffer(&b, b.len() * 2), e.buffer::<u8>(&[], m * n * 4));
+    let arguments =
+        CopiesArgs { a: a.address, b: b.address, c: c.address, m: m as i32, n: n as i32, k: k as i32 };
+    agree(e.launch(kernel, [1, 2, 1], 128, 0, &arguments), || c.read(), &wanted)
+}
+
+fn hopper(e: &Emulator, kernel: &str) -> Result<(), String> {
+    // Three tiles for two blocks, five steps in a ring of four: the ring goes round within and across tiles.
+    let (m, n, k) = (384, 128, 320);
+    let (a, b) = (matrix(m, k, 0), matrix(n, k, 1));
+    let wanted: Vec<f32> = product(&a, &b, k).into_iter().map(|v| bf16::from_f32(v).to_f32()).collect();
+    let (a, b, c) = (e.buffer(&a, a.len() * 2), e.buffer(&b, b.len() * 2), e.buffer::<u8>(&[], m * n * 2));
+    let arguments = HopperArgs {
+        a: e.map(&a, k as u64, m as u64, [64, 128]),
+        b: e.map(&b, k as u64, n as u64, [64, 128]),
+        c: e.map(&c, n as u64, m as u64, [64, 64]),
+        m: m as i32,
+        n: n as i32,
+        k: k as i32,
+    };
+    let shared = 4 * 32768 + 32768 + 1024 + 64;
+    let got = || c.read::<u16>().into_iter().map(|v| bf16::from_bits(v).to_f32()).collect();
+    agree(e.launch(kernel, [2, 1, 1], 384, shared, &arguments), got, &wanted)
+}
+
+fn stored(e: &Emulator, kernel: &str) -> Result<(), String> {
+    let (a, b) = (matrix(64, 64, 0), matrix(128, 64, 1));
+    let wanted = product(&a, &b, 64);
+    let (a, b, c) = (e.buffer(&a, a.len() * 2), e.buffer(&b, b.len() * 2), e.buffer::<u8>(&[], 64 * 128 * 4));
+    let arguments = Pointers { a: a.address, b: b.address, c: c.address };
+    agree(e.launch(kernel, [1, 1, 1], 128, 192 * 128 + 1024, &arguments), || c.read(), &wanted)
+}
+
+/// Rows of whole numbers; the kernel's name says what is made of them.
+fn rows(e: &Emulator, kernel: &str) -> Result<(), String> {
+    let (rows, n) = (5, 250);
+    let x: Vec<f32> = (0..rows * n).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
+    let of = |f: &dyn Fn(&[f32]) -> Vec<f32>| x.chunks(n).flat_map(f).collect::<Vec<f32>>();
+    let wanted = if kernel.contains("reverse") {
+        of(&|r| r.iter().rev().copied().collect())
+    } else {
+        let squares = of(&|r| vec![r.iter().map(|v| v * v).sum()]);
+        of(&|r| vec![r.iter().sum()]).into_iter().chain(squares).collect()
+    };
+    let (x, y) = (e.buffer(&x, x.len() * 4), e.buffer::<u8>(&[], wanted.len() * 4));
+    let arguments = RowsArgs { x: x.address, y: y.address, n: n as i32 };
+    agree(e.launch(kernel, [rows as u32, 1, 1], 256, 0, &arguments), || y.read(), &wanted)
+}
+
+type Program = fn(&Emulator, &str) -> Result<(), String>;
+
+fn seeds() -> i64 {
+    std::env::var("VLM_EMULATOR_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(3)
+}
+
+/// The seeds under which the plain build finds something, and the first thing it says.
+fn found_by_seeds(e: &Emulator, program: Program, kernel: &str) -> (i64, String) {
+    let (mut found, mut said) = (0, String::new());
+    for seed in 1..=seeds() {
+        e.set(c"seed", seed);
+        if let Err(why) = program(e, kernel) {
+            found += 1;
+            said = why;
+        }
+    }
+    (found, said)
+}
+
+/// Correct kernels, under every policy and delay: no alarm, in no build.
+#[test]
+fn correct_kernels_give_no_alarm() {
+    let correct: [(Program, &str); 5] = [
+        (copies, "planted_copies_correct"),
+        (hopper, "planted_hopper_correct"),
+        (stored, "planted_stored_correct"),
+        (rows, "planted_rows_correct"),
+        (rows, "planted_rows_reverse_correct"),
+    ];
+    let (Some(plain), Some(race)) = (Emulator::open("planted"), Emulator::open("planted-race")) else { return };
+    for (program, kernel) in correct {
+        for seed in 1..=seeds() {
+            for policy in 0..3 {
+                plain.set(c"seed", seed);
+                plain.set(c"policy", policy);
+                plain.set(c"async", (policy + seed) % 3);
+                program(&plain, kernel).unwrap_or_else(|why| panic!("{kernel}, seed {seed}, policy {policy}: {why}"));
+            }
+        }
+        for seed in 1..=seeds().min(5) {
+            race.set(c"seed", seed);
+            program(&race, kernel).unwrap_or_else(|why| panic!("{kernel} in the race build: {why}"));
+        }
+    }
+}
+
+/// What catches a bug.
+#[derive(Clone, Copy)]
+enum Catch {
+    /// Every seed of the plain build, and the race build.
+    Both,
+    /// The race build, in one run; seeds may or may not.
+    Race,
+    /// Every seed of the plain build; there is nothing unordered in it.
+    Plain,
+}
+
+#[test]
+fn planted_bugs_are_caught() {
+    use Catch::{Both, Plain, Race};
+    let bugs: [(Program, &str, Catch, &str); 24] = [
+        (copies, "planted_copies_no_wait", Both, "race:"),
+        (copies, "planted_copies_no_barrier_before_read", Both, "race:"),
+        (copies, "planted_copies_no_barrier_before_refill", Both, "race:"),
+        (copies, "planted_copies_row_past_the_end", Both, "past the end"),
+        (copies, "planted_copies_read_past_the_end", Race, "past the end"),
+        (copies, "planted_copies_early_return", Both, "deadlock"),
+        (rows, "planted_rows_shared_scratch", Race, "shared address"),
+        (rows, "planted_rows_blocks_overlap", Both, "by block 0"),
+        (rows, "planted_rows_reverse_unordered", Race, "device allocation"),
+        (hopper, "planted_hopper_no_wgmma_wait", Both, ""),
+        (hopper, "planted_hopper_released_early", Race, "race: a write"),
+        (hopper, "planted_hopper_producer_phase", Both, "deadlock"),
+        (hopper, "planted_hopper_consumer_phase", Both, ""),
+        (hopper, "planted_hopper_no_full_wait", Both, ""),
+        (hopper, "planted_hopper_no_empty_wait", Both, ""),
+        (hopper, "planted_hopper_expected_bytes", Both, ""),
+        (hopper, "planted_hopper_no_barrier_after_init", Race, ""),
+        (hopper, "planted_hopper_no_fence_after_init", Both, "fence.mbarrier_init"),
+        (hopper, "planted_hopper_no_wgmma_fence", Both, "wgmma.fence"),
+        (hopper, "planted_hopper_no_proxy_fence", Both, "fence.proxy.async"),
+        (hopper, "planted_hopper_no_barrier_before_store", Race, ""),
+        (hopper, "planted_hopper_no_store_wait", Both, ""),
+        (hopper, "planted_hopper_no_last_release", Both, "deadlock"),
+        (stored, "planted_stored_no_wait", Plain, "wrong"),
+    ];
+    let (Some(plain), Some(race)) = (Emulator::open("planted"), Emulator::open("planted-race")) else { return };
+    let mut missed = Vec::new();
+    for (program, kernel, catch, words) in bugs {
+        let (found, by_seeds) = found_by_seeds(&plain, program, kernel);
+        let by_race = program(&race, kernel).err();
+        let plain_missed = matches!(catch, Both | Plain) && found < seeds();
+        let race_missed = match (&by_race, catch) {
+            (_, Plain) => false,
+            (None, _) => true,
+            (Some(said), _) => !words.split('|').any(|w| said.contains(w)),
+        };
+        if plain_missed || race_missed {
+            missed.push(format!("{kernel}: {found} of {} seeds ({by_seeds}); race build: {by_race:?}", seeds()));
+        }
+    }
+    // Ordinary stores that wgmma reads: only the race build sees who wrote.
+    for (kernel, words) in [("planted_stored_no_fence", "fence.proxy.async"), ("planted_stored_no_barrier", "race:")] {
+        let said = stored(&race, kernel).err().unwrap_or_default();
+        if !said.contains(words) {
+            missed.push(format!("{kernel}: {said:?}"));
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+}
+
+/// Single faults become errors that name kernel, block and thread, and the process goes on.
+#[test]
+fn faults_become_errors() {
+    let Some(e) = Emulator::open("planted") else { return };
+    let faults = [
+        ("write_far", 64, 32, "invalid access"),
+        ("write_one_past", 64, 32, "device allocation of 256 bytes"),
+        ("write_one_before", 64, 32, "device allocation of 256 bytes"),
+        ("shared_past_the_end", 32, 32, "outside of the shared array s_x"),
+        ("misaligned", 1, 32, "not aligned to 16 bytes"),
+        ("register_index", 5, 32, "index 5 of an array 'float [4]'"),
+        ("shift", 40, 32, "a shift"),
+        ("overflow", 5, 32, "signed overflow"),
+        ("divide", 3, 32, "division by zero"),
+        ("float_to_int", 1, 32, "made an integer"),
+        ("trap", 1, 32, "n must not be 1"),
+        ("divergent_shuffle", 1, 32, "deadlock"),
+        ("unequal_barriers", 32, 64, "threads 0-31: barrier 0 (32 of 64 threads have arrived); threads 32-63: exited"),
+        ("lane_outside_mask", 1, 32, "reads lane 20"),
+        ("stack", 3, 32, "stack of a thread"),
+    ];
+    for seed in 1..=4 {
+        e.set(c"seed", seed);
+        for (fault, n, threads, words) in faults {
+            let (x, y) = (e.buffer(&[1.0f32; 64], 256), e.buffer(&[1.0f32; 64], 256));
+            let arguments = RowsArgs { x: x.address, y: y.address, n };
+            let kernel = format!("planted_fault_{fault}");
+            let said = e.launch(&kernel, [1, 1, 1], threads, 0, &arguments).expect_err(&kernel);
+            assert!(said.contains(words), "{kernel}: {said}");
+            assert!(said.contains(&format!("[kernel {kernel}")), "{said}");
+        }
+    }
+    // Reads of what was never written, or lies just outside, give NaN.
+    for fault in ["uninitialised_shared", "read_one_past"] {
+        let (x, y) = (e.buffer(&[1.0f32; 63], 252), e.buffer(&[1.0f32; 64], 256));
+        let arguments = RowsArgs { x: x.address, y: y.address, n: 63 };
+        let done = e.launch(&format!("planted_fault_{fault}"), [1, 1, 1], 32, 0, &arguments);
+        assert!(done.is_err() || y.read::<f32>()[0].is_nan(), "{fault}: {done:?}");
+    }
+}
+
+/// What the driver refuses before a launch is refused here too.
+#[test]
+fn wrong_launches_are_refused() {
+    let Some(e) = Emulator::open("planted") else { return };
+    let x = e.buffer(&[1.0f32; 64], 256);
+    let arguments = RowsArgs { x: x.address, y: x.address, n: 8 };
+    let kernel = "planted_rows_correct";
+    let cases = [
+        (e.launch("no_such_kernel", [1, 1, 1], 32, 0, &arguments), "there is no kernel no_such_kernel"),
+        (e.launch(kernel, [1, 1, 1], 257, 0, &arguments), "where the kernel takes 1 to 256"),
+        (e.launch(kernel, [1, 1, 1], 0, 0, &arguments), "a block of 0"),
+        (e.launch(kernel, [1, 70000, 1], 32, 0, &arguments), "a grid of 1 x 70000 x 1"),
+        (e.launch(kernel, [1, 1, 1], 32, 228 * 1024, &arguments), "dynamic shared memory"),
+        (e.launch(kernel, [1, 1, 1], 32, 0, &x.address), "the argument has 8 bytes"),
+    ];
+    for (done, words) in cases {
+        assert!(done.as_ref().is_err_and(|said| said.contains(words)), "{words}: {done:?}");
+    }
+}
