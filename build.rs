@@ -24,13 +24,14 @@ type Result<T, E = String> = std::result::Result<T, E>;
 /// Checks that cost little: they are on in every build, with the handlers of cuda/emulator/undefined.cpp.
 const UNDEFINED: &str =
     "-fsanitize=alignment,bounds,shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow";
-const CXX_FLAGS: [&str; 11] = [
+const CXX_FLAGS: [&str; 12] = [
     "-std=c++20",
     "-g1",
     "-fPIC",
     "-fvisibility=hidden",
     "-fno-strict-aliasing",
     "-ffp-contract=off",
+    "-ftls-model=initial-exec",
     "-Wall",
     "-Wextra",
     "-Wno-psabi",

@@ -210,6 +210,9 @@ void begin_shared(Block* b, uint32_t dynamic_bytes);
 const char* end_shared(Block* b);
 // The host's address of `bytes` at a shared address, after checking bounds and alignment.
 uint8_t* shared_at(uint32_t address, uint32_t bytes, uint32_t alignment, const char* what);
+struct SharedRange { uint32_t start, end; };
+// The array that a byte lies in; {0, 0} where it lies in none.
+SharedRange shared_array_at(uint32_t offset);
 bool in_shared_array(uint32_t offset, uint32_t bytes);
 void mark_unfenced(uint32_t offset, uint32_t bytes, const Thread* writer);
 void check_fenced(uint32_t offset, const char* what);

@@ -62,6 +62,10 @@ uint8_t* create_between_guards(size_t bytes) {
 }
 
 bool all_ff(const uint8_t* from, const uint8_t* to) {
+  for (uint64_t eight; to - from >= 8; from += 8) {
+    memcpy(&eight, from, 8);
+    if (eight != ~0ull) return false;
+  }
   for (; from < to; from++)
     if (*from != 0xff) return false;
   return true;

@@ -58,15 +58,20 @@ EMU_TARGET void mma(const MmaLane* lanes, int m_tiles, int n_tiles) {
 }
 
 EMU_TARGET void wgmma(float* d, const float* a, const float* b, int n) {
-  for (int j = 0; j < n; j += 8) {
-    for (int i = 0; i < 64; i += 8) {
-      Eight s[8];
-      for (int q = 0; q < 8; q++) s[q] = *(Eight*)&d[(i + q) * n + j];
+  for (int j = 0; j < n; j += 16) {
+    const int second = j + 8 < n ? 8 : 0;  // n may be an odd number of eights: then the last are computed twice
+    for (int i = 0; i < 64; i += 4) {
+      float *d0 = &d[i * n + j], *d1 = d0 + n, *d2 = d1 + n, *d3 = d2 + n;
+      Eight s0 = *(Eight*)d0, s1 = *(Eight*)d1, s2 = *(Eight*)d2, s3 = *(Eight*)d3;
+      Eight t0 = *(Eight*)(d0 + second), t1 = *(Eight*)(d1 + second), t2 = *(Eight*)(d2 + second), t3 = *(Eight*)(d3 + second);
       for (int k = 0; k < 16; k++) {
-        const Eight x = *(const Eight*)&b[k * n + j];
-        for (int q = 0; q < 8; q++) s[q] += a[k * 64 + i + q] * x;
+        const float* r = &a[k * 64 + i];
+        const Eight x = *(const Eight*)&b[k * n + j], y = *(const Eight*)&b[k * n + j + second];
+        s0 += r[0] * x, s1 += r[1] * x, s2 += r[2] * x, s3 += r[3] * x;
+        t0 += r[0] * y, t1 += r[1] * y, t2 += r[2] * y, t3 += r[3] * y;
       }
-      for (int q = 0; q < 8; q++) *(Eight*)&d[(i + q) * n + j] = s[q];
+      *(Eight*)d0 = s0, *(Eight*)d1 = s1, *(Eight*)d2 = s2, *(Eight*)d3 = s3;
+      *(Eight*)(d0 + second) = t0, *(Eight*)(d1 + second) = t1, *(Eight*)(d2 + second) = t2, *(Eight*)(d3 + second) = t3;
     }
   }
 }

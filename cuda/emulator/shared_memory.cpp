@@ -65,12 +65,17 @@ void* static_shared(const void* tag, const char* name, size_t bytes, size_t alig
 
 void* dynamic_shared() { return block->shared + block->dynamic_offset; }
 
-bool in_shared_array(uint32_t offset, uint32_t bytes) {
-  auto inside = [&](uint32_t start, uint32_t size) { return offset >= start && offset - start + (uint64_t)bytes <= size; };
-  if (inside(block->dynamic_offset, block->dynamic_bytes)) return true;
+SharedRange shared_array_at(uint32_t offset) {
+  const uint32_t dynamic = block->dynamic_offset;
+  if (offset >= dynamic && offset - dynamic < block->dynamic_bytes) return {dynamic, dynamic + block->dynamic_bytes};
   for (const StaticArray& a : block->statics)
-    if (inside(a.offset, a.bytes)) return true;
-  return false;
+    if (offset >= a.offset && offset - a.offset < a.bytes) return {a.offset, a.offset + a.bytes};
+  return {0, 0};
+}
+
+bool in_shared_array(uint32_t offset, uint32_t bytes) {
+  const SharedRange array = shared_array_at(offset);
+  return array.end && offset + (uint64_t)bytes <= array.end;
 }
 
 uint8_t* shared_at(uint32_t address, uint32_t bytes, uint32_t alignment, const char* what) {

@@ -48,8 +48,8 @@ struct Operand {
       offset = swizzle ? mn / 8 * stride + mn % 8 * row_bytes + k * 2
                        : mn / 8 * stride + k / 8 * leading + mn % 8 * 16 + k % 8 * 2;
     } else {
-      const uint32_t columns = row_bytes / 2;
-      offset = swizzle ? mn / columns * leading + k / 8 * stride + k % 8 * row_bytes + mn % columns * 2
+      const uint32_t shift = 3 + (uint32_t)swizzle, columns = 1u << shift;
+      offset = swizzle ? (mn >> shift) * leading + k / 8 * stride + k % 8 * row_bytes + (mn & (columns - 1)) * 2
                        : mn / 8 * stride + k / 8 * leading + k % 8 * 16 + mn % 8 * 2;
     }
     return swizzled(start + offset, swizzle);
@@ -70,13 +70,19 @@ float widen(uint16_t bits) { return __builtin_bit_cast(float, (uint32_t)bits << 
 uint64_t read_operand(const Operand& o, uint32_t extent, float* values, bool check, const char* what) {
   uint64_t hashes[4] = {1, 2, 3, 4};
   const uint32_t warpgroup = self()->linear / kThreads;
+  const uint8_t* const shared = block->shared;
+  const bool any_unfenced = block->any_unfenced;
+  SharedRange known = {0, 0};  // nearly always all pieces lie in one array
   auto piece = [&](uint32_t mn, uint32_t k) -> const uint8_t* {
     const uint32_t address = o.address(mn, k), offset = address - kSharedBase;
-    if (!check) return block->shared + offset;
-    const uint8_t* at = shared_at(address, 16, 16, what);
-    if (block->any_unfenced) check_fenced(offset, what);
+    if (!check) return shared + offset;
+    if (__builtin_expect(offset < known.start || offset + 16 > known.end, 0)) {
+      shared_at(address, 16, 16, what);
+      known = shared_array_at(offset);
+    }
+    if (any_unfenced) check_fenced(offset, what);
     if (race_hooks) race_hooks->wgmma_read(warpgroup, offset, 16);
-    return at;
+    return shared + offset;
   };
   const uint32_t outer = o.mn_major ? kDepth : extent, pieces = (o.mn_major ? extent : kDepth) / 8;
   for (uint32_t i = 0; i < outer; i++) {
@@ -86,8 +92,9 @@ uint64_t read_operand(const Operand& o, uint32_t extent, float* values, bool che
       if (!values) continue;
       uint16_t eight[8];
       memcpy(eight, from, 16);
-      for (uint32_t e = 0; e < 8; e++)
-        values[o.mn_major ? i * extent + p * 8 + e : (p * 8 + e) * extent + i] = widen(eight[e]);
+      float* to = values + (o.mn_major ? i * extent + p * 8 : p * 8 * extent + i);
+      const uint32_t step = o.mn_major ? 1 : extent;
+      for (uint32_t e = 0; e < 8; e++) to[e * step] = widen(eight[e]);
     }
   }
   return hashes[0] ^ hashes[1] * 3 ^ hashes[2] * 5 ^ hashes[3] * 7;

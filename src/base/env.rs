@@ -3,7 +3,7 @@
 /// What to log to stderr, in the syntax of tracing's `EnvFilter` (e.g. `debug`); default `warn`.
 pub const LOG: &str = "VLM_LOG";
 
-/// Which build of the emulator computes for `--device emulated`: `plain` (default), `asan` or `race`.
+/// Which build of the emulator computes for `--device emulated`: `plain` (default), `asan`, `race`, or a library's path.
 pub const EMULATOR: &str = "VLM_EMULATOR";
 
 /// The compute capability that the emulator claims, e.g. `8.6`; default `9.0`.

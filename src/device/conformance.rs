@@ -1,6 +1,6 @@
 //! Conformance: one small launch for each primitive that the kernels are made of (`cuda/conformance*.cu`), whose raw
-//! output a GPU and the emulator must agree on. A test lays the emulator's beside the formulas of the PTX ISA;
-//! `vlm doctor --conformance` lays a GPU's beside the emulator's.
+//! output a GPU and the emulator must agree on. `tests/suite/emulator_conformance.rs` lays the emulator's beside the
+//! formulas of the PTX ISA and, where there is a GPU, beside the GPU's.
 
 use super::launcher::{Allocation, Launch, Launcher, MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::base::Result;
@@ -76,12 +76,8 @@ pub fn run(launcher: &Arc<dyn Launcher>, case: &Case) -> Result<Vec<u8>> {
         })?,
     };
     let arguments = ConformanceArgs { map, x: x.address(), y: y.address(), n: case.n, option: case.option };
-    let launch = Launch {
-        kernel: case.kernel,
-        grid: [case.blocks, 1, 1],
-        block: case.threads,
-        shared_bytes: case.shared_bytes,
-    };
+    let launch =
+        Launch { kernel: case.kernel, grid: [case.blocks, 1, 1], block: case.threads, shared_bytes: case.shared_bytes };
     // SAFETY: the struct is laid out as the kernel's (a test compares them); the cases below size x and y for what each
     // kernel reads and writes; both live until the read below has waited for the launch.
     unsafe { launcher.launch("conformance", &launch, (&raw const arguments).cast(), size_of::<ConformanceArgs>())? };
@@ -214,8 +210,12 @@ fn hopper_cases() -> Vec<Case> {
 /// A tensor of 24 rows of 72 bf16, boxes of 8 rows as wide as the swizzle, inside, across each corner and outside.
 fn tma_cases() -> Vec<Case> {
     let mut all = Vec::new();
-    let swizzles =
-        [(Swizzle::None, 16, "none"), (Swizzle::Bytes32, 16, "32"), (Swizzle::Bytes64, 32, "64"), (Swizzle::Bytes128, 64, "128")];
+    let swizzles = [
+        (Swizzle::None, 16, "none"),
+        (Swizzle::Bytes32, 16, "32"),
+        (Swizzle::Bytes64, 32, "64"),
+        (Swizzle::Bytes128, 64, "128"),
+    ];
     for (swizzle, width, name) in swizzles {
         let map = |over_output| MapOver {
             over_output,
@@ -227,7 +227,12 @@ fn tma_cases() -> Vec<Case> {
         };
         let bytes = (width * 8 * 2) as usize;
         for [x, y] in [[8, 3], [-8, -3], [64, 20], [100, 0]] {
-            let place = Case { n: bytes as i32, option: [x, y, 0, 0, 0], shared_bytes: bytes as u32 + 1024, ..case("", "", 32, vec![], 0) };
+            let place = Case {
+                n: bytes as i32,
+                option: [x, y, 0, 0, 0],
+                shared_bytes: bytes as u32 + 1024,
+                ..case("", "", 32, vec![], 0)
+            };
             all.push(Case {
                 name: format!("tma_load_2d_swizzle_{name}_at_{x}_{y}"),
                 kernel: "conformance_tma_load_2d",

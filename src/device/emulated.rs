@@ -50,6 +50,10 @@ fn library() -> Result<&'static Functions> {
 
 fn open() -> Result<Functions, String> {
     let variant = variant();
+    // a library that a tool compiled
+    if variant.contains('/') {
+        return load(&CString::new(variant).map_err(|e| e.to_string())?);
+    }
     let Some((_, bytes)) = super::images::EMULATORS.iter().find(|(name, _)| *name == variant) else {
         let built: Vec<&str> = super::images::EMULATORS.iter().map(|(name, _)| *name).collect();
         return Err(match built[..] {
@@ -69,6 +73,12 @@ fn open() -> Result<Functions, String> {
     let mut file = std::fs::File::from(file);
     std::io::Write::write_all(&mut file, bytes).map_err(|e| format!("cannot load the emulator: {e}"))?;
     let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|e| e.to_string())?;
+    // stays open: the library finds the lines of its own code there
+    std::mem::forget(file);
+    load(&path)
+}
+
+fn load(path: &CStr) -> Result<Functions, String> {
     // SAFETY: the library is our own build, whose initialisers only register kernels; it is never closed.
     let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     if library.is_null() {

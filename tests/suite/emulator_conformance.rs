@@ -1,13 +1,14 @@
 //! The emulator's primitives against the formulas of the PTX ISA 9.0, written here from its figures: fragments of
-//! ldmatrix, stmatrix, mma.m16n8k16 and wgmma, matrix descriptors, the swizzles of TMA, rounding. No GPU has confirmed them
-//! yet: `vlm doctor --conformance` compares where there is one.
+//! ldmatrix, stmatrix, mma.m16n8k16 and wgmma, matrix descriptors, the swizzles of TMA, rounding. Where there is a GPU it
+//! is compared too; none has confirmed them yet. `VLM_WRITE_CONFORMANCE=DIR` writes the GPU's outputs, which then belong in
+//! `tests/golden/conformance`.
 
 use half::bf16;
 use std::sync::Arc;
 use vlm::base::rng::philox;
 use vlm::device::conformance::{Case, MapOver, UNTOUCHED, WGMMA_B, cases, run};
 use vlm::device::launcher::{Launcher, Swizzle};
-use vlm::device::{conformance, emulated};
+use vlm::device::{conformance, cuda, emulated};
 
 fn emulator() -> Option<Arc<dyn Launcher>> {
     if !emulated::is_built() {
@@ -43,6 +44,30 @@ fn primitives_follow_the_instruction_set() {
             if let Err(said) = conformance::compare(&case, &got, &expected(&case)) {
                 wrong.push(format!("{}, policy {policy}: {said}", case.name));
             }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// A GPU gives the emulator's outputs.
+#[test]
+fn a_gpu_agrees_with_the_emulator() {
+    let gpu = match cuda::Cuda::open(0) {
+        Ok(gpu) => gpu as Arc<dyn Launcher>,
+        Err(why) => return println!("skipped: conformance on a GPU: {why}"),
+    };
+    let Some(emulator) = emulator() else { return };
+    let folder = std::env::var_os("VLM_WRITE_CONFORMANCE").map(std::path::PathBuf::from);
+    let mut wrong = Vec::new();
+    for case in cases().iter().filter(|c| !c.hopper || gpu.facts().is_hopper()) {
+        let on_gpu = run(&gpu, case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        let wanted = run(&emulator, case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+        if let Err(said) = conformance::compare(case, &on_gpu, &wanted) {
+            wrong.push(format!("{}: {said}", case.name));
+        }
+        if let Some(folder) = &folder {
+            std::fs::create_dir_all(folder).expect("the folder");
+            std::fs::write(folder.join(format!("{}.bin", case.name)), &on_gpu).expect("the output");
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -233,7 +258,8 @@ fn each_box_byte(case: &Case, mut visit: impl FnMut(usize, Option<usize>)) {
                 let at = [x, y, z].map(|v| v as i64);
                 let at: Vec<i64> = (0..sizes.len()).map(|d| at[d] + i64::from(case.option[d])).collect();
                 let inside = at.iter().zip(sizes).all(|(&a, &s)| (0..s as i64).contains(&a));
-                let of_tensor = at[0] * element + at[1..].iter().zip(strides_bytes).map(|(&a, &s)| a * s as i64).sum::<i64>();
+                let of_tensor =
+                    at[0] * element + at[1..].iter().zip(strides_bytes).map(|(&a, &s)| a * s as i64).sum::<i64>();
                 for byte in 0..element as usize {
                     let of_box = ((z * height + y) * width + x) * element as usize + byte;
                     visit(of_box, inside.then(|| of_tensor as usize + byte));

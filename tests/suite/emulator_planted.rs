@@ -185,8 +185,7 @@ fn copies(e: &Emulator, kernel: &str) -> Result<(), String> {
     let (a, b) = (matrix(m, k, 0), matrix(n, k, 1));
     let wanted = product(&a, &b, k);
     let (a, b, c) = (e.buffer(&a, a.len() * 2), e.buffer(&b, b.len() * 2), e.buffer::<u8>(&[], m * n * 4));
-    let arguments =
-        CopiesArgs { a: a.address, b: b.address, c: c.address, m: m as i32, n: n as i32, k: k as i32 };
+    let arguments = CopiesArgs { a: a.address, b: b.address, c: c.address, m: m as i32, n: n as i32, k: k as i32 };
     agree(e.launch(kernel, [1, 2, 1], 128, 0, &arguments), || c.read(), &wanted)
 }
 
