@@ -56,7 +56,8 @@ PLANTED(planted_rows_reverse_correct, reverse<kNone>(a))
 PLANTED(planted_rows_reverse_unordered, reverse<kUnordered>(a))
 
 // Single faults.
-PLANTED(planted_fault_write_far, if (threadIdx.x == 5) a.y[a.n + 5000] = 1.0f)
+// So far that nothing can have been mapped there.
+PLANTED(planted_fault_write_far, if (threadIdx.x == 5) a.y[-((int64_t)a.n << 36)] = 1.0f)
 PLANTED(planted_fault_write_one_past, if (threadIdx.x == 5) a.y[a.n] = 1.0f)
 PLANTED(planted_fault_write_one_before, if (threadIdx.x == 5) a.y[-1] = 1.0f)
 PLANTED(planted_fault_read_one_past, if (threadIdx.x == 5) a.y[0] = a.x[a.n])
