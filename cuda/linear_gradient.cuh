@@ -1,0 +1,41 @@
+// What the gradients of parameters are told and how their sums are stored: shared by linear_backward.cu and
+// linear_sm90.cu.
+#pragma once
+#include "linear_product.cuh"
+
+namespace linear {
+
+// Rows of a gradient that come from one weight.
+struct LinearGradientBand {
+  const bf16* left;
+  const bf16* right;
+  float* gradient;
+  int64_t right_stride;  // elements
+  int64_t partial_at;    // elements
+  int32_t height, width;
+  float scale;
+  int32_t gathered;
+};
+
+struct LinearGradientArgs {
+  LinearGradientBand bands[BANDS];
+  const int32_t* rows;
+  float* partial;        // null where there is one split
+  int64_t left_stride;   // elements
+  int64_t partial_size;  // elements of one split
+  int32_t m, n_bands, splits, split_rows;
+};
+
+// One sum: a part of the gradient where there are several, else added to the gradient. Nothing outside it.
+DEV void store_gradient(const LinearGradientArgs& a, int index, int split, int row, int column, float sum) {
+  const LinearGradientBand& band = a.bands[index];
+  if (row >= band.height || column >= band.width) return;
+  const int64_t at = (int64_t)row * band.width + column;
+  if (a.partial) {
+    a.partial[split * a.partial_size + band.partial_at + at] = sum;
+  } else {
+    band.gradient[at] += band.scale * sum;
+  }
+}
+
+}  // namespace linear

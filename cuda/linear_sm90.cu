@@ -1,0 +1,123 @@
+// linear on Hopper: the products of linear.cu and linear_backward.cu through TMA and wgmma (linear_sm90.cuh).
+//
+// Maths, tensors, numerics and rounding: as in those files; the scale of an adapter multiplies the f32 sum of s B^T here
+// too, before x W^T is added to it. What a launch needs besides their arguments is a tensor map for each operand: k
+// contiguous in boxes of 64 x 128 (left) or 64 x BN (right), else boxes of 64 x 64, bf16, 128-byte swizzle, whose sizes
+// are those of the piece, so that what belongs to a neighbouring segment reads as zero.
+//
+// Limits: operands begin at multiples of 16 bytes, their rows too; no gathered rows (`rows` may name rows of the residual
+// and of dx). Deterministic: a block owns a tile (of a split) and sums in one order. Unmeasured: no GPU was at hand.
+#include "linear_gradient.cuh"
+#include "linear_sm90.cuh"
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+namespace linear {
+
+struct LinearSm90Args {
+  LinearArgs product;
+  TensorMap left[PIECES], right[PIECES];
+};
+LAYOUT(LinearSm90Args, product, left, right);
+
+template <int BN> struct ProductWork {
+  const LinearSm90Args& a;
+
+  DEV int tiles_n() const {
+    int n = 0;
+    for (int b = 0; b < a.product.n_bands; b++) n += ceil_div(a.product.bands[b].width, BN);
+    return n;
+  }
+  DEV int tiles_m() const { return ceil_div(a.product.m, HOPPER_M); }
+  DEV int tiles() const { return tiles_m() * tiles_n() * a.product.splits; }
+  DEV HopperTile tile(int index) const {
+    const int of_split = tiles_m() * tiles_n();
+    HopperTile t;
+    int tile_m, tile_n;
+    t.split = index / of_split;
+    tile_of(index % of_split, tiles_m(), tiles_n(), tile_m, tile_n);
+    t.band = 0;
+    for (int n; tile_n >= (n = ceil_div(a.product.bands[t.band].width, BN)); t.band++) tile_n -= n;
+    t.m0 = tile_m * HOPPER_M;
+    t.n0 = tile_n * BN;
+    const LinearBand& band = a.product.bands[t.band];
+    const int begin = t.split * a.product.split_depth;
+    t.steps = t.scaled = 0;
+    t.scale = band.scale;
+    for (int p = band.first; p < band.end; p++) {
+      t.steps += ceil_div(depth_of(a.product, p, begin) - begin, HOPPER_K);
+      if (p + 1 == band.first + band.scaled) t.scaled = t.steps;
+    }
+    return t;
+  }
+  DEV HopperStep step(const HopperTile& t, int step) const {
+    const int begin = t.split * a.product.split_depth;
+    int piece = a.product.bands[t.band].first;
+    for (int n; step >= (n = ceil_div(depth_of(a.product, piece, begin) - begin, HOPPER_K)); piece++) step -= n;
+    return HopperStep{&a.left[piece], &a.right[piece], begin + step * HOPPER_K};
+  }
+  DEV void store(const HopperTile& t, int m, int n, float (&v)[8]) const {
+    store8<true>(a.product, t.band, t.split, m, n, v);
+  }
+};
+
+struct LinearGradientSm90Args {
+  LinearGradientArgs gradients;
+  TensorMap left[BANDS], right[BANDS];
+};
+LAYOUT(LinearGradientSm90Args, gradients, left, right);
+
+template <int BN> struct GradientWork {
+  const LinearGradientSm90Args& a;
+
+  DEV int tiles_of(const LinearGradientBand& band) const {
+    return ceil_div(band.height, HOPPER_M) * ceil_div(band.width, BN);
+  }
+  DEV int of_split() const {
+    int n = 0;
+    for (int b = 0; b < a.gradients.n_bands; b++) n += tiles_of(a.gradients.bands[b]);
+    return n;
+  }
+  DEV int tiles() const { return of_split() * a.gradients.splits; }
+  DEV HopperTile tile(int index) const {
+    HopperTile t;
+    t.split = index / of_split();
+    index %= of_split();
+    t.band = 0;
+    for (int n; index >= (n = tiles_of(a.gradients.bands[t.band])); t.band++) index -= n;
+    const LinearGradientBand& band = a.gradients.bands[t.band];
+    int tile_m, tile_n;
+    tile_of(index, ceil_div(band.height, HOPPER_M), ceil_div(band.width, BN), tile_m, tile_n);
+    t.m0 = tile_m * HOPPER_M;
+    t.n0 = tile_n * BN;
+    const int begin = t.split * a.gradients.split_rows, rest = a.gradients.m - begin;
+    t.steps = ceil_div(rest < a.gradients.split_rows ? rest : a.gradients.split_rows, HOPPER_K);
+    t.scaled = 0;
+    t.scale = 1.f;
+    return t;
+  }
+  DEV HopperStep step(const HopperTile& t, int step) const {
+    return HopperStep{&a.left[t.band], &a.right[t.band], t.split * a.gradients.split_rows + step * HOPPER_K};
+  }
+  DEV void store(const HopperTile& t, int m, int n, float (&v)[8]) const {
+    UNROLL for (int i = 0; i < 8; i++) store_gradient(a.gradients, t.band, t.split, m, n + i, v[i]);
+  }
+};
+
+}  // namespace linear
+
+KERNEL(linear_fwd_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<128, true, true>(linear::ProductWork<128>{a});
+}
+KERNEL(linear_fwd_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<256, true, true>(linear::ProductWork<256>{a});
+}
+KERNEL(linear_bwd_dx_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<128, true, false>(linear::ProductWork<128>{a});
+}
+KERNEL(linear_bwd_dx_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<256, true, false>(linear::ProductWork<256>{a});
+}
+KERNEL(linear_bwd_dw_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGradientSm90Args a) {
+  linear::run_sm90<128, false, false>(linear::GradientWork<128>{a});
+}
+#endif

@@ -1,0 +1,168 @@
+// The matrix product of linear on Hopper: operands by TMA, products by wgmma.
+//
+// A block has three warpgroups and stays for many tiles of 128 x BN. One thread of the first warpgroup is the producer:
+// it fills a ring of four stages (64 steps of k of both operands, 128-byte swizzle), one tensor map an operand, and runs
+// ahead into the next tile while the others still store. The other two warpgroups each own 64 x BN sums in registers.
+// A stage has two barriers: `full`, completed by the bytes that TMA delivers, and `empty`, on which each consumer arrives
+// once. A consumer issues the products of a step, waits until those of the step before have finished, and only then gives
+// that step's stage back, so the tensor cores never run dry between steps.
+//
+// Operands lie with k contiguous or with their other index contiguous (wgmma's own transposition), so forward, dx and dW
+// read the same memory untransposed. TMA fills what lies outside an operand with zeros: ragged edges need no masks but at
+// the store, which goes through 32 columns of shared memory at a time, so that 16 bytes of a row move at once.
+// Shared memory: 4 (128 + BN) 64 2 bytes of stages and 20 KiB of sums, at most 214 KiB. One block a multiprocessor.
+#pragma once
+#include "linear_product.cuh"
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+namespace linear {
+
+constexpr int HOPPER_M = 128, HOPPER_K = 64, HOPPER_STAGES = 4, HOPPER_SLICE = 32;
+constexpr int SLICE_STRIDE = HOPPER_SLICE + 8;  // floats; eight more, so that rows do not share banks
+constexpr int ATOM_BYTES = 64 * HOPPER_K * 2;   // 64 columns of an operand whose other index is contiguous
+
+// What a tile sums: `scaled` of its steps come first and are multiplied by `scale` together.
+struct HopperTile {
+  int band, split, m0, n0, steps, scaled;
+  float scale;
+};
+// Which operands a step reads, and from where.
+struct HopperStep {
+  const TensorMap* left;
+  const TensorMap* right;
+  int k;
+};
+
+// A position in the ring of stages. `phase` is the parity of the round.
+struct Ring {
+  int stage = 0;
+  uint32_t phase = 0;
+  DEV void advance() {
+    if (++stage == HOPPER_STAGES) {
+      stage = 0;
+      phase ^= 1;
+    }
+  }
+};
+
+template <int BN, int TA, int TB> DEV void wgmma(float (&d)[BN / 2], uint64_t a, uint64_t b, int accumulate) {
+  if constexpr (BN == 256) {
+    wgmma_m64n256k16<TA, TB>(d, a, b, accumulate);
+  } else {
+    wgmma_m64n128k16<TA, TB>(d, a, b, accumulate);
+  }
+}
+
+// A barrier of one consumer warpgroup.
+DEV void consumer_sync(int consumer) {
+  if (consumer == 0) {
+    bar_sync<1>(128);
+  } else {
+    bar_sync<2>(128);
+  }
+}
+
+// One operand's part of a step, OUTER wide.
+template <int OUTER, bool ALONG_K> DEV void load_boxes(uint32_t to, const TensorMap* map, uint32_t full, int outer, int k) {
+  if constexpr (ALONG_K) {
+    tma_load_2d(to, map, full, k, outer);
+  } else {
+    UNROLL for (int i = 0; i < OUTER / 64; i++) tma_load_2d(to + i * ATOM_BYTES, map, full, outer + i * 64, k);
+  }
+}
+
+// Work has: int tiles() const; HopperTile tile(int index) const; HopperStep step(const HopperTile&, int step) const;
+// void store(const HopperTile&, int m, int n, float (&v)[8]) const.
+template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void run_sm90(const Work& work) {
+  constexpr uint32_t LEFT_BYTES = HOPPER_M * HOPPER_K * 2, STAGE_BYTES = (HOPPER_M + BN) * HOPPER_K * 2;
+  constexpr uint32_t SLICE_BYTES = 64 * SLICE_STRIDE * 4;
+  DYN_SMEM(raw);
+  const uint32_t base = (smem_u32(raw) + 1023u) & ~1023u;  // swizzled boxes begin at multiples of 1024
+  const uint32_t slices = base + HOPPER_STAGES * STAGE_BYTES, full = slices + 2 * SLICE_BYTES;
+  const uint32_t empty = full + 8 * HOPPER_STAGES;
+  const int tid = threadIdx.x, warpgroup = tid >> 7, lane = tid & 31;
+  if (tid == 0) {
+    UNROLL for (int s = 0; s < HOPPER_STAGES; s++) {
+      mbar_init(full + 8 * s, 1);
+      mbar_init(empty + 8 * s, 2);
+    }
+    fence_mbar_init();
+  }
+  __syncthreads();
+  Ring ring;
+  if (warpgroup == 0) {
+    reg_dealloc<40>();
+    if (tid != 0) return;
+    for (int t = blockIdx.x; t < work.tiles(); t += gridDim.x) {
+      const HopperTile tile = work.tile(t);
+      for (int i = 0; i < tile.steps; i++) {
+        const HopperStep step = work.step(tile, i);
+        const uint32_t to = base + ring.stage * STAGE_BYTES, bar = full + 8 * ring.stage;
+        mbar_wait(empty + 8 * ring.stage, ring.phase ^ 1);
+        mbar_arrive_expect_tx(bar, STAGE_BYTES);
+        load_boxes<HOPPER_M, LEFT_ALONG_K>(to, step.left, bar, tile.m0, step.k);
+        load_boxes<BN, RIGHT_ALONG_K>(to + LEFT_BYTES, step.right, bar, tile.n0, step.k);
+        ring.advance();
+      }
+    }
+    return;
+  }
+  reg_alloc<232>();
+  const int consumer = warpgroup - 1, warp = (tid >> 5) & 3;
+  const bool leads = (tid & 127) == 0;
+  float* slice = (float*)(raw + (slices - smem_u32(raw)) + consumer * SLICE_BYTES);
+  float d[BN / 2];
+  for (int t = blockIdx.x; t < work.tiles(); t += gridDim.x) {
+    const HopperTile tile = work.tile(t);
+    int held = -1;  // the stage that the products in flight read
+    int accumulate = 0;
+    auto multiply_steps = [&](int steps) {
+      for (int i = 0; i < steps; i++) {
+        mbar_wait(full + 8 * ring.stage, ring.phase);
+        const uint32_t left = base + ring.stage * STAGE_BYTES + consumer * (LEFT_BYTES / 2);
+        const uint32_t right = base + ring.stage * STAGE_BYTES + LEFT_BYTES;
+        wgmma_fence();
+        UNROLL for (int kk = 0; kk < HOPPER_K / 16; kk++) {
+          const uint64_t a = wgmma_desc_sw128(left + kk * (LEFT_ALONG_K ? 32 : 2048), ATOM_BYTES, 1024);
+          const uint64_t b = wgmma_desc_sw128(right + kk * (RIGHT_ALONG_K ? 32 : 2048), ATOM_BYTES, 1024);
+          wgmma<BN, !LEFT_ALONG_K, !RIGHT_ALONG_K>(d, a, b, accumulate);
+          accumulate = 1;
+        }
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (held >= 0 && leads) mbar_arrive(empty + 8 * held);
+        held = ring.stage;
+        ring.advance();
+      }
+      wgmma_wait<0>();
+      if (held >= 0 && leads) mbar_arrive(empty + 8 * held);
+      held = -1;
+    };
+    if (tile.scaled > 0) {
+      multiply_steps(tile.scaled);
+      UNROLL for (int i = 0; i < BN / 2; i++) d[i] *= tile.scale;
+    }
+    multiply_steps(tile.steps - tile.scaled);
+    for (int s = 0; s < BN / HOPPER_SLICE; s++) {
+      UNROLL for (int from = 0; from < BN / HOPPER_SLICE; from++) {
+        if (from != s) continue;  // registers have no run-time index
+        UNROLL for (int j = 0; j < HOPPER_SLICE / 8; j++) UNROLL for (int h = 0; h < 2; h++) {
+          const int i = (from * HOPPER_SLICE / 8 + j) * 4 + 2 * h;
+          float* to = slice + (warp * 16 + h * 8 + (lane >> 2)) * SLICE_STRIDE + j * 8 + (lane & 3) * 2;
+          *(float2*)to = make_float2(d[i], d[i + 1]);
+        }
+      }
+      consumer_sync(consumer);
+      UNROLL1 for (int c = tid & 127; c < 64 * HOPPER_SLICE / 8; c += 128) {
+        const int r = c / (HOPPER_SLICE / 8), column = c % (HOPPER_SLICE / 8) * 8;
+        float v[8];
+        UNROLL for (int i = 0; i < 8; i++) v[i] = slice[r * SLICE_STRIDE + column + i];
+        work.store(tile, tile.m0 + consumer * 64 + r, tile.n0 + s * HOPPER_SLICE + column, v);
+      }
+      consumer_sync(consumer);  // all have read the slice before the next is written
+    }
+  }
+}
+
+}  // namespace linear
+#endif
