@@ -45,10 +45,11 @@ impl Activation {
     }
 }
 
-/// dz = act'(z) dy, where z is the sum that the activation was applied to.
-pub fn activation_backward<T: Real>(activation: Activation, z: &[T], dy: &[T], dz: &mut [T]) {
+/// dz = act'(z) dy, where z is the sum that the activation was applied to; stored in `precision`, as PyTorch's gradient
+/// of it is.
+pub fn activation_backward<T: Real>(activation: Activation, z: &[T], dy: &[T], precision: Precision, dz: &mut [T]) {
     for ((dz, dy), z) in dz.iter_mut().zip(dy).zip(z) {
-        *dz = activation.derivative(*z) * *dy;
+        *dz = (activation.derivative(*z) * *dy).stored(precision);
     }
 }
 

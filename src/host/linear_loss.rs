@@ -2,6 +2,7 @@
 
 use super::Real;
 use super::attention::probabilities;
+use crate::base::Precision;
 
 /// The cross-entropy of each row of x [R, k] with its label, a row of w [V, k].
 pub fn linear_loss<T: Real>(x: &[T], k: usize, w: &[T], labels: &[i32], losses: &mut [T]) {
@@ -13,14 +14,16 @@ pub fn linear_loss<T: Real>(x: &[T], k: usize, w: &[T], labels: &[i32], losses: 
     }
 }
 
-/// Of `scale` times the sum of all losses: dl = scale (softmax(logits) - 1 at the label); dx += dl W, dw += dl^T x
-/// where the head is trained.
+/// Of `scale` times the sum of all losses: dl = scale (softmax(logits) - 1 at the label), stored in `precision`;
+/// dx += dl W, dw += dl^T x where the head is trained.
+#[allow(clippy::too_many_arguments, reason = "the specification names each of its inputs")]
 pub fn linear_loss_backward<T: Real>(
     x: &[T],
     k: usize,
     w: &[T],
     labels: &[i32],
     scale: T,
+    precision: Precision,
     dx: &mut [T],
     mut dw: Option<&mut [T]>,
 ) {
@@ -28,10 +31,11 @@ pub fn linear_loss_backward<T: Real>(
         let mut dl = probabilities(logits(x, w));
         dl[*label as usize] -= T::one();
         for (j, dl) in dl.iter().enumerate() {
+            let dl = (scale * *dl).stored(precision);
             let row = j * k..(j + 1) * k;
-            dx.iter_mut().zip(&w[row.clone()]).for_each(|(dx, w)| *dx += scale * *dl * *w);
+            dx.iter_mut().zip(&w[row.clone()]).for_each(|(dx, w)| *dx += dl * *w);
             if let Some(dw) = &mut dw {
-                dw[row].iter_mut().zip(x).for_each(|(dw, x)| *dw += scale * *dl * *x);
+                dw[row].iter_mut().zip(x).for_each(|(dw, x)| *dw += dl * *x);
             }
         }
     }

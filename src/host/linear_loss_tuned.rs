@@ -5,6 +5,7 @@ use super::linear::Activation;
 use super::linear_tuned::{Matrix, Segment, linear};
 use super::linear_tuned_backward::{self, linear_backward};
 use super::math;
+use crate::base::Precision;
 use rayon::prelude::*;
 
 /// Logits of one chunk, in elements: 64 MiB.
@@ -23,7 +24,8 @@ pub struct Gradients<'a> {
 }
 
 /// The cross-entropy of each row of x [R, k] with its label, a row of the head [V, k]; and the gradients in the same
-/// pass, since the logits would have to be computed again in another.
+/// pass, since the logits would have to be computed again in another. The gradient of the logits is stored in the head's
+/// precision.
 pub fn linear_loss(
     x: &[f32],
     k: usize,
@@ -43,9 +45,9 @@ pub fn linear_loss(
     {
         let logits = &mut logits[..labels.len() * v];
         linear(x, k, &segments, &mut [], 1, Activation::None, logits, false);
-        let scale = gradients.as_ref().map(|g| g.scale);
+        let wanted = gradients.as_ref().map(|g| (g.scale, head.precision));
         let rows = logits.par_chunks_exact_mut(v).zip(labels).zip(losses);
-        rows.for_each(|((logits, label), loss)| *loss = row(logits, *label as usize, scale));
+        rows.for_each(|((logits, label), loss)| *loss = row(logits, *label as usize, wanted));
         if let Some(g) = &mut gradients {
             let dx = &mut g.dx[i * size * k..][..x.len()];
             let dw = linear_tuned_backward::Gradients { dw: g.dw.as_deref_mut(), ..Default::default() };
@@ -54,15 +56,16 @@ pub fn linear_loss(
     }
 }
 
-/// The cross-entropy of one row; its logits become exponentials, and with `scale` their gradient.
-fn row(logits: &mut [f32], label: usize, scale: Option<f32>) -> f64 {
+/// The cross-entropy of one row; its logits become exponentials, and with a scale their gradient, stored in a precision.
+fn row(logits: &mut [f32], label: usize, wanted: Option<(f32, Precision)>) -> f64 {
     let max = math::max(logits);
     let of_label = f64::from(logits[label]);
     let sum: f64 = logits.chunks_mut(SUMMED).map(|l| f64::from(math::exp_minus(l, max))).sum();
-    if let Some(scale) = scale {
+    if let Some((scale, precision)) = wanted {
         let factor = (f64::from(scale) / sum) as f32;
-        logits.iter_mut().for_each(|l| *l *= factor);
-        logits[label] -= scale;
+        let at_label = logits[label] * factor - scale;
+        logits.iter_mut().for_each(|l| *l = precision.round(*l * factor));
+        logits[label] = precision.round(at_label);
     }
     sum.ln() + f64::from(max) - of_label
 }

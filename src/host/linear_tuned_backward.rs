@@ -8,6 +8,7 @@ use super::gemm::{View, gemm};
 use super::linear::Activation;
 use super::linear_tuned::{ELEMENTS, Segment};
 use super::math;
+use crate::base::Precision;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -20,12 +21,15 @@ const DEPTH: usize = 256;
 /// Rows of one block of a weight's gradient, and of ds.
 const GRADIENT_ROWS: usize = 192;
 
-/// dz = act'(z) dy.
-pub fn activation_backward(activation: Activation, z: &[f32], dy: &[f32], dz: &mut [f32]) {
+/// dz = act'(z) dy, stored in `precision`.
+pub fn activation_backward(activation: Activation, z: &[f32], dy: &[f32], precision: Precision, dz: &mut [f32]) {
     let pieces = dz.par_chunks_mut(ELEMENTS).zip(dy.par_chunks(ELEMENTS)).zip(z.par_chunks(ELEMENTS));
     pieces.for_each(|((dz, dy), z)| match activation {
-        Activation::GeluTanh => math::gelu_tanh_backward(z, dy, dz),
-        other => super::linear::activation_backward(other, z, dy, dz),
+        Activation::GeluTanh => {
+            math::gelu_tanh_backward(z, dy, dz);
+            dz.iter_mut().for_each(|dz| *dz = precision.round(*dz));
+        }
+        other => super::linear::activation_backward(other, z, dy, precision, dz),
     });
 }
 

@@ -253,7 +253,7 @@ impl Op for LinearBackward {
                 let dz = match f.z {
                     Some(z) => {
                         let (z, mut dz) = (lent.f32(z)?, vec![0.0; dy.len()]);
-                        linear_tuned_backward::activation_backward(f.activation, &z, &dy, &mut dz);
+                        linear_tuned_backward::activation_backward(f.activation, &z, &dy, f.precision, &mut dz);
                         dz.into()
                     }
                     None => dy,

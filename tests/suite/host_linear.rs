@@ -42,7 +42,7 @@ fn follows_pytorch() {
         let mut z = vec![0.0; m * n];
         linear(&x, k, &w, bias, low_rank, Activation::None, &mut z, n, 0, false);
         let (dy, mut dz) = (case.f64("dy"), vec![0.0; m * n]);
-        activation_backward(activation, &z, &dy, &mut dz);
+        activation_backward(activation, &z, &dy, Precision::F32, &mut dz);
         let (mut dx, mut dw, mut dbias) = (vec![0.0; x.len()], vec![0.0; w.len()], vec![0.0; n]);
         let (mut da, mut db) = (vec![0.0; a.len()], vec![0.0; b.len()]);
         let gradients = Gradients {

@@ -28,7 +28,7 @@ fn follows_pytorch() {
         linear_loss(&x, k, &w, &labels, &mut losses);
         assert_close(name, &[losses.iter().sum::<f64>() / count], &[case.number("loss")], 1e-12);
         let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
-        linear_loss_backward(&x, k, &w, &labels, 1.0 / count, &mut dx, Some(&mut dw));
+        linear_loss_backward(&x, k, &w, &labels, 1.0 / count, Precision::F32, &mut dx, Some(&mut dw));
         let want = case.f64("dx");
         let of_rows: Vec<f64> = rows.iter().flat_map(|r| want[r * k..][..k].to_vec()).collect();
         assert_close(name, &dx, &of_rows, 1e-10);
@@ -50,7 +50,7 @@ fn gradients_are_those_of_the_forward_and_are_added() {
             losses.iter().sum::<f64>() * 0.3
         };
         let (mut dx, mut dw) = (vec![0.5; x.len()], vec![0.5; w.len()]);
-        linear_loss_backward(&x, k, &w, &labels, 0.3, &mut dx, Some(&mut dw));
+        linear_loss_backward(&x, k, &w, &labels, 0.3, Precision::F32, &mut dx, Some(&mut dw));
         [&mut dx, &mut dw].into_iter().flatten().for_each(|g| *g -= 0.5);
         assert_gradient("dx", |x| f(x, &w), &x, &dx);
         assert_gradient("dw", |w| f(&x, w), &w, &dw);
@@ -88,7 +88,7 @@ proptest! {
         let (x, scale) = (wide(&x), f64::from(scale));
         let (mut want, mut want_dx, mut want_dw) = (vec![0.0; r], vec![0.5; r * k], vec![0.5; v * k]);
         linear_loss(&x, k, &head.values, &labels, &mut want);
-        linear_loss_backward(&x, k, &head.values, &labels, scale, &mut want_dx, Some(&mut want_dw));
+        linear_loss_backward(&x, k, &head.values, &labels, scale, Precision::F32, &mut want_dx, Some(&mut want_dw));
         // A logit is off by delta, at most k u times the sum of magnitudes; a difference of two by twice that and its
         // own rounding, and so is ln of the sum, and the relative error of a probability: rho, with the exponential's 4 u
         // and the 80 additions of a lane. Then each gradient is a sum of products of scale p (or 1 - p).
@@ -145,6 +145,18 @@ fn several_chunks_of_rows_are_one_result() {
         linear_loss(&wide(&x[i * k..][..k]), k, &head.values, &labels[i..i + 1], &mut want);
         assert_close("the specification's loss", &alone, &want, 1e-6);
     }
+}
+
+#[test]
+fn the_gradient_of_logits_is_stored_in_bf16() {
+    // two classes, x = 1 and W = (w, 0): p of the first is sigmoid(w), and dx = dl of the first times w
+    let (w, scale) = (0.75f32, 0.3f32);
+    let head = Stored::new(&[w, 0.0], 1, DType::F32, Precision::Bf16, 0);
+    let (mut losses, mut dx) = ([f64::NAN], [0.0]);
+    let gradients = Some(Gradients { scale, dx: &mut dx, dw: None });
+    linear_loss_tuned::linear_loss(&[1.0], 1, head.matrix(), &[1], &mut losses, gradients);
+    let dl = f64::from(scale) / (1.0 + (-f64::from(w)).exp());
+    assert_eq!(dx, [half::bf16::from_f64(dl).to_f32() * w]);
 }
 
 #[test]

@@ -271,6 +271,18 @@ fn ds_is_stored_in_bf16() {
 }
 
 #[test]
+fn dz_is_stored_in_bf16() {
+    let (z, dy) = ([0.3, -1.7], [1.001, 0.37]);
+    for activation in [Activation::None, Activation::GeluTanh, Activation::GeluErf] {
+        let [mut dz, mut wide] = [[f32::NAN; 2]; 2];
+        linear_tuned_backward::activation_backward(activation, &z, &dy, Precision::F32, &mut wide);
+        linear_tuned_backward::activation_backward(activation, &z, &dy, Precision::Bf16, &mut dz);
+        assert_eq!(dz, wide.map(|v| half::bf16::from_f32(v).to_f32()));
+        assert_ne!(dz, wide);
+    }
+}
+
+#[test]
 fn activations_follow_the_specification() {
     // more than one piece of work, with a rest
     let n = 20_011;
@@ -278,10 +290,10 @@ fn activations_follow_the_specification() {
     for activation in [Activation::None, Activation::GeluTanh, Activation::GeluErf] {
         let (mut y, mut dz, mut want_dz) = (vec![f32::NAN; n], vec![f32::NAN; n], vec![0.0; n]);
         activate(activation, &z, &mut y);
-        linear_tuned_backward::activation_backward(activation, &z, &dy, &mut dz);
+        linear_tuned_backward::activation_backward(activation, &z, &dy, Precision::F32, &mut dz);
         let (z, dy) = (wide(&z), wide(&dy));
         let want: Vec<f64> = z.iter().map(|z| activation.apply(*z)).collect();
-        activation_backward(activation, &z, &dy, &mut want_dz);
+        activation_backward(activation, &z, &dy, Precision::F32, &mut want_dz);
         assert_within("y", &y, &want, |i| 6.0 * UNIT * (1.0 + z[i].abs()));
         // the derivative's second term is z times a density, whose argument z^2 carries its own roundings; it vanishes
         // before z^2 is large
