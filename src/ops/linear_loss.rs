@@ -1,13 +1,17 @@
 //! `linear_loss`: the head and the cross-entropy of label rows, loss_i = -log softmax(x_i W^T)[label_i], and in the same
 //! pass the gradient of scale * sum(loss), since the logits would have to be computed again in another.
 //!
-//! Specification: `host/linear_loss.rs`; what the host device runs: `host/linear_loss_tuned.rs`. Logits are never
-//! stored; sums are f32 within a row's products and f64 over the vocabulary. Rounding point: dx.
+//! Specification: `host/linear_loss.rs`; what the host device runs: `host/linear_loss_tuned.rs`; kernels:
+//! `cuda/linear_loss.cu` and the products of `linear`. Logits exist for a chunk of rows at a time, in f32; sums are f32
+//! within a row's products, and over the vocabulary f64 on the host. Rounding points: the logits' gradient, and dx.
 
+use super::linear::arguments::*;
+use super::linear::launch::{run, run_gradients};
 use super::linear::matrix;
-use super::{Op, indices, open_trained, require, shape, trained, weight_shape, whole};
+use super::linear::plan::{self, Form, Tile};
+use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
-use crate::device::Device;
+use crate::device::{Accelerator, Device, Facts, Launch};
 use crate::host::linear_loss_tuned::{Gradients, linear_loss};
 use crate::tensor::{Tensor, Weight};
 
@@ -82,7 +86,214 @@ impl Op for LinearLoss {
                 }
                 lent.output(self.losses)?.fill(|to| to.iter_mut().zip(&losses).for_each(|(to, l)| *to = *l as f32))
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => self.launch(gpu),
         }
+    }
+}
+
+crate::arguments! {
+    /// The logits of some rows, or only what the loss needs of them.
+    pub struct LinearLossArgs {
+        pub product: LinearArgs,
+        pub labels: u64,
+        pub statistics: u64,
+        pub label_logits: u64,
+    }
+}
+
+crate::arguments! {
+    /// The statistics of a row's tiles become its loss.
+    pub struct LinearLossRowsArgs {
+        pub statistics: u64,
+        pub label_logits: u64,
+        pub rows: u64,
+        pub losses: u64,
+        pub m: i32,
+        pub tiles: i32,
+    }
+}
+
+crate::arguments! {
+    /// Logits [m, v] become their gradient, in rows of `stride`.
+    pub struct LinearLossGradientArgs {
+        pub logits: u64,
+        pub rows: u64,
+        pub labels: u64,
+        pub scale: u64,
+        pub dlogits: u64,
+        pub stride: i64,
+        pub v: i32,
+    }
+}
+
+/// Bytes that the logits of one chunk of rows, their gradient and their statistics may take.
+const WORKSPACE_BYTES: usize = 256 << 20;
+
+/// How the rows are cut, and what a chunk needs. The sizes are bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LossPlan {
+    /// Rows of one chunk; the last may have fewer.
+    pub rows: usize,
+    pub logits: usize,
+    pub dlogits: usize,
+    pub statistics: usize,
+    pub label_logits: usize,
+    pub row_statistics: usize,
+    pub partial: usize,
+}
+
+impl LossPlan {
+    /// For r rows of width d over a vocabulary of v: as few chunks, of equal size, as the workspace allows.
+    pub fn new(r: usize, d: usize, v: usize, gradient: bool, facts: &Facts) -> LossPlan {
+        let tiles = v.div_ceil(Tile::Few.columns() as usize);
+        let row = 8 * tiles + if gradient { 4 * v + 2 * stride(v) } else { 0 };
+        let most = (WORKSPACE_BYTES / row).max(1);
+        let rows = r.div_ceil(r.div_ceil(most).max(1)).max(1);
+        let wanted = |bytes: usize| if gradient { bytes } else { 0 };
+        // a last, shorter chunk may be cut into more parts than the others
+        let partial = |rows: usize| match plan::product_splits(rows as i32, d as i32, v as i32, facts).0 as usize {
+            1 => 0,
+            splits => 4 * splits * rows * d,
+        };
+        let last = if r == 0 { 1 } else { (r - 1) % rows + 1 };
+        LossPlan {
+            rows,
+            logits: wanted(4 * rows * v),
+            dlogits: wanted(2 * rows * stride(v)),
+            statistics: 8 * rows * tiles,
+            label_logits: 4 * rows,
+            row_statistics: 8 * rows,
+            partial: wanted(partial(rows).max(partial(last))),
+        }
+    }
+}
+
+/// Elements from one row of the logits' gradient to the next: whole pieces of 16 bytes.
+fn stride(v: usize) -> usize {
+    v.next_multiple_of(8)
+}
+
+impl LinearLoss {
+    fn launch(&self, gpu: &mut Accelerator) -> Result<()> {
+        bf16("linear_loss", &std::iter::once(&self.x).chain(&self.dx).collect::<Vec<_>>())?;
+        let (r, d, v) = (self.x.shape.rows(), self.x.shape.width(), self.head.shape().rows());
+        indices("linear_loss", "labels", gpu.memory.indices(&self.labels)?, v, false)?;
+        let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
+        let plan = LossPlan::new(r, d, v, self.dx.is_some(), gpu.facts());
+        let [logits, dlogits, statistics, label_logits, rows, partial] = gpu.scratch([
+            plan.logits,
+            plan.dlogits,
+            plan.statistics,
+            plan.label_logits,
+            plan.row_statistics,
+            plan.partial,
+        ])?;
+        let (x, head, dx) = (at.of(&self.x)?, at.weight(&self.head)?, at.of_optional(self.dx.as_ref())?);
+        let (labels, losses, scale) = (at.of(&self.labels)?, at.of(&self.losses)?, at.of(&self.scale)?);
+        let dw = if self.dx.is_some() { at.gradient(&self.head)? } else { 0 };
+        for first in (0..r).step_by(plan.rows) {
+            let m = plan.rows.min(r - first);
+            let (of_row, of_index) = ((2 * first * d) as u64, 4 * first as u64);
+            let mut product = LinearArgs {
+                wide: if self.dx.is_some() { logits } else { 0 },
+                stride: v as i64,
+                m: m as i32,
+                splits: 1,
+                ..LinearArgs::default()
+            };
+            let piece = LinearPiece {
+                left: x + of_row,
+                right: head,
+                left_stride: d as i64,
+                right_stride: d as i64,
+                depth: d as i32,
+                gathered: 0,
+            };
+            product.push(LinearBand { width: v as i32, ..LinearBand::default() }, &[piece]);
+            let tile = plan::tile(&product, Form::Forward, gpu.facts());
+            let arguments = LinearLossArgs { product, labels: labels + of_index, statistics, label_logits };
+            let launch = plan::launch_of(&product, tile, kernel(tile));
+            // SAFETY: x and labels have these rows, head is [v, d] by contract; the workspace was made for as many rows.
+            unsafe { gpu.launch("linear_loss", &launch, &arguments)? }
+            let tiles = (v as i32 + tile.columns() - 1) / tile.columns();
+            let losses = losses + of_index;
+            let arguments = LinearLossRowsArgs { statistics, label_logits, rows, losses, m: m as i32, tiles };
+            let launch = Launch::of("linear_loss_fwd_rows_f32", m.div_ceil(8) as u32, 256);
+            // SAFETY: the statistics of m rows of tiles were just written; losses has these rows by contract.
+            unsafe { gpu.launch("linear_loss", &launch, &arguments)? }
+            if self.dx.is_none() {
+                continue;
+            }
+            let (dlogits_stride, labels) = (stride(v) as i64, labels + of_index);
+            let arguments =
+                LinearLossGradientArgs { logits, rows, labels, scale, dlogits, stride: dlogits_stride, v: v as i32 };
+            let grid = [v.div_ceil(8 * 256) as u32, m as u32, 1];
+            let launch = Launch { kernel: "linear_loss_bwd_dlogits_bf16", grid, block: 256, shared_bytes: 0 };
+            // SAFETY: logits and dlogits are workspace for m rows; rows and labels have as many.
+            unsafe { gpu.launch("linear_loss", &launch, &arguments)? }
+            self.dx_of(gpu, m, dlogits, head, dx + of_row, partial)?;
+            if dw != 0 {
+                let mut gradient = LinearGradientArgs {
+                    left_stride: dlogits_stride,
+                    m: m as i32,
+                    splits: 1,
+                    split_rows: m as i32,
+                    ..LinearGradientArgs::default()
+                };
+                gradient.push(LinearGradientBand {
+                    left: dlogits,
+                    right: x + of_row,
+                    gradient: dw,
+                    right_stride: d as i64,
+                    height: v as i32,
+                    width: d as i32,
+                    scale: 1.0,
+                    ..LinearGradientBand::default()
+                });
+                run_gradients(gpu, "linear_loss", &gradient)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// dx = dl W of m rows: the vocabulary is cut where there are few rows, and the parts summed in order.
+    fn dx_of(&self, gpu: &mut Accelerator, m: usize, dlogits: u64, head: u64, dx: u64, partial: u64) -> Result<()> {
+        let (d, v) = (self.x.shape.width(), self.head.shape().rows());
+        let (splits, split_depth) = plan::product_splits(m as i32, d as i32, v as i32, gpu.facts());
+        let mut product = LinearArgs {
+            y: if splits == 1 { dx } else { 0 },
+            wide: if splits == 1 { 0 } else { partial },
+            stride: d as i64,
+            m: m as i32,
+            splits,
+            split_depth,
+            ..LinearArgs::default()
+        };
+        let piece = LinearPiece {
+            left: dlogits,
+            right: head,
+            left_stride: stride(v) as i64,
+            right_stride: d as i64,
+            depth: v as i32,
+            gathered: 0,
+        };
+        product.push(LinearBand { width: d as i32, ..LinearBand::default() }, &[piece]);
+        run(gpu, "linear_loss", &product, Form::Backward)?;
+        if splits == 1 {
+            return Ok(());
+        }
+        let arguments = LinearSumArgs { wide: partial, y: dx, n: (m * d) as i64, splits };
+        let launch = Launch::of("linear_bwd_dx_sum_bf16", (m * d).div_ceil(256) as u32, 256);
+        // SAFETY: the parts were just written, each m d elements, and dx has these rows by contract.
+        unsafe { gpu.launch("linear_loss", &launch, &arguments) }
+    }
+}
+
+fn kernel(tile: Tile) -> &'static str {
+    match tile {
+        Tile::Large => "linear_loss_fwd_128x128_bf16",
+        Tile::Small => "linear_loss_fwd_64x64_bf16",
+        Tile::Few => "linear_loss_fwd_16x32_bf16",
+        Tile::Any => "linear_loss_fwd_any_bf16",
     }
 }

@@ -1,13 +1,16 @@
 //! `patch_embed`: y[p] = pixels[p] W^T + b + interpolated position row of p.
 //!
 //! The convolution of transformers' Qwen3VLVisionPatchEmbed has kernel = stride, so it is a product. Specification:
-//! `host/linear.rs` and `host/patch_embed.rs`. Rounding points: the product, the position row, and y, as transformers
+//! `host/linear.rs` and `host/patch_embed.rs`; kernels: `cuda/patch_embed.cu` and those of `linear`. Rounding points: the product, the position row, and y, as transformers
 //! 5.x stores them.
 
+use super::linear::arguments::*;
+use super::linear::launch::{run_bias, run_gradients};
 use super::linear::matrix;
-use super::{Op, indices, open_trained, require, shape, trained, weight_shape, whole};
+use super::linear::plan::{self, Form, Tile};
+use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
-use crate::device::Device;
+use crate::device::{Accelerator, Device, Launch};
 use crate::host::linear_tuned::Segment;
 use crate::host::{self, linear::Activation, linear_tuned, linear_tuned_backward};
 use crate::tensor::{Tensor, Weight};
@@ -76,7 +79,7 @@ impl Op for PatchEmbed {
                     host::patch_embed::add_positions(&table, c, corners, &shares, self.precision, y);
                 })
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => self.launch(gpu),
         }
     }
 }
@@ -134,7 +137,115 @@ impl Op for PatchEmbedBackward {
                 [dw, dbias, dtable].into_iter().flatten().for_each(|g| g.close());
                 Ok(())
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => self.launch(gpu),
         }
+    }
+}
+
+crate::arguments! {
+    /// The product, and what is added to it.
+    pub struct PatchEmbedArgs {
+        pub product: LinearArgs,
+        pub table: u64,
+        pub corners: u64,
+        pub shares: u64,
+    }
+}
+
+crate::arguments! {
+    /// dtable [n, width] from dy, four corners for each of its rows.
+    pub struct PatchEmbedTableArgs {
+        pub corners: u64,
+        pub shares: u64,
+        pub dy: u64,
+        pub dtable: u64,
+        pub n_corners: i32,
+        pub width: i32,
+    }
+}
+
+impl PatchEmbed {
+    fn launch(&self, gpu: &mut Accelerator) -> Result<()> {
+        bf16("patch_embed", &[&self.pixels, &self.y])?;
+        indices("patch_embed", "corners", gpu.memory.indices(&self.corners)?, self.table.shape().rows(), false)?;
+        let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
+        let (p, k, c) = (self.pixels.shape.rows(), self.pixels.shape.width(), self.y.shape.width());
+        let mut product =
+            LinearArgs { y: at.of(&self.y)?, stride: c as i64, m: p as i32, splits: 1, ..LinearArgs::default() };
+        let piece = LinearPiece {
+            left: at.of(&self.pixels)?,
+            right: at.weight(&self.weight)?,
+            left_stride: k as i64,
+            right_stride: k as i64,
+            depth: k as i32,
+            gathered: 0,
+        };
+        let band = LinearBand { bias: at.weight(&self.bias)?, width: c as i32, ..LinearBand::default() };
+        product.push(band, &[piece]);
+        let kernel = match plan::tile(&product, Form::Forward, gpu.facts()) {
+            Tile::Large => (Tile::Large, "patch_embed_fwd_128x128_bf16"),
+            Tile::Small | Tile::Few => (Tile::Small, "patch_embed_fwd_64x64_bf16"),
+            Tile::Any => (Tile::Any, "patch_embed_fwd_any_bf16"),
+        };
+        let arguments = PatchEmbedArgs {
+            product,
+            table: at.weight(&self.table)?,
+            corners: at.of(&self.corners)?,
+            shares: at.of(&self.shares)?,
+        };
+        let launch = plan::launch_of(&product, kernel.0, kernel.1);
+        // SAFETY: all shapes are those of the contract, and every corner names a row of the table, as checked above.
+        unsafe { gpu.launch("patch_embed", &launch, &arguments) }
+    }
+}
+
+impl PatchEmbedBackward {
+    fn launch(&self, gpu: &mut Accelerator) -> Result<()> {
+        const OP: &str = "patch_embed_backward";
+        let f = &self.forward;
+        bf16(OP, &[&f.pixels, &self.dy])?;
+        indices(OP, "corners", gpu.memory.indices(&f.corners)?, f.table.shape().rows(), false)?;
+        let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+        let (p, k, c) = (f.pixels.shape.rows(), f.pixels.shape.width(), self.dy.shape.width());
+        let (m, dy) = (p as i32, at.of(&self.dy)?);
+        let dw = at.gradient(&f.weight)?;
+        if dw != 0 {
+            let (splits, split_rows) = plan::gradient_splits(m, [(c as i32, k as i32)].into_iter(), gpu.facts());
+            let [partial] = gpu.scratch([if splits > 1 { 4 * splits as usize * c * k } else { 0 }])?;
+            let partial = if splits > 1 { partial } else { 0 };
+            let left_stride = c as i64;
+            let mut args =
+                LinearGradientArgs { partial, left_stride, m, splits, split_rows, ..LinearGradientArgs::default() };
+            args.push(LinearGradientBand {
+                left: dy,
+                right: at.of(&f.pixels)?,
+                gradient: dw,
+                right_stride: k as i64,
+                height: c as i32,
+                width: k as i32,
+                scale: 1.0,
+                ..LinearGradientBand::default()
+            });
+            run_gradients(gpu, OP, &args)?;
+        }
+        if f.bias.as_trained().is_some() {
+            let dbias = at.gradient(&f.bias)?;
+            run_bias(gpu, OP, &LinearBiasArgs { dz: dy, dbias, stride: c as i64, m, n: c as i32 })?;
+        }
+        let dtable = at.gradient(&f.table)?;
+        if dtable == 0 {
+            return Ok(());
+        }
+        let arguments = PatchEmbedTableArgs {
+            corners: at.of(&f.corners)?,
+            shares: at.of(&f.shares)?,
+            dy,
+            dtable,
+            n_corners: 4 * m,
+            width: c as i32,
+        };
+        let launch = Launch::of("patch_embed_bwd_table_bf16", f.table.shape().rows() as u32, 128);
+        // SAFETY: corners and shares have four for each row of dy by contract; a block writes one row of the gradient.
+        unsafe { gpu.launch(OP, &launch, &arguments) }
     }
 }

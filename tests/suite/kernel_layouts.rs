@@ -1,19 +1,61 @@
 //! Argument structs lie in memory as the kernels declare them.
 
 use vlm::device::{Arguments, CastArgs, StructLayout, emulated};
-use vlm::ops::{adamw, deepstack_add, embed, grad_norm, norm, sample, swiglu};
+use vlm::ops::linear::arguments as linear;
+use vlm::ops::{
+    adamw, attention, attention_cached, deepstack_add, embed, grad_norm, linear_loss, norm, patch_embed, qk_rope, sample,
+    swiglu,
+};
 
 /// Every argument struct of the program.
 fn structs() -> Vec<StructLayout> {
     vec![
         adamw::AdamWArgs::layout(),
+        attention::AttentionArgs::layout(),
+        attention::AttentionBackwardArgs::layout(),
+        attention::AttentionSm90Args::layout(),
+        attention_cached::AttentionCachedArgs::layout(),
         CastArgs::layout(),
         deepstack_add::DeepstackAddArgs::layout(),
         embed::EmbedArgs::layout(),
         embed::EmbedBackwardArgs::layout(),
         grad_norm::GradNormArgs::layout(),
+        linear::LinearActivationArgs::layout(),
+        linear::LinearArgs::layout(),
+        linear::LinearBand::layout(),
+        linear::LinearBiasArgs::layout(),
+        linear::LinearGradientArgs::layout(),
+        linear::LinearGradientBand::layout(),
+        linear::LinearGradientSm90Args::layout(),
+        linear::LinearPiece::layout(),
+        linear::LinearRowsArgs::layout(),
+        linear::LinearSm90Args::layout(),
+        linear::LinearSumArgs::layout(),
+        linear_loss::LinearLossArgs::layout(),
+        linear_loss::LinearLossGradientArgs::layout(),
+        linear_loss::LinearLossRowsArgs::layout(),
+        linear::LinearActivationArgs::layout(),
+        linear::LinearArgs::layout(),
+        linear::LinearBand::layout(),
+        linear::LinearBiasArgs::layout(),
+        linear::LinearGradientArgs::layout(),
+        linear::LinearGradientBand::layout(),
+        linear::LinearGradientSm90Args::layout(),
+        linear::LinearPiece::layout(),
+        linear::LinearRowsArgs::layout(),
+        linear::LinearSm90Args::layout(),
+        linear::LinearSumArgs::layout(),
+        linear_loss::LinearLossArgs::layout(),
+        linear_loss::LinearLossGradientArgs::layout(),
+        linear_loss::LinearLossRowsArgs::layout(),
         norm::NormArgs::layout(),
         norm::NormBackwardArgs::layout(),
+        patch_embed::PatchEmbedArgs::layout(),
+        patch_embed::PatchEmbedTableArgs::layout(),
+        qk_rope::QkRopeArgs::layout(),
+        qk_rope::QkRopeBackwardArgs::layout(),
+        patch_embed::PatchEmbedArgs::layout(),
+        patch_embed::PatchEmbedTableArgs::layout(),
         sample::SampleArgs::layout(),
         swiglu::SwigluArgs::layout(),
         swiglu::SwigluBackwardArgs::layout(),

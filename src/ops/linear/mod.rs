@@ -1,7 +1,12 @@
 //! `linear`: y = act(x W^T + b + scale (x A^T) B^T) + residual, for several weights that share x.
 //!
-//! Specification: `host/linear.rs`; what the host device runs: `host/linear_tuned.rs`. Rounding points: s = x A^T, and
-//! y once at the end. Sums are f32.
+//! Specification: `host/linear.rs`; what the host device runs: `host/linear_tuned.rs`; kernels: `cuda/linear.cu`,
+//! `cuda/linear_backward.cu`, `cuda/linear_sm90.cu`, which [`plan`] chooses among and [`launch`] calls. Rounding points:
+//! s = x A^T, and y once at the end; backward, dz of an activation and ds. Sums are f32.
+
+pub mod arguments;
+pub(super) mod launch;
+pub mod plan;
 
 use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
@@ -177,7 +182,7 @@ impl Op for Linear {
                 }
                 Ok(())
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => launch::forward(self, gpu),
         }
     }
 }
@@ -289,7 +294,7 @@ impl Op for LinearBackward {
                 opened.into_iter().chain([dx]).flatten().for_each(|g| g.close());
                 Ok(())
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => launch::backward(self, gpu),
         }
     }
 }

@@ -1,0 +1,195 @@
+//! Argument structs of `cuda/linear*.cu`, field for field. Addresses are u64; 0 is null.
+
+use crate::device::launcher::TensorMap;
+
+/// Terms of a product at the most, and columns (or weights) that one launch may serve.
+pub const PIECES: usize = 8;
+pub const BANDS: usize = 4;
+
+crate::arguments! {
+    /// A term of the sum: left [m, depth] times right, [width, depth] (x W^T) or [depth, width] (dz W).
+    #[derive(Default, PartialEq)]
+    pub struct LinearPiece {
+        pub left: u64,
+        pub right: u64,
+        pub left_stride: i64,
+        pub right_stride: i64,
+        pub depth: i32,
+        /// 1: `rows` names the row of left for each row of the result.
+        pub gathered: i32,
+    }
+}
+
+crate::arguments! {
+    /// Columns of the result that have their terms in common: pieces first..end.
+    #[derive(Default, PartialEq)]
+    pub struct LinearBand {
+        pub bias: u64,
+        pub column: i32,
+        pub width: i32,
+        pub first: i32,
+        pub end: i32,
+        /// After so many of its pieces the sum is multiplied by `scale`.
+        pub scaled: i32,
+        pub scale: f32,
+    }
+}
+
+crate::arguments! {
+    /// A product with what follows it.
+    #[derive(Default, PartialEq)]
+    pub struct LinearArgs {
+        pub pieces: [LinearPiece; PIECES],
+        pub bands: [LinearBand; BANDS],
+        pub rows: u64,
+        /// What is added after the activation, rows as `rows` says.
+        pub added: u64,
+        pub y: u64,
+        pub z: u64,
+        /// The sum in f32, instead of y.
+        pub wide: u64,
+        pub stride: i64,
+        pub m: i32,
+        pub n_bands: i32,
+        pub activation: i32,
+        /// 1: rows of y are those that `rows` says.
+        pub scattered: i32,
+        pub splits: i32,
+        pub split_depth: i32,
+    }
+}
+
+crate::arguments! {
+    /// A product whose operands come by bulk copies.
+    pub struct LinearSm90Args {
+        pub product: LinearArgs,
+        pub left: [TensorMap; PIECES],
+        pub right: [TensorMap; PIECES],
+    }
+}
+
+crate::arguments! {
+    /// The parts of a product, summed in order.
+    pub struct LinearSumArgs {
+        pub wide: u64,
+        pub y: u64,
+        pub n: i64,
+        pub splits: i32,
+    }
+}
+
+crate::arguments! {
+    /// Rows of a gradient that come from one weight: left^T right.
+    #[derive(Default, PartialEq)]
+    pub struct LinearGradientBand {
+        pub left: u64,
+        pub right: u64,
+        pub gradient: u64,
+        pub right_stride: i64,
+        pub partial_at: i64,
+        pub height: i32,
+        pub width: i32,
+        pub scale: f32,
+        pub gathered: i32,
+    }
+}
+
+crate::arguments! {
+    /// Gradients of weights that share their batch rows.
+    #[derive(Default, PartialEq)]
+    pub struct LinearGradientArgs {
+        pub bands: [LinearGradientBand; BANDS],
+        pub rows: u64,
+        /// 0 where there is one split.
+        pub partial: u64,
+        pub left_stride: i64,
+        /// Elements of one split.
+        pub partial_size: i64,
+        pub m: i32,
+        pub n_bands: i32,
+        pub splits: i32,
+        pub split_rows: i32,
+    }
+}
+
+crate::arguments! {
+    /// Gradients whose operands come by bulk copies.
+    pub struct LinearGradientSm90Args {
+        pub gradients: LinearGradientArgs,
+        pub left: [TensorMap; BANDS],
+        pub right: [TensorMap; BANDS],
+    }
+}
+
+crate::arguments! {
+    /// dbias [n] += the sum of the rows of dz [m, ..].
+    pub struct LinearBiasArgs {
+        pub dz: u64,
+        pub dbias: u64,
+        pub stride: i64,
+        pub m: i32,
+        pub n: i32,
+    }
+}
+
+crate::arguments! {
+    /// dz [n] = act'(z) dy.
+    pub struct LinearActivationArgs {
+        pub z: u64,
+        pub dy: u64,
+        pub dz: u64,
+        pub n: i64,
+        pub activation: i32,
+    }
+}
+
+crate::arguments! {
+    /// to[rows[i]] += from[i], rows of `width`.
+    pub struct LinearRowsArgs {
+        pub from: u64,
+        pub rows: u64,
+        pub to: u64,
+        pub m: i32,
+        pub width: i32,
+    }
+}
+
+impl LinearArgs {
+    /// The bands that are there.
+    pub fn bands(&self) -> &[LinearBand] {
+        &self.bands[..self.n_bands as usize]
+    }
+
+    /// The pieces that are there, each with its band.
+    pub fn pieces(&self) -> impl Iterator<Item = (usize, &LinearPiece, &LinearBand)> {
+        let of = |band: &'_ LinearBand| band.first as usize..band.end as usize;
+        self.bands().iter().flat_map(move |band| of(band).map(move |i| (i, &self.pieces[i], band)))
+    }
+
+    /// Appends columns whose terms are `pieces`, the first `scaled` of them multiplied by `scale`. None where one launch
+    /// has no room for them.
+    pub fn push(&mut self, band: LinearBand, pieces: &[LinearPiece]) -> Option<()> {
+        let first = self.bands().last().map_or(0, |b| b.end as usize);
+        self.pieces.get_mut(first..first + pieces.len())?.copy_from_slice(pieces);
+        let end = (first + pieces.len()) as i32;
+        *self.bands.get_mut(self.n_bands as usize)? = LinearBand { first: first as i32, end, ..band };
+        self.n_bands += 1;
+        Some(())
+    }
+}
+
+impl LinearGradientArgs {
+    /// The bands that are there.
+    pub fn bands(&self) -> &[LinearGradientBand] {
+        &self.bands[..self.n_bands as usize]
+    }
+
+    /// Appends the gradient of one weight. None where one launch has no room for it.
+    pub fn push(&mut self, band: LinearGradientBand) -> Option<()> {
+        let partial_at = self.partial_size;
+        self.partial_size += i64::from(band.height) * i64::from(band.width);
+        *self.bands.get_mut(self.n_bands as usize)? = LinearGradientBand { partial_at, ..band };
+        self.n_bands += 1;
+        Some(())
+    }
+}

@@ -1,0 +1,407 @@
+//! How a device that runs kernels computes `linear` and its gradients: argument structs, scratch memory, launches.
+//!
+//! Kernels: `cuda/linear.cu`, `cuda/linear_backward.cu` and, on Hopper, `cuda/linear_sm90.cu`.
+
+use super::arguments::*;
+use super::plan::{self, Form, HopperTile};
+use super::{Activation, Adapter, Linear, LinearBackward, Segment};
+use crate::base::{DType, Error, Result};
+use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
+use crate::device::{Accelerator, Accumulate, Addresses, Launch};
+use crate::ops::{Gradient, Op, bf16, indices, require};
+use crate::tensor::{Tensor, Weight};
+
+/// A segment with its first column of y, and its adapter with its first column of s.
+struct Placed<'a> {
+    segment: &'a Segment,
+    n: i32,
+    column: i32,
+    adapter: Option<(&'a Adapter, i32, i32)>,
+}
+
+impl<'a> Placed<'a> {
+    fn all(segments: &'a [Segment]) -> Vec<Placed<'a>> {
+        let (mut column, mut s_column) = (0, 0);
+        let place = |segment: &'a Segment| {
+            let n = segment.weight.shape().rows() as i32;
+            let adapter = segment.adapter.as_ref().map(|a| {
+                let rank = a.a.shape().rows() as i32;
+                s_column += rank;
+                (a, rank, s_column - rank)
+            });
+            column += n;
+            Placed { segment, n, column: column - n, adapter }
+        };
+        segments.iter().map(place).collect()
+    }
+}
+
+pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
+    let activations: Vec<&Tensor> = std::iter::once(&op.x).chain(&op.residual).chain(&op.s).chain(&op.z).collect();
+    bf16("linear", &activations)?;
+    let wide = op.y.dtype == DType::F32;
+    let alone = !wide || (op.residual.is_none() && op.z.is_none());
+    require("linear", "y", alone, || "bf16 beside a residual or a kept sum".into(), &op.y.dtype)?;
+    checked_rows(op, gpu)?;
+    let residual = match op.residual {
+        Some(r) if !gpu.memory.same_place(&r, &op.y)? => Some(r),
+        _ => None,
+    };
+    let inputs: Vec<Tensor> = std::iter::once(op.x).chain(residual).chain(op.rows).collect();
+    let at = gpu.addresses(&inputs, &op.weights(), &op.outputs())?;
+    let y = at.of(&op.y)?;
+    let (k, rank) = (op.x.shape.width() as i32, Linear::rank(&op.segments) as i64);
+    let of_x = LinearPiece {
+        left: at.of(&op.x)?,
+        left_stride: k.into(),
+        right_stride: k.into(),
+        depth: k,
+        gathered: op.rows.is_some() as i32,
+        ..LinearPiece::default()
+    };
+    let s = at.of_optional(op.s.as_ref())?;
+    let base =
+        LinearArgs { rows: at.of_optional(op.rows.as_ref())?, m: op.m() as i32, splits: 1, ..LinearArgs::default() };
+    let mut shrink = LinearArgs { y: s, stride: rank, ..base };
+    let mut product = LinearArgs {
+        added: match (op.residual, residual) {
+            (Some(_), None) => y,
+            _ => at.of_optional(residual.as_ref())?,
+        },
+        y: if wide { 0 } else { y },
+        wide: if wide { y } else { 0 },
+        z: at.of_optional(op.z.as_ref())?,
+        stride: op.y.shape.width() as i64,
+        activation: code(op.activation),
+        ..base
+    };
+    for placed in Placed::all(&op.segments) {
+        let mut pieces = Vec::with_capacity(2);
+        let mut band = LinearBand { column: placed.column, width: placed.n, ..LinearBand::default() };
+        if let Some(bias) = &placed.segment.bias {
+            band.bias = at.weight(bias)?;
+        }
+        if let Some((adapter, r, s_column)) = placed.adapter {
+            let of_a = LinearPiece { right: at.weight(&adapter.a)?, ..of_x };
+            fits(shrink.push(LinearBand { column: s_column, width: r, ..LinearBand::default() }, &[of_a]))?;
+            (band.scaled, band.scale) = (1, adapter.scale);
+            pieces.push(LinearPiece {
+                left: s + 2 * s_column as u64,
+                right: at.weight(&adapter.b)?,
+                left_stride: rank,
+                right_stride: r.into(),
+                depth: r,
+                gathered: 0,
+            });
+        }
+        pieces.push(LinearPiece { right: at.weight(&placed.segment.weight)?, ..of_x });
+        fits(product.push(band, &pieces))?;
+    }
+    if rank > 0 {
+        run(gpu, "linear", &shrink, Form::Forward)?;
+    }
+    run(gpu, "linear", &product, Form::Forward)
+}
+
+pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()> {
+    let f = &op.forward;
+    let gradients = [&op.dx, &op.dresidual].into_iter().flatten().map(|g| &g.tensor);
+    let activations: Vec<&Tensor> = [&f.x, &op.dy].into_iter().chain(&f.s).chain(&f.z).chain(gradients).collect();
+    bf16("linear_backward", &activations)?;
+    checked_rows(f, gpu)?;
+    let at = gpu.addresses(&op.inputs(), &op.weights(), &op.outputs())?;
+    // rows that nobody read have no gradient
+    for gradient in [op.dx, op.dresidual].into_iter().flatten().filter(|_| f.rows.is_some()) {
+        if gradient.accumulate == Accumulate::Overwrite {
+            gpu.memory.zero(gradient.tensor)?;
+        }
+    }
+    let placed = Placed::all(&f.segments);
+    let (m, n, k) = (f.m(), f.y.shape.width(), f.x.shape.width());
+    let rank = Linear::rank(&f.segments);
+    let parts = Parts::of(&placed, m as i32, k as i32, gpu);
+    let activated = f.activation != Activation::None;
+    let [dz_scratch, ds, partial] =
+        gpu.scratch([if activated { 2 * m * n } else { 0 }, 2 * m * rank, parts.bytes()])?;
+    if let Some(dresidual) = &op.dresidual {
+        add_rows(gpu, &at, op, dresidual)?;
+    }
+    let mut dz = at.of(&op.dy)?;
+    if activated {
+        let (z, activation) = (at.of_optional(f.z.as_ref())?, code(f.activation));
+        let arguments = LinearActivationArgs { z, dy: dz, dz: dz_scratch, n: (m * n) as i64, activation };
+        let launch = Launch::of("linear_bwd_act_bf16", (m * n).div_ceil(8 * 256) as u32, 256);
+        // SAFETY: z, dy and the scratch memory of dz hold m n elements each, as the contract and the line above say.
+        unsafe { gpu.launch("linear_backward", &launch, &arguments)? }
+        dz = dz_scratch;
+    }
+    let operands = Operands { at, dz, ds, partial, m: m as i32, n: n as i64, k: k as i32, rank: rank as i64 };
+    let trains_a = placed.iter().any(|p| p.adapter.is_some_and(|(a, ..)| a.a.as_trained().is_some()));
+    if rank > 0 && (op.dx.is_some() || trains_a) {
+        operands.low_rank_rows(gpu, &placed)?;
+    }
+    if let Some(dx) = &op.dx {
+        operands.dx(gpu, f, &placed, dx)?;
+    }
+    operands.parameters(gpu, f, &placed, &parts)
+}
+
+/// Into how many parts the batch rows of dA, dB and dW are cut, with the rows of a part, and the elements of one part.
+struct Parts([(i32, i32, usize); 3]);
+
+impl Parts {
+    fn of(placed: &[Placed], m: i32, k: i32, gpu: &Accelerator) -> Parts {
+        let trained = |w: &Weight| w.as_trained().is_some();
+        let adapters = || placed.iter().filter_map(|p| p.adapter.map(|(a, rank, _)| (a, rank, p.n)));
+        let a: Vec<_> = adapters().filter(|(a, ..)| trained(&a.a)).map(|(_, rank, _)| (rank, k)).collect();
+        let b: Vec<_> = adapters().filter(|(a, ..)| trained(&a.b)).map(|(_, rank, n)| (n, rank)).collect();
+        let w: Vec<_> = placed.iter().filter(|p| trained(&p.segment.weight)).map(|p| (p.n, k)).collect();
+        Parts([a, b, w].map(|sizes| {
+            let (splits, rows) = plan::gradient_splits(m, sizes.iter().copied(), gpu.facts());
+            (splits, rows, sizes.iter().map(|(height, width)| *height as usize * *width as usize).sum())
+        }))
+    }
+
+    fn bytes(&self) -> usize {
+        self.0
+            .iter()
+            .map(|(splits, _, size)| if *splits > 1 { 4 * *splits as usize * size } else { 0 })
+            .max()
+            .unwrap_or(0)
+    }
+}
+
+/// What the products of backward read, and their sizes.
+struct Operands {
+    at: Addresses,
+    dz: u64,
+    ds: u64,
+    partial: u64,
+    m: i32,
+    n: i64,
+    k: i32,
+    rank: i64,
+}
+
+impl Operands {
+    /// ds = scale dz B.
+    fn low_rank_rows(&self, gpu: &mut Accelerator, placed: &[Placed]) -> Result<()> {
+        let mut args = LinearArgs { y: self.ds, stride: self.rank, m: self.m, splits: 1, ..LinearArgs::default() };
+        for p in placed {
+            let Some((adapter, r, column)) = p.adapter else { continue };
+            let band = LinearBand { column, width: r, scaled: 1, scale: adapter.scale, ..LinearBand::default() };
+            fits(args.push(band, &[self.of_dz(p, self.at.weight(&adapter.b)?, r)]))?;
+        }
+        run(gpu, "linear_backward", &args, Form::Backward)
+    }
+
+    /// dx = sum over segments of dz W + ds A.
+    fn dx(&self, gpu: &mut Accelerator, f: &Linear, placed: &[Placed], dx: &Gradient) -> Result<()> {
+        let to = self.at.of(&dx.tensor)?;
+        let mut args = LinearArgs {
+            rows: self.at.of_optional(f.rows.as_ref())?,
+            added: if dx.accumulate == Accumulate::Add { to } else { 0 },
+            y: to,
+            stride: self.k.into(),
+            m: self.m,
+            scattered: f.rows.is_some() as i32,
+            splits: 1,
+            ..LinearArgs::default()
+        };
+        let mut pieces = Vec::with_capacity(PIECES);
+        for p in placed {
+            pieces.push(self.of_dz(p, self.at.weight(&p.segment.weight)?, self.k));
+            let Some((adapter, r, column)) = p.adapter else { continue };
+            pieces.push(LinearPiece {
+                left: self.ds + 2 * column as u64,
+                right: self.at.weight(&adapter.a)?,
+                left_stride: self.rank,
+                right_stride: self.k.into(),
+                depth: r,
+                gathered: 0,
+            });
+        }
+        fits(args.push(LinearBand { width: self.k, ..LinearBand::default() }, &pieces))?;
+        run(gpu, "linear_backward", &args, Form::Backward)
+    }
+
+    /// A segment's columns of dz times a matrix [n, width].
+    fn of_dz(&self, p: &Placed, right: u64, width: i32) -> LinearPiece {
+        let left = self.dz + 2 * p.column as u64;
+        LinearPiece { left, right, left_stride: self.n, right_stride: width.into(), depth: p.n, gathered: 0 }
+    }
+
+    /// Gradients of what is trained.
+    fn parameters(&self, gpu: &mut Accelerator, f: &Linear, placed: &[Placed], parts: &Parts) -> Result<()> {
+        let rows = self.at.of_optional(f.rows.as_ref())?;
+        let base = |(splits, split_rows, _): (i32, i32, usize), left_stride| LinearGradientArgs {
+            rows,
+            partial: if splits > 1 { self.partial } else { 0 },
+            left_stride,
+            m: self.m,
+            splits,
+            split_rows,
+            ..LinearGradientArgs::default()
+        };
+        let [of_a, of_b, of_w] = parts.0;
+        let mut da = base(of_a, self.rank);
+        let (mut db, mut dw) = (base(of_b, self.n), base(of_w, self.n));
+        let s = self.at.of_optional(f.s.as_ref())?;
+        let of_x = LinearGradientBand {
+            right: self.at.of(&f.x)?,
+            right_stride: self.k.into(),
+            width: self.k,
+            gathered: f.rows.is_some() as i32,
+            scale: 1.0,
+            ..LinearGradientBand::default()
+        };
+        for p in placed {
+            let of_dz = |band| LinearGradientBand { left: self.dz + 2 * p.column as u64, height: p.n, ..band };
+            let to = self.at.gradient(&p.segment.weight)?;
+            if to != 0 {
+                fits(dw.push(of_dz(LinearGradientBand { gradient: to, ..of_x })))?;
+            }
+            if let Some(bias) = p.segment.bias.as_ref().filter(|b| b.as_trained().is_some()) {
+                self.bias(gpu, p, bias)?;
+            }
+            let Some((adapter, r, column)) = p.adapter else { continue };
+            let to = self.at.gradient(&adapter.a)?;
+            if to != 0 {
+                let left = self.ds + 2 * column as u64;
+                fits(da.push(LinearGradientBand { left, gradient: to, height: r, ..of_x }))?;
+            }
+            let to = self.at.gradient(&adapter.b)?;
+            if to != 0 {
+                fits(db.push(of_dz(LinearGradientBand {
+                    right: s + 2 * column as u64,
+                    right_stride: self.rank,
+                    width: r,
+                    gradient: to,
+                    scale: adapter.scale,
+                    ..LinearGradientBand::default()
+                })))?;
+            }
+        }
+        [da, db, dw].iter().try_for_each(|args| run_gradients(gpu, "linear_backward", args))
+    }
+
+    fn bias(&self, gpu: &mut Accelerator, p: &Placed, bias: &Weight) -> Result<()> {
+        run_bias(
+            gpu,
+            "linear_backward",
+            &LinearBiasArgs {
+                dz: self.dz + 2 * p.column as u64,
+                dbias: self.at.gradient(bias)?,
+                stride: self.n,
+                m: self.m,
+                n: p.n,
+            },
+        )
+    }
+}
+
+/// dresidual[rows[i]] += dy[i].
+fn add_rows(gpu: &mut Accelerator, at: &Addresses, op: &LinearBackward, dresidual: &Gradient) -> Result<()> {
+    let (m, width) = (op.dy.shape.rows(), op.dy.shape.width());
+    let rows = at.of_optional(op.forward.rows.as_ref())?;
+    let (from, to) = (at.of(&op.dy)?, at.of(&dresidual.tensor)?);
+    let arguments = LinearRowsArgs { from, rows, to, m: m as i32, width: width as i32 };
+    let launch = Launch::of("linear_bwd_rows_bf16", (m * width).div_ceil(256) as u32, 256);
+    // SAFETY: dy has m rows of this width, and so has dresidual for every row that `checked_rows` let pass.
+    unsafe { gpu.launch("linear_backward", &launch, &arguments) }
+}
+
+/// Launches a product for the word `op`. Its pieces, bands and results lie in what the word asked addresses of, with the
+/// sizes that its contract demands: this is what every caller in `ops` has to see to.
+pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &LinearArgs, form: Form) -> Result<()> {
+    let plan = plan::product(args, form, gpu.facts());
+    let Some(tile) = plan.hopper.filter(|_| !plan.launch.is_empty()) else {
+        // SAFETY: the kernel takes LinearArgs; it reads and writes what the arguments describe (see above).
+        return unsafe { gpu.launch(op, &plan.launch, args) };
+    };
+    let nothing = TensorMap([0; 16]);
+    let mut maps = LinearSm90Args { product: *args, left: [nothing; PIECES], right: [nothing; PIECES] };
+    for (i, piece, band) in args.pieces() {
+        let depth = piece.depth as u64;
+        maps.left[i] =
+            map(gpu, piece.left, [depth, args.m as u64], piece.left_stride, [HopperTile::DEPTH, HopperTile::ROWS])?;
+        let (sizes, boxes) = match form {
+            Form::Forward => ([depth, band.width as u64], [HopperTile::DEPTH, tile.columns]),
+            Form::Backward => ([band.width as u64, depth], [HopperTile::DEPTH; 2]),
+        };
+        maps.right[i] = map(gpu, piece.right, sizes, piece.right_stride, boxes)?;
+    }
+    // SAFETY: as above; the maps describe the same operands.
+    unsafe { gpu.launch(op, &plan.launch, &maps) }
+}
+
+/// Launches the gradients of weights, in two stages where their batch rows are cut. As for [`run`], the bands describe
+/// what the word asked addresses of; `partial` is scratch memory for all parts.
+pub(in crate::ops) fn run_gradients(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientArgs) -> Result<()> {
+    let plan = plan::gradients(args, gpu.facts());
+    if args.n_bands == 0 || plan.launch.is_empty() {
+        return Ok(());
+    }
+    if plan.hopper.is_some() {
+        let nothing = TensorMap([0; 16]);
+        let mut maps = LinearGradientSm90Args { gradients: *args, left: [nothing; BANDS], right: [nothing; BANDS] };
+        let boxes = [HopperTile::DEPTH; 2];
+        for (i, band) in args.bands().iter().enumerate() {
+            maps.left[i] = map(gpu, band.left, [band.height as u64, args.m as u64], args.left_stride, boxes)?;
+            maps.right[i] = map(gpu, band.right, [band.width as u64, args.m as u64], band.right_stride, boxes)?;
+        }
+        // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
+        unsafe { gpu.launch(op, &plan.launch, &maps)? }
+    } else {
+        // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
+        unsafe { gpu.launch(op, &plan.launch, args)? }
+    }
+    if args.splits == 1 {
+        return Ok(());
+    }
+    let sum = Launch::of("linear_bwd_dw_sum_f32", (args.partial_size as u64).div_ceil(256) as u32, 256);
+    // SAFETY: the kernel takes these arguments; it reads the parts and adds to the gradients just described.
+    unsafe { gpu.launch(op, &sum, args) }
+}
+
+/// Launches the gradient of a bias: dz has m rows of at least n columns, dbias n elements.
+pub(in crate::ops) fn run_bias(gpu: &mut Accelerator, op: &'static str, args: &LinearBiasArgs) -> Result<()> {
+    let launch = Launch::of("linear_bwd_dbias_bf16", (args.n as u32).div_ceil(32), 256);
+    // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
+    unsafe { gpu.launch(op, &launch, args) }
+}
+
+/// A matrix whose rows are `stride` elements apart, contiguous along the first of `sizes`.
+fn map(gpu: &Accelerator, address: u64, sizes: [u64; 2], stride: i64, boxes: [u32; 2]) -> Result<TensorMap> {
+    gpu.tensor_map(&TensorMapShape {
+        dtype: MapType::Bf16,
+        address,
+        sizes: &sizes,
+        strides_bytes: &[2 * stride as u64],
+        box_sizes: &boxes,
+        swizzle: Swizzle::Bytes128,
+    })
+}
+
+/// The activation as `cuda/linear_activation.cuh` numbers it.
+fn code(activation: Activation) -> i32 {
+    match activation {
+        Activation::None => 0,
+        Activation::GeluTanh => 1,
+        Activation::GeluErf => 2,
+    }
+}
+
+/// Rows that a kernel would follow, checked.
+fn checked_rows(op: &Linear, gpu: &Accelerator) -> Result<()> {
+    let Some(rows) = &op.rows else { return Ok(()) };
+    indices("linear", "rows", gpu.memory.indices(rows)?, op.x.shape.rows(), false)
+}
+
+fn fits(pushed: Option<()>) -> Result<()> {
+    pushed.ok_or_else(|| {
+        Error::Unsupported(format!(
+            "linear: at most {BANDS} weights may share their input on this device; use --device cpu"
+        ))
+    })
+}

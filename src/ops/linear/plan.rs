@@ -1,0 +1,304 @@
+//! Which kernel a product runs on, and how many blocks it takes: pure functions of sizes, addresses and the device.
+
+use super::arguments::{LinearArgs, LinearGradientArgs};
+use crate::device::{Facts, Launch};
+
+/// How the right operand of a product lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// [width, depth]: x W^T.
+    Forward,
+    /// [depth, width]: dz W.
+    Backward,
+}
+
+/// The tile of the result that a block owns, and what it takes: the constants of `cuda/linear_product.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tile {
+    /// 128 x 128: large products.
+    Large,
+    /// 64 x 64: where larger tiles would leave multiprocessors without work.
+    Small,
+    /// 16 x 32: up to 16 rows, where reading the weight is all that counts.
+    Few,
+    /// 64 x 64, reading element by element: any width and any alignment.
+    Any,
+}
+
+impl Tile {
+    /// Rows, columns, threads, and bytes of shared memory.
+    fn facts(self) -> (i32, i32, u32, u32) {
+        match self {
+            Tile::Large => (128, 128, 256, 3 * 2 * 64 * (128 + 128)),
+            Tile::Small | Tile::Any => (64, 64, 128, 3 * 2 * 64 * (64 + 64)),
+            Tile::Few => (16, 32, 64, 4 * 2 * 128 * (16 + 32)),
+        }
+    }
+
+    /// Columns of the result that a block owns.
+    pub fn columns(self) -> i32 {
+        self.facts().1
+    }
+
+    fn tiles(self, m: i32, widths: impl Iterator<Item = i32>) -> i32 {
+        let (rows, columns, ..) = self.facts();
+        parts(m, rows) * widths.map(|w| parts(w, columns)).sum::<i32>()
+    }
+
+    fn launch(self, kernel: &'static str, tiles: i32, splits: i32) -> Launch {
+        let (_, _, block, shared_bytes) = self.facts();
+        Launch { kernel, grid: [tiles as u32, splits as u32, 1], block, shared_bytes }
+    }
+}
+
+/// Tiles of Hopper's kernel: 128 rows and so many columns, one block a multiprocessor for many of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HopperTile {
+    pub columns: u32,
+}
+
+impl HopperTile {
+    pub const ROWS: u32 = 128;
+    /// Steps of k, and the width of a box whose other index is contiguous.
+    pub const DEPTH: u32 = 64;
+
+    fn launch(self, kernel: &'static str, tiles: i32, facts: &Facts) -> Launch {
+        let stages = 4 * 2 * HopperTile::DEPTH * (HopperTile::ROWS + self.columns);
+        let (sums, barriers, alignment) = (2 * 64 * 40 * 4, 64, 1024);
+        let grid = [(tiles as u32).min(facts.multiprocessors), 1, 1];
+        Launch { kernel, grid, block: 384, shared_bytes: stages + sums + barriers + alignment }
+    }
+}
+
+/// A launch of `linear`'s products: with tensor maps where the tile is Hopper's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    pub launch: Launch,
+    pub hopper: Option<HopperTile>,
+}
+
+/// Rows from which Hopper's tiles of 128 pay.
+const HOPPER_ROWS: i32 = 65;
+/// Rows of the batch that one split of a gradient sums, at the least.
+const SPLIT_ROWS: i32 = 256;
+/// Steps of k that one split of a product sums, at the least.
+const SPLIT_DEPTH: i32 = 2048;
+
+/// The kernel for a product of `linear`.
+pub fn product(args: &LinearArgs, form: Form, facts: &Facts) -> Plan {
+    let widths = || args.bands().iter().map(|b| b.width);
+    let gathered = args.pieces().any(|(_, p, _)| p.gathered != 0);
+    if facts.is_hopper() && aligned(args) && !gathered && args.m >= HOPPER_ROWS {
+        let tiles = |columns| parts(args.m, 128) * widths().map(|w| parts(w, columns)).sum::<i32>() * args.splits;
+        // wide tiles read less for each product; they wait for each other more
+        let waves = |columns| f64::from(parts(tiles(columns), facts.multiprocessors as i32) * columns);
+        let columns = if waves(256) <= 1.05 * waves(128) { 256 } else { 128 };
+        let kernel = match (form, columns) {
+            (Form::Forward, 128) => "linear_fwd_128x128_sm90_bf16",
+            (Form::Forward, _) => "linear_fwd_128x256_sm90_bf16",
+            (Form::Backward, 128) => "linear_bwd_dx_128x128_sm90_bf16",
+            (Form::Backward, _) => "linear_bwd_dx_128x256_sm90_bf16",
+        };
+        let tile = HopperTile { columns: columns as u32 };
+        return Plan { launch: tile.launch(kernel, tiles(columns), facts), hopper: Some(tile) };
+    }
+    let tile = tile(args, form, facts);
+    let kernel = match (form, tile) {
+        (Form::Forward, Tile::Large) => "linear_fwd_128x128_bf16",
+        (Form::Forward, Tile::Small) => "linear_fwd_64x64_bf16",
+        (Form::Forward, Tile::Few) => "linear_fwd_16x32_bf16",
+        (Form::Forward, Tile::Any) => "linear_fwd_any_bf16",
+        (Form::Backward, Tile::Large) => "linear_bwd_dx_128x128_bf16",
+        (Form::Backward, Tile::Small | Tile::Few) => "linear_bwd_dx_64x64_bf16",
+        (Form::Backward, Tile::Any) => "linear_bwd_dx_any_bf16",
+    };
+    Plan { launch: launch_of(args, tile, kernel), hopper: None }
+}
+
+/// The tile that a product takes on any architecture.
+pub fn tile(args: &LinearArgs, form: Form, facts: &Facts) -> Tile {
+    let widths = || args.bands().iter().map(|b| b.width);
+    if !aligned(args) {
+        Tile::Any
+    } else if args.m <= 16 && form == Form::Forward {
+        Tile::Few
+    } else if args.m > 64 && Tile::Large.tiles(args.m, widths()) * args.splits >= facts.multiprocessors as i32 {
+        Tile::Large
+    } else {
+        Tile::Small
+    }
+}
+
+/// One block a tile.
+pub fn launch_of(args: &LinearArgs, tile: Tile, kernel: &'static str) -> Launch {
+    tile.launch(kernel, tile.tiles(args.m, args.bands().iter().map(|b| b.width)), args.splits)
+}
+
+/// The kernel for gradients of weights.
+pub fn gradients(args: &LinearGradientArgs, facts: &Facts) -> Plan {
+    let bands = args.bands();
+    let tiles = |rows, columns| bands.iter().map(|b| parts(b.height, rows) * parts(b.width, columns)).sum::<i32>();
+    let aligned = args.left_stride % 8 == 0
+        && bands.iter().all(|b| {
+            [b.left, b.right].iter().all(|a| a % 16 == 0)
+                && b.right_stride % 8 == 0
+                && [b.height, b.width].iter().all(|n| n % 8 == 0)
+        });
+    let large = bands.iter().all(|b| b.height >= 128 && b.width >= 128);
+    if args.m == 0 {
+        return Plan { launch: Launch::of("linear_bwd_dw_64x64_bf16", 0, 128), hopper: None };
+    }
+    if facts.is_hopper() && aligned && large && bands.iter().all(|b| b.gathered == 0) {
+        let tile = HopperTile { columns: 128 };
+        let launch = tile.launch("linear_bwd_dw_128x128_sm90_bf16", tiles(128, 128) * args.splits, facts);
+        return Plan { launch, hopper: Some(tile) };
+    }
+    let (tile, kernel) = if !aligned {
+        (Tile::Any, "linear_bwd_dw_any_bf16")
+    } else if large && tiles(128, 128) * args.splits >= facts.multiprocessors as i32 {
+        (Tile::Large, "linear_bwd_dw_128x128_bf16")
+    } else {
+        (Tile::Small, "linear_bwd_dw_64x64_bf16")
+    };
+    let (rows, columns, ..) = tile.facts();
+    Plan { launch: tile.launch(kernel, tiles(rows, columns), args.splits), hopper: None }
+}
+
+/// Into how many parts the batch rows of gradients of these sizes (height, width) are cut, and the rows of a part: more
+/// than one where there would be less than a tile of 64 x 64 for each multiprocessor.
+pub fn gradient_splits(m: i32, sizes: impl Iterator<Item = (i32, i32)>, facts: &Facts) -> (i32, i32) {
+    let tiles = sizes.map(|(height, width)| parts(height, 64) * parts(width, 64)).sum::<i32>();
+    splits(m, tiles, SPLIT_ROWS, facts)
+}
+
+/// Into how many parts the depth of a product of one piece is cut, and the depth of a part.
+pub fn product_splits(m: i32, width: i32, depth: i32, facts: &Facts) -> (i32, i32) {
+    splits(depth, parts(m, 64) * parts(width, 64), SPLIT_DEPTH, facts)
+}
+
+/// Parts of `n` summed elements, each a multiple of 128 (the longest step) but the last.
+fn splits(n: i32, tiles: i32, least: i32, facts: &Facts) -> (i32, i32) {
+    let multiprocessors = facts.multiprocessors as i32;
+    let wanted = if tiles == 0 || tiles >= multiprocessors { 1 } else { parts(2 * multiprocessors, tiles) };
+    let size = parts(parts(n, wanted).max(least), 128) * 128;
+    (parts(n, size).max(1), size)
+}
+
+/// Whether every row begins at a multiple of 16 bytes and every width is a multiple of 8 elements.
+fn aligned(args: &LinearArgs) -> bool {
+    let addresses = [args.added, args.y, args.z, args.wide];
+    let pieces = args.pieces().all(|(_, p, _)| {
+        p.left % 16 == 0 && p.right % 16 == 0 && p.left_stride % 8 == 0 && p.right_stride % 8 == 0 && p.depth % 8 == 0
+    });
+    let bands = args.bands().iter().all(|b| b.bias % 16 == 0 && b.column % 8 == 0 && b.width % 8 == 0);
+    pieces && bands && args.stride % 8 == 0 && addresses.iter().all(|a| a % 16 == 0)
+}
+
+fn parts(n: i32, of: i32) -> i32 {
+    (n + of - 1) / of
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::arguments::{LinearBand, LinearGradientBand, LinearPiece};
+    use super::*;
+
+    fn gpu(capability: (i32, i32), multiprocessors: u32) -> Facts {
+        let name = "a GPU".into();
+        Facts { name, capability, multiprocessors, shared_bytes: 99 << 10, guarded: false, profiled: false }
+    }
+
+    fn args(m: i32, k: i32, widths: &[i32]) -> LinearArgs {
+        let stride = widths.iter().sum::<i32>().into();
+        let mut args = LinearArgs { m, stride, splits: 1, ..LinearArgs::default() };
+        let mut column = 0;
+        for width in widths {
+            let piece =
+                LinearPiece { left_stride: k.into(), right_stride: k.into(), depth: k, ..LinearPiece::default() };
+            args.push(LinearBand { column, width: *width, ..LinearBand::default() }, &[piece]).expect("room");
+            column += width;
+        }
+        args
+    }
+
+    #[test]
+    fn tiles_follow_sizes_and_device() {
+        let (older, hopper) = (gpu((8, 6), 80), gpu((9, 0), 132));
+        let kernel = |args: &LinearArgs, form, facts: &Facts| product(args, form, facts).launch.kernel;
+        let (forward, backward) = (Form::Forward, Form::Backward);
+        assert_eq!(kernel(&args(2764, 4096, &[4096, 1024, 1024]), forward, &older), "linear_fwd_128x128_bf16");
+        assert_eq!(kernel(&args(2764, 4096, &[4096]), backward, &older), "linear_bwd_dx_128x128_bf16");
+        // one tile of 128 x 128 would leave 79 of 80 without work
+        assert_eq!(kernel(&args(100, 4096, &[128]), forward, &older), "linear_fwd_64x64_bf16");
+        assert_eq!(kernel(&args(16, 4096, &[6144]), forward, &older), "linear_fwd_16x32_bf16");
+        assert_eq!(kernel(&args(16, 4096, &[6144]), backward, &older), "linear_bwd_dx_64x64_bf16");
+        assert_eq!(kernel(&args(2764, 67, &[64]), forward, &older), "linear_fwd_any_bf16");
+        assert_eq!(kernel(&args(2764, 64, &[68]), backward, &older), "linear_bwd_dx_any_bf16");
+        assert_eq!(kernel(&args(2764, 4096, &[4096]), forward, &hopper), "linear_fwd_128x256_sm90_bf16");
+        assert_eq!(kernel(&args(512, 4096, &[4096]), backward, &hopper), "linear_bwd_dx_128x128_sm90_bf16");
+        assert_eq!(kernel(&args(64, 4096, &[4096]), forward, &hopper), "linear_fwd_64x64_bf16");
+        assert_eq!(kernel(&args(1, 4096, &[4096]), forward, &hopper), "linear_fwd_16x32_bf16");
+        let mut gathered = args(2764, 4096, &[4096]);
+        gathered.pieces[0].gathered = 1;
+        assert_eq!(kernel(&gathered, forward, &hopper), "linear_fwd_128x128_bf16");
+        let mut shifted = args(2764, 4096, &[4096]);
+        shifted.pieces[0].left = 2;
+        assert_eq!(kernel(&shifted, forward, &hopper), "linear_fwd_any_bf16");
+        assert!(product(&args(0, 64, &[64]), forward, &hopper).launch.is_empty());
+    }
+
+    #[test]
+    fn launches_fit_their_devices() {
+        let (older, hopper) = (gpu((8, 6), 80), gpu((9, 0), 132));
+        for m in [1, 16, 17, 64, 65, 128, 129, 2764] {
+            for widths in [&[8][..], &[67], &[4096, 1024, 1024], &[24576]] {
+                for form in [Form::Forward, Form::Backward] {
+                    let (a, b) =
+                        (product(&args(m, 4096, widths), form, &older), product(&args(m, 64, widths), form, &hopper));
+                    assert!(a.hopper.is_none() && a.launch.shared_bytes <= 99 << 10, "{a:?}");
+                    assert!(b.launch.shared_bytes <= 227 << 10 && b.launch.grid[0] >= 1, "{b:?}");
+                    assert!(b.hopper.is_none() || b.launch.grid[0] <= 132, "{b:?}");
+                }
+            }
+        }
+        // 3 x 5 tiles of 128, 6 x 10 of 64: 2 x 2 of the first have work for all
+        assert_eq!(product(&args(300, 64, &[600]), Form::Forward, &gpu((8, 0), 4)).launch.grid, [15, 1, 1]);
+        assert_eq!(product(&args(300, 64, &[600]), Form::Forward, &older).launch.grid, [50, 1, 1]);
+    }
+
+    #[test]
+    fn gradients_follow_sizes_and_device() {
+        let of = |height, width, gathered, facts: &Facts| {
+            let mut args =
+                LinearGradientArgs { left_stride: 4096, m: 2764, splits: 1, ..LinearGradientArgs::default() };
+            let right_stride = i64::from(width);
+            args.push(LinearGradientBand { height, width, right_stride, gathered, ..LinearGradientBand::default() });
+            gradients(&args, facts).launch.kernel
+        };
+        let (older, hopper) = (gpu((8, 6), 80), gpu((9, 0), 132));
+        assert_eq!(of(4096, 4096, 0, &older), "linear_bwd_dw_128x128_bf16");
+        assert_eq!(of(64, 4096, 0, &older), "linear_bwd_dw_64x64_bf16");
+        assert_eq!(of(4096, 4096, 0, &hopper), "linear_bwd_dw_128x128_sm90_bf16");
+        assert_eq!(of(4096, 64, 0, &hopper), "linear_bwd_dw_64x64_bf16");
+        assert_eq!(of(4096, 4096, 1, &hopper), "linear_bwd_dw_128x128_bf16");
+        assert_eq!(of(4096, 67, 0, &hopper), "linear_bwd_dw_any_bf16");
+    }
+
+    #[test]
+    fn parts_cover_what_is_summed() {
+        let facts = gpu((9, 0), 132);
+        for n in [0, 1, 127, 128, 129, 255, 256, 257, 2764, 10_416, 151_936] {
+            for tiles in [0, 1, 3, 64, 131, 132, 1000] {
+                let (parts, size) = splits(n, tiles, SPLIT_ROWS, &facts);
+                assert!(size % 128 == 0 && size >= SPLIT_ROWS && parts >= 1);
+                assert!(parts * size >= n && (n == 0 || (parts - 1) * size < n), "{n} in {parts} of {size}");
+                assert!(tiles < 132 || parts == 1);
+            }
+        }
+        // dA of rank 64 on 4096 inputs: 64 tiles for 132 multiprocessors
+        assert_eq!(gradient_splits(2764, [(64, 4096)].into_iter(), &facts), (5, 640));
+        assert_eq!(gradient_splits(2764, [(4096, 4096)].into_iter(), &facts).0, 1);
+        // dx of a loss with four label rows
+        assert_eq!(product_splits(4, 4096, 151_936, &facts), (5, 30_464));
+    }
+}

@@ -1,0 +1,303 @@
+//! The kernels of `linear` against the host, in the emulator: every tile, with its neighbours in size, and every option.
+
+use crate::support::kernels::Case;
+use std::collections::BTreeSet;
+use vlm::base::{DType, Precision};
+use vlm::device::{Accumulate, Device};
+use vlm::ops::linear::{Activation, Adapter, Linear, LinearBackward, Segment};
+use vlm::ops::{Gradient, Op};
+use vlm::tensor::Weight;
+
+/// A segment's output width, its adapter's rank (0: none), and whether it has a bias.
+type Columns = (usize, usize, bool);
+
+/// Which parameters are trained.
+#[derive(Clone, Copy, PartialEq)]
+enum Trained {
+    Nothing,
+    Adapters,
+    Everything,
+}
+
+/// Rows, input width, segments: one, primes, the tiles of 16 x 32, 64 x 64 and 128 x 128 (and Hopper's) and one more or
+/// less, widths that are no multiple of 8, adapters of several ranks, several steps of k and a rest, none at all.
+const SHAPES: [(usize, usize, &[Columns]); 17] = [
+    (1, 1, &[(1, 1, true)]),
+    (1, 264, &[(40, 8, false), (32, 0, true)]),
+    (3, 7, &[(5, 0, false), (13, 3, true)]),
+    (15, 128, &[(32, 16, false)]),
+    (16, 136, &[(24, 0, true), (40, 8, false), (8, 24, true)]),
+    (17, 64, &[(64, 0, false)]),
+    (63, 72, &[(56, 8, true), (72, 16, false)]),
+    (64, 200, &[(64, 0, false), (128, 64, true)]),
+    (65, 64, &[(8, 8, false), (264, 0, true)]),
+    (65, 67, &[(71, 5, true)]),
+    (127, 72, &[(136, 8, false)]),
+    (128, 136, &[(128, 0, true)]),
+    (66, 264, &[(264, 0, true)]),
+    (129, 264, &[(144, 8, false), (120, 72, true)]),
+    (130, 129, &[(127, 0, true), (2, 1, false)]),
+    (200, 8, &[(520, 8, false)]),
+    (0, 16, &[(24, 8, true)]),
+];
+
+fn weight(case: &mut Case, name: &str, shape: [usize; 2], trained: bool) -> Weight {
+    let deviation = 1.0 / (shape[1] as f64).sqrt();
+    if trained { case.trained(name, shape, deviation) } else { case.weight(name, shape, deviation) }
+}
+
+fn segments(case: &mut Case, k: usize, columns: &[Columns], trained: Trained) -> Vec<Segment> {
+    let (all, adapters) = (trained == Trained::Everything, trained != Trained::Nothing);
+    let mut segment = |(n, rank, bias): &Columns| {
+        let w = weight(case, "weight", [*n, k], all);
+        let bias = bias.then(|| if all { case.trained("bias", [*n], 1.0) } else { case.weight("bias", [*n], 1.0) });
+        let adapter = (*rank > 0).then(|| {
+            let (a, b) = (weight(case, "A", [*rank, k], adapters), weight(case, "B", [*n, *rank], adapters));
+            Adapter { a, b, scale: 1.7 }
+        });
+        Segment { weight: w, bias, adapter }
+    };
+    columns.iter().map(&mut segment).collect()
+}
+
+#[derive(Clone, Copy)]
+struct Options {
+    activation: Activation,
+    /// Some rows of more than there are, in another order.
+    rows: bool,
+    residual: bool,
+    kept: bool,
+}
+
+const PLAIN: Options = Options { activation: Activation::None, rows: false, residual: false, kept: false };
+
+fn linear(
+    case: &mut Case,
+    (m, k, columns): (usize, usize, &[Columns]),
+    trained: Trained,
+    options: Options,
+    backward: bool,
+) -> Linear {
+    let all_rows = if options.rows { m + 5 } else { m };
+    let x = case.bf16([all_rows, k]);
+    let rows = options.rows.then(|| case.whole([m], (0..m).map(|i| ((i * 7 + 3) % all_rows) as i32).collect()));
+    let segments = segments(case, k, columns, trained);
+    let (n, rank) = (Linear::width(&segments), Linear::rank(&segments));
+    let residual = options.residual.then(|| case.bf16([all_rows, n]));
+    // what forward keeps, backward reads
+    let kept = |case: &mut Case, shape: [usize; 2]| match backward {
+        true => case.bf16(shape),
+        false => case.output(DType::Bf16, shape),
+    };
+    let s = (rank > 0).then(|| kept(case, [m, rank]));
+    let z = options.kept.then(|| kept(case, [m, n]));
+    let y = case.output(DType::Bf16, [m, n]);
+    let activation = options.activation;
+    Linear { x, rows, segments, activation, residual, s, z, precision: Precision::Bf16, y }
+}
+
+/// Multiples of 7 modulo m + 5 differ where 7 does not divide it.
+fn may_gather(m: usize) -> bool {
+    m > 0 && (m + 5) % 7 != 0
+}
+
+fn forward_options(i: usize, m: usize) -> [Options; 3] {
+    let activations = [Activation::None, Activation::GeluTanh, Activation::GeluErf];
+    let (activation, gathers) = (activations[i % 3], may_gather(m));
+    [
+        Options { activation, ..PLAIN },
+        Options { activation: activations[(i + 1) % 3], rows: gathers, residual: true, kept: false },
+        Options { activation: activations[(i + 2) % 3], rows: i % 2 == 0 && gathers, residual: false, kept: true },
+    ]
+}
+
+fn backward_options(i: usize, m: usize) -> [(Options, Trained, Option<Accumulate>); 4] {
+    let activation = [Activation::GeluTanh, Activation::GeluErf][i % 2];
+    let rows = may_gather(m);
+    [
+        (PLAIN, Trained::Adapters, Some(Accumulate::Overwrite)),
+        (Options { activation, kept: true, ..PLAIN }, Trained::Everything, Some(Accumulate::Add)),
+        (Options { rows, residual: rows, ..PLAIN }, Trained::Everything, Some(Accumulate::Overwrite)),
+        (Options { rows, residual: rows, ..PLAIN }, Trained::Adapters, [None, Some(Accumulate::Add)][i % 2]),
+    ]
+}
+
+fn backward(
+    case: &mut Case,
+    shape: (usize, usize, &[Columns]),
+    of: (Options, Trained, Option<Accumulate>),
+) -> LinearBackward {
+    let (options, trained, accumulate) = of;
+    let forward = linear(case, shape, trained, options, true);
+    let dy = case.bf16(forward.y.shape);
+    let mut gradient = |shape, accumulate| {
+        let tensor = match accumulate {
+            Accumulate::Overwrite => case.output(DType::Bf16, shape),
+            Accumulate::Add => case.bf16(shape),
+        };
+        Gradient { tensor, accumulate }
+    };
+    let dx = accumulate.map(|accumulate| gradient(forward.x.shape, accumulate));
+    let part = forward.residual.filter(|_| forward.rows.is_some());
+    let dresidual = part.map(|r| gradient(r.shape, accumulate.unwrap_or(Accumulate::Add)));
+    LinearBackward { forward, dy, dx, dresidual }
+}
+
+#[test]
+fn forward_agrees_with_the_host() {
+    for (i, shape) in SHAPES.into_iter().enumerate() {
+        for options in forward_options(i, shape.0) {
+            let mut case = Case::new(i as u64);
+            let op = linear(&mut case, shape, Trained::Adapters, options, false);
+            case.agrees(&op);
+        }
+    }
+}
+
+#[test]
+fn backward_agrees_with_the_host() {
+    for (i, shape) in SHAPES.into_iter().enumerate() {
+        for options in backward_options(i, shape.0) {
+            let mut case = Case::new(i as u64);
+            let op = backward(&mut case, shape, options);
+            case.agrees(&op);
+        }
+    }
+}
+
+#[test]
+fn batch_rows_in_several_parts_are_one_gradient() {
+    for (seed, (k, n, rank)) in [(72, 40, 8), (13, 9, 3), (136, 128, 0)].into_iter().enumerate() {
+        for rows in [false, true] {
+            let mut case = Case::new(seed as u64);
+            let options = Options { rows, ..PLAIN };
+            let op =
+                backward(&mut case, (700, k, &[(n, rank, true), (24, 8, false)]), (options, Trained::Everything, None));
+            case.agrees(&op);
+        }
+    }
+}
+
+#[test]
+fn a_residual_may_be_overwritten_by_the_result() {
+    let mut case = Case::new(5);
+    let mut op = linear(&mut case, (70, 64, &[(72, 8, true)]), Trained::Nothing, PLAIN, false);
+    op.y = case.bf16(op.y.shape);
+    op.residual = Some(op.y);
+    case.agrees(&op);
+}
+
+#[test]
+fn logits_may_be_kept_in_f32() {
+    for (seed, (m, n)) in [(1, 40), (3, 13), (70, 200)].into_iter().enumerate() {
+        let mut case = Case::new(seed as u64);
+        let mut op = linear(&mut case, (m, 64, &[(n, 0, false)]), Trained::Nothing, PLAIN, false);
+        op.y = case.output(DType::F32, op.y.shape);
+        case.agrees_within(&op, 1e-5);
+    }
+}
+
+#[test]
+fn a_nan_stays_in_its_row() {
+    for m in [4, 70] {
+        let mut case = Case::new(3);
+        let mut op = linear(&mut case, (m, 64, &[(72, 8, true)]), Trained::Nothing, PLAIN, false);
+        let mut x = case.random().f32s(m * 64, 1.0);
+        x[64 + 5] = f32::NAN;
+        op.x = case.values(DType::Bf16, [m, 64], x);
+        case.agrees(&op);
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_how_many_there_are() {
+    // the tiles of 16, 64 and 128 rows sum in the same order
+    let row: Vec<f32> = (0..200).map(|i| (i as f32 * 0.37).sin()).collect();
+    let mut case = Case::new(9);
+    let one = linear(&mut case, (1, 200, &[(128, 8, true)]), Trained::Nothing, PLAIN, false);
+    let of_rows = |case: &mut Case, m: usize| {
+        let (s, y) = (case.output(DType::Bf16, [m, 8]), case.output(DType::Bf16, [m, 128]));
+        Linear { x: case.values(DType::Bf16, [m, 200], row.repeat(m)), s: Some(s), y, ..one.clone() }
+    };
+    let ops = [1, 40, 600].map(|m| of_rows(&mut case, m));
+    let mut device = Device::emulated((8, 6)).expect("an emulator");
+    case.begin(&mut device).expect("memory");
+    let mut rows = Vec::new();
+    for op in &ops {
+        op.forward(&mut device).expect("linear");
+        let y = device.memory().read_f32(op.y).expect("y");
+        rows.extend(y.chunks(128).map(<[f32]>::to_vec));
+    }
+    assert!(rows.iter().all(|r| *r == rows[0] && r.iter().all(|v| v.is_finite())));
+    let ran: Vec<&str> = device.launches().into_keys().collect();
+    assert_eq!(ran, ["linear_fwd_128x128_bf16", "linear_fwd_16x32_bf16", "linear_fwd_64x64_bf16"]);
+}
+
+#[test]
+fn every_kernel_runs() {
+    let mut ran = BTreeSet::new();
+    let mut run = |case: &Case, op: &dyn Op| {
+        for capability in [(8, 6), (9, 0)] {
+            let mut device = Device::emulated(capability).expect("an emulator");
+            case.begin(&mut device).expect("memory");
+            op.forward(&mut device).expect("linear");
+            ran.extend(device.launches().into_keys());
+        }
+    };
+    for (i, shape) in SHAPES.into_iter().enumerate() {
+        let mut case = Case::new(i as u64);
+        let op = linear(&mut case, shape, Trained::Adapters, PLAIN, false);
+        run(&case, &op);
+        for options in backward_options(i, shape.0) {
+            let mut case = Case::new(i as u64);
+            let op = backward(&mut case, shape, options);
+            run(&case, &op);
+        }
+    }
+    let wanted = [
+        "linear_bwd_act_bf16",
+        "linear_bwd_dbias_bf16",
+        "linear_bwd_dw_128x128_bf16",
+        "linear_bwd_dw_128x128_sm90_bf16",
+        "linear_bwd_dw_64x64_bf16",
+        "linear_bwd_dw_any_bf16",
+        "linear_bwd_dx_128x128_bf16",
+        "linear_bwd_dx_128x128_sm90_bf16",
+        "linear_bwd_dx_128x256_sm90_bf16",
+        "linear_bwd_dx_64x64_bf16",
+        "linear_bwd_dx_any_bf16",
+        "linear_bwd_rows_bf16",
+        "linear_fwd_128x128_bf16",
+        "linear_fwd_128x128_sm90_bf16",
+        "linear_fwd_128x256_sm90_bf16",
+        "linear_fwd_16x32_bf16",
+        "linear_fwd_64x64_bf16",
+        "linear_fwd_any_bf16",
+    ];
+    let missing: Vec<_> = wanted.into_iter().filter(|name| !ran.contains(name)).collect();
+    assert!(missing.is_empty(), "no shape of this file reaches {missing:?}");
+}
+
+#[test]
+fn what_the_kernels_cannot_do_is_said() {
+    let mut device = Device::emulated((8, 6)).expect("an emulator");
+    let mut case = Case::new(1);
+    let op = linear(&mut case, (2, 8, &[(8, 0, false); 5]), Trained::Nothing, PLAIN, false);
+    case.begin(&mut device).expect("memory");
+    let said = op.forward(&mut device).expect_err("five weights").to_string();
+    assert!(said.contains("at most 4 weights"), "{said}");
+
+    let mut case = Case::new(1);
+    let mut op = linear(&mut case, (2, 8, &[(8, 0, false)]), Trained::Nothing, PLAIN, false);
+    op.x = case.numbers(DType::F32, op.x.shape, 1.0);
+    case.begin(&mut device).expect("memory");
+    let said = op.forward(&mut device).expect_err("f32").to_string();
+    assert!(said.contains("bf16"), "{said}");
+
+    let mut case = Case::new(1);
+    let mut op = linear(&mut case, (2, 8, &[(8, 0, false)]), Trained::Nothing, PLAIN, false);
+    op.rows = Some(case.whole([2], vec![0, 2]));
+    case.begin(&mut device).expect("memory");
+    let said = op.forward(&mut device).expect_err("a row that is not there").to_string();
+    assert!(said.contains("rows"), "{said}");
+}

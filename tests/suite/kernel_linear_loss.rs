@@ -1,0 +1,121 @@
+//! The kernels of `linear_loss` against the host, in the emulator.
+
+use crate::support::kernels::Case;
+use std::collections::BTreeSet;
+use vlm::base::{DType, Precision};
+use vlm::device::{Device, Facts};
+use vlm::ops::Op;
+use vlm::ops::linear_loss::{LinearLoss, LossPlan};
+
+/// Label rows, width, vocabulary: one, primes, the tiles and one more or less, several parts of the vocabulary, none.
+const SHAPES: [(usize, usize, usize); 11] = [
+    (1, 1, 1),
+    (1, 8, 2),
+    (3, 7, 131),
+    (15, 64, 136),
+    (16, 72, 4504),
+    (17, 64, 520),
+    (63, 24, 64),
+    (65, 136, 1024),
+    (130, 64, 264),
+    (129, 67, 193),
+    (0, 16, 24),
+];
+
+fn loss(case: &mut Case, (r, d, v): (usize, usize, usize), gradient: bool, trained: bool) -> LinearLoss {
+    let x = case.bf16([r, d]);
+    let deviation = 2.0 / (d as f64).sqrt();
+    let head = if trained { case.trained("head", [v, d], deviation) } else { case.weight("head", [v, d], deviation) };
+    let labels = (0..r).map(|_| case.random().below(v) as i32).collect();
+    let labels = case.whole([r], labels);
+    let scale = case.values(DType::F32, [1], vec![0.3]);
+    let losses = case.output(DType::F32, [r]);
+    let dx = gradient.then(|| case.output(DType::Bf16, [r, d]));
+    LinearLoss { x, head, labels, scale, precision: Precision::Bf16, losses, dx }
+}
+
+#[test]
+fn losses_and_gradients_agree_with_the_host() {
+    for (seed, shape) in SHAPES.into_iter().enumerate() {
+        for (gradient, trained) in [(false, false), (true, false), (true, true)] {
+            let mut case = Case::new(seed as u64);
+            let op = loss(&mut case, shape, gradient, trained);
+            case.agrees(&op);
+        }
+    }
+}
+
+#[test]
+fn a_nan_reaches_its_own_loss() {
+    let mut case = Case::new(7);
+    let mut op = loss(&mut case, (20, 64, 200), false, false);
+    let mut x = case.random().f32s(20 * 64, 1.0);
+    x[3 * 64 + 9] = f32::NAN;
+    op.x = case.values(DType::Bf16, [20, 64], x);
+    case.agrees(&op);
+}
+
+#[test]
+fn a_small_loss_keeps_its_digits() {
+    // the label's logit is far above all others: ln S is nearly 0 and must not drown in the logit
+    let mut case = Case::new(8);
+    let mut op = loss(&mut case, (3, 8, 40), false, false);
+    op.x = case.values(DType::Bf16, [3, 8], vec![6.0; 24]);
+    let mut head = vec![0.5f32; 40 * 8];
+    head[5 * 8..6 * 8].fill(0.75);
+    op.head = vlm::tensor::Weight::from_f32("head", [40, 8], &head).expect("a head");
+    op.labels = case.whole([3], vec![5; 3]);
+    let want = (39.0 * f64::exp(-12.0)).ln_1p();
+    let mut device = Device::emulated((8, 6)).expect("an emulator");
+    case.begin(&mut device).expect("memory");
+    op.forward(&mut device).expect("linear_loss");
+    for loss in device.memory().read_f32(op.losses).expect("losses") {
+        assert!((f64::from(loss) / want - 1.0).abs() <= 1e-3, "{loss:e}, wanted {want:e}");
+    }
+}
+
+#[test]
+fn every_kernel_runs() {
+    let mut ran = BTreeSet::new();
+    for (i, shape) in SHAPES.into_iter().enumerate() {
+        let mut case = Case::new(i as u64);
+        let op = loss(&mut case, shape, true, true);
+        let mut device = Device::emulated((8, 6)).expect("an emulator");
+        case.begin(&mut device).expect("memory");
+        op.forward(&mut device).expect("linear_loss");
+        ran.extend(device.launches().into_keys());
+    }
+    let wanted = [
+        "linear_bwd_dx_sum_bf16",
+        "linear_loss_bwd_dlogits_bf16",
+        "linear_loss_fwd_128x128_bf16",
+        "linear_loss_fwd_16x32_bf16",
+        "linear_loss_fwd_64x64_bf16",
+        "linear_loss_fwd_any_bf16",
+        "linear_loss_fwd_rows_f32",
+    ];
+    let missing: Vec<_> = wanted.into_iter().filter(|name| !ran.contains(name)).collect();
+    assert!(missing.is_empty(), "no shape of this file reaches {missing:?}");
+}
+
+#[test]
+fn the_workspace_has_a_bound() {
+    let facts = Facts {
+        name: "a GPU".into(),
+        capability: (8, 6),
+        multiprocessors: 80,
+        shared_bytes: 99 << 10,
+        guarded: false,
+        profiled: false,
+    };
+    for (r, d, v) in [(1, 4096, 151_936), (4, 4096, 151_936), (2764, 4096, 151_936), (100_000, 64, 128), (0, 8, 16)] {
+        let plan = LossPlan::new(r, d, v, true, &facts);
+        assert!(plan.logits + plan.dlogits + plan.statistics <= 256 << 20, "{plan:?}");
+        assert!(plan.logits >= 4 * plan.rows * v && plan.dlogits >= 2 * plan.rows * v, "{plan:?}");
+        assert!(plan.rows >= 1 && (r == 0 || plan.rows <= r), "{plan:?}");
+        let alone = LossPlan::new(r, d, v, false, &facts);
+        assert_eq!((alone.logits, alone.dlogits, alone.partial), (0, 0, 0));
+    }
+    // one row of the real vocabulary: few tiles of dx, so its sums are cut
+    assert!(LossPlan::new(1, 4096, 151_936, true, &facts).partial > 0);
+}
