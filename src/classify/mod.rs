@@ -5,6 +5,7 @@
 
 pub mod compare;
 pub mod endpoint;
+pub mod curve;
 pub mod evaluate;
 pub mod folder;
 pub mod metrics;
