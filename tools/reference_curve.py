@@ -1,4 +1,4 @@
-"""Writes tests/golden/curve.json: power laws as scipy fits them.
+"""Writes tests/golden/curve.json: power laws as scipy fits them; and one of its sets as folders of vlm eval, tests/golden/curve.
 
     python3 tools/reference_curve.py    (needs scipy 1.17, numpy)
 
@@ -14,7 +14,7 @@ import numpy as np
 import scipy
 from scipy.optimize import OptimizeWarning, curve_fit
 
-OUT = Path(__file__).resolve().parent.parent / "tests" / "golden" / "curve.json"
+GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 BOUNDS = ([0, 0, 0], [np.inf, 5, 1])
 
 
@@ -68,6 +68,12 @@ CASES = {
 if __name__ == "__main__":
     cases = [{"name": name, "runs": runs, "fit": fit(runs)} for name, runs in CASES.items()]
     head = f"scipy {scipy.__version__}, numpy {np.__version__}; tools/reference_curve.py"
-    OUT.write_text(json.dumps({"made_by": head, "cases": cases}, indent=1) + "\n")
+    (GOLDEN / "curve.json").write_text(json.dumps({"made_by": head, "cases": cases}, indent=1) + "\n")
+    for samples, correct, of in CASES["four sizes, one run"]:
+        folder = GOLDEN / "curve" / str(samples)
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics = {"n": of, "correct": correct, "accuracy": correct / of}
+        text = json.dumps({"training_samples": samples, "data": "test.jsonl", "metrics": metrics})
+        (folder / "summary.json").write_text(text + "\n")
     for case in cases:
         print(case["name"], case["fit"])

@@ -48,6 +48,8 @@ pub struct Calibration {
 pub struct Planted {
     /// The original, by its place.
     pub source: usize,
+    /// Whether it is of the half that tests, and not of that which chooses.
+    pub tests: bool,
     pub change: Change,
     pub embedding: Vec<f32>,
 }
@@ -74,21 +76,29 @@ pub fn calibrated(
         let said = "a threshold is calibrated on four photos or more; give one with --threshold";
         return Err(Error::Unsupported(said.into()));
     }
-    let prints = photos.par_iter().map(|p| Ok(look::look(p, None)?.print)).collect::<Result<Vec<_>>>()?;
+    let looks = photos.par_iter().map(|p| look::look(p, None)).collect::<Result<Vec<_>>>()?;
+    let prints: Vec<_> = looks.iter().map(|look| look.print.clone()).collect();
     let same: HashSet<(usize, usize)> = alike::pairs(&prints).into_iter().collect();
-    // spread by a random rank, so that no folder or class is left out
-    let rank = Stream::new(plan.seed, &[PLANT]);
+    // by a random rank that follows from the content: in whatever sets and order they come, it is the same photos
+    let rank = |look: &look::Look| {
+        let words = look.sha256.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
+        Stream::new(plan.seed, &std::iter::once(PLANT).chain(words).collect::<Vec<_>>()).bits(0)
+    };
     let mut chosen: Vec<usize> = (0..photos.len()).collect();
-    chosen.sort_by_key(|i| (rank.bits(*i as u64), *i));
+    chosen.sort_by_key(|i| (rank(&looks[*i]), looks[*i].sha256));
+    chosen.dedup_by_key(|i| looks[*i].sha256);
     chosen.truncate(plan.photos.max(4));
-    let wanted: Vec<(usize, Change)> = chosen.iter().flat_map(|i| Change::ALL.map(|c| (*i, c))).collect();
-    let of = |(i, change): &(usize, Change)| Wanted { source: photos[*i], change: Some((*change, plan.seed)) };
+    // the halves are of photos, not of copies: a photo's three copies are much alike
+    let halves = chosen.iter().enumerate().map(|(at, i)| (*i, at % 2 == 1));
+    let wanted: Vec<(usize, bool, Change)> =
+        halves.flat_map(|(i, tests)| Change::ALL.map(|change| (i, tests, change))).collect();
+    let of = |(i, _, change): &(usize, bool, Change)| Wanted { source: photos[*i], change: Some((*change, plan.seed)) };
     let list: Vec<Wanted> = wanted.iter().map(of).collect();
     let Some(found) = embedder.embed(&list, watch)? else { return Ok(None) };
     let planted = wanted
         .into_iter()
         .zip(found)
-        .map(|((source, change), embedding)| Ok(Planted { source, change, embedding: embedding? }))
+        .map(|((source, tests, change), embedding)| Ok(Planted { source, tests, change, embedding: embedding? }))
         .collect::<Result<Vec<_>>>()?;
     Ok(Some(calibrate(embeddings, &planted, &same)))
 }
@@ -102,16 +112,12 @@ struct Half {
 
 /// The threshold of `planted` against `originals`; `same` are pairs (i < j) of originals that show the same.
 pub fn calibrate(originals: &[Vec<f32>], planted: &[Planted], same: &HashSet<(usize, usize)>) -> Calibration {
-    // the halves are of photos, not of copies: a photo's three copies are much alike
-    let mut sources: Vec<usize> = planted.iter().map(|p| p.source).collect();
-    sources.sort_unstable();
-    sources.dedup();
-    let tests = |source: usize| sources.binary_search(&source).is_ok_and(|at| at % 2 == 1);
+    let sources: HashSet<usize> = planted.iter().map(|p| p.source).collect();
     let (mut choose, mut test) = (Half::default(), Half::default());
     let scores: Vec<Vec<f64>> =
         planted.par_iter().map(|p| originals.iter().map(|o| cosine(o, &p.embedding)).collect()).collect();
     for (p, scores) in planted.iter().zip(scores) {
-        let half = if tests(p.source) { &mut test } else { &mut choose };
+        let half = if p.tests { &mut test } else { &mut choose };
         for (i, score) in scores.into_iter().enumerate() {
             if i == p.source {
                 half.right.push((p.change, score));
@@ -186,5 +192,6 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
         }
     }
     let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-    sums.iter().map(|s| f64::from(*s)).sum::<f64>() + rest
+    // rounding may take it beyond
+    (sums.iter().map(|s| f64::from(*s)).sum::<f64>() + rest).clamp(-1.0, 1.0)
 }

@@ -149,7 +149,7 @@ fn the_table_says_it_in_words() {
     for wanted in [
         "19 samples, 19 photos, 5 classes",
         "dent             15  78.9 % ####",
-        "width: 40 to 640, median 128",
+        "width: 13 to 640, median 128",
         "tokens per photo: ",
         "cannot be read: 2",
         "photos of the same bytes: 1\n  lines 4, 17: ",

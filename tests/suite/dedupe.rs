@@ -122,7 +122,12 @@ fn a_threshold_by_hand() {
     // photos 10 degrees apart; copies 1 or 2 degrees off, one of the half that tests 4 off
     let originals: Vec<Vec<f32>> = (0..8).map(|i| at(10.0 * f64::from(i))).collect();
     let copies = |change, off: [f64; 8]| {
-        let of = move |(i, off): (usize, f64)| Planted { source: i, change, embedding: at(10.0 * i as f64 + off) };
+        let of = move |(i, off): (usize, f64)| Planted {
+            source: i,
+            tests: i % 2 == 1,
+            change,
+            embedding: at(10.0 * i as f64 + off),
+        };
         off.into_iter().enumerate().map(of).collect::<Vec<_>>()
     };
     let mut planted = copies(Change::Crop, [2.0, 2.0, 2.0, 4.0, 2.0, 2.0, 2.0, 2.0]);
