@@ -19,8 +19,8 @@ mod model;
 mod preprocess;
 mod progress;
 mod report;
-mod table;
 mod sweep;
+mod table;
 mod train;
 mod verify;
 

@@ -1,7 +1,7 @@
 //! Results of trials, best first.
 
 use crate::base::{Error, Result};
-use crate::classify::metrics::wilson;
+use crate::classify::statistics::wilson;
 use crate::io::{atomic, json};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
