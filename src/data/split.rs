@@ -75,16 +75,21 @@ pub fn split(items: &[Item], sizes: &Sizes, seed: u64) -> Result<Vec<Option<Part
         rooms[part as usize] = quota;
     }
 
-    let place = |item: &Item| {
+    // two independent numbers of an item
+    let numbers = |item: &Item| {
         let words = item.content.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
         let stream = Stream::new(seed, &std::iter::once(SPLIT).chain(words).collect::<Vec<_>>());
-        u64::from(stream.bits(0)) << 32 | u64::from(stream.bits(1))
+        [0, 2].map(|i| u64::from(stream.bits(i)) << 32 | u64::from(stream.bits(i + 1)))
     };
     let mut groups: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     items.iter().enumerate().for_each(|(i, item)| groups.entry(item.group).or_default().push(i));
+    // a group's place is the second number of its first item: the least of many first numbers would be low
     let mut units: Vec<(u64, Vec<usize>)> = groups
         .into_values()
-        .map(|members| (members.iter().map(|i| place(&items[*i])).min().unwrap_or(0), members))
+        .map(|members| match members[..] {
+            [one] => (numbers(&items[one])[0], members),
+            _ => (members.iter().map(|i| numbers(&items[*i])).min().map_or(0, |[_, second]| second), members),
+        })
         .collect();
     // groups while there is room for them, then the many that fit anywhere
     units.sort_by_key(|(place, members)| (members.len() == 1, *place));

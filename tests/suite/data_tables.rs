@@ -132,7 +132,7 @@ fn wrong_rows_stop_the_import_or_are_listed() {
     refused(
         &path,
         &Options::default(),
-        &["of 17 entries are wrong (--skip-bad leaves them out and lists them)", "labels.csv, line 3: cannot find"],
+        &["15 of 16 entries are wrong (--skip-bad leaves them out and lists them)", "labels.csv, line 3: cannot find"],
     );
     let found = import(&path, &skipping()).unwrap();
     assert_eq!(photos(&found, dir.path()), pairs(&[("a.jpg", "dent")]));
@@ -271,7 +271,7 @@ fn wrong_annotations_stop_the_import_or_are_listed() {
     refused(
         &path,
         &Options::default(),
-        &["entries are wrong (--skip-bad", "annotations.json: image 7: the id is there twice"],
+        &["all 10 entries are wrong", "annotations.json: image 7: the id is there twice"],
     );
     refused(&path, &skipping(), &["all 10 entries are wrong, the first: ", "image 7: the id is there twice"]);
     let more = coco(

@@ -56,10 +56,10 @@ pub fn import(source: &Path, options: &Options) -> Result<Imported> {
     let useless = |flag: &str, kind: &str| Error::Usage(format!("{flag} says nothing about {kind}; leave it out"));
     let kind = match extension.as_deref() {
         _ if source.is_dir() => "a folder of class folders",
+        _ if !source.exists() => return Err(Error::file(source, "there is no such folder or file")),
         Some("csv" | "tsv" | "txt") => "a CSV file",
         Some("json") => "COCO annotations",
         Some("jsonl") => return Err(Error::file(source, "this is a dataset already; commands read it as it is")),
-        _ if !source.exists() => return Err(Error::file(source, "there is no such folder or file")),
         _ => {
             let said = "wanted a folder with a folder of photos per class, a CSV file (image,label) or COCO annotations \
                         (.json)";
