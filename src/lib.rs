@@ -7,6 +7,7 @@
 //! | what happens | file | function |
 //! |---|---|---|
 //! | a conversation is read, its pictures found | `src/data/messages.rs` | `read_messages` |
+//! | photos of other shapes become a labelled set | `src/data/import/mod.rs` | `import` |
 //! | or a labelled set, line by line | `src/data/dataset.rs` | `read_dataset` |
 //! | a file becomes upright RGB on white | `src/data/image/decode.rs` | `load` |
 //! | JPEG as libjpeg-turbo decodes it | `src/data/image/jpeg/mod.rs` | `decode` |
@@ -37,6 +38,7 @@
 //! | logits become the next token | `src/host/sample.rs` | `sample` |
 //! | answers, token by token | `src/infer/generate.rs` | `generate` |
 //! | or probabilities of a closed set of answers | `src/infer/choices.rs` | `score` |
+//! | photos that leak from one part of a set into another | `src/dedupe/leaks.rs` | `find` |
 //! | a labelled set's predictions | `src/classify/evaluate.rs` | `evaluate` |
 //! | or those of a model that is served elsewhere | `src/classify/endpoint/mod.rs` | `ask` |
 //! | what predictions add up to, beside what guessing gets | `src/classify/metrics.rs` | `metrics` |
@@ -83,6 +85,7 @@
 //! | 8 | `train` | the training step and loop, the run's folder | `infer`, `classify`, `qwen3vl`, `tape`, `ops`, `device`, `tensor`, `io`, `data`, `host`, `base` |
 //! | 8 | `classify` | scoring of labelled sets | `infer`, `qwen3vl`, `data`, `io`, `base` |
 //! | 8 | `report` | the page of runs and evaluations | `classify`, `data`, `io`, `base` |
+//! | 8 | `dedupe` | near-duplicates by the tower's embeddings | `infer`, `qwen3vl`, `data`, `io`, `base` |
 //! | 8 | `infer` | prefill, decode, cache, sampling, closed sets | `qwen3vl`, `tape`, `ops`, `device`, `tensor`, `io`, `base` |
 //! | 7 | `qwen3vl` | architecture, configuration, folders, positions, prompts | `nn`, `tape`, `ops`, `device`, `tensor`, `io`, `data`, `base` |
 //! | 6 | `nn` | layers: parameters, and the records they append | `tape`, `ops`, `tensor`, `base` |
@@ -99,6 +102,7 @@ pub mod base;
 pub mod classify;
 pub mod cli;
 pub mod data;
+pub mod dedupe;
 pub mod device;
 pub mod host;
 pub mod infer;

@@ -4,6 +4,7 @@
 //! evaluation's [`records`] lie, [`endpoint`] asks a model that runs elsewhere, [`compare`] pairs two evaluations.
 
 pub mod compare;
+pub mod curve;
 pub mod endpoint;
 pub mod evaluate;
 pub mod folder;

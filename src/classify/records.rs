@@ -2,7 +2,7 @@
 
 use super::metrics::Metrics;
 use crate::base::{Error, Result};
-use crate::data::import::relative;
+use crate::data::paths::relative;
 use crate::io::json;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

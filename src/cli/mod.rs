@@ -4,6 +4,7 @@
 
 mod compare;
 mod compute;
+mod curve;
 mod data;
 mod doctor;
 mod dump;
@@ -18,6 +19,7 @@ mod model;
 mod preprocess;
 mod progress;
 mod report;
+mod sweep;
 mod table;
 mod train;
 mod verify;
@@ -45,6 +47,8 @@ enum Command {
     Dump(dump::Dump),
     Verify(verify::Verify),
     Data(data::Data),
+    Curve(curve::CurveCommand),
+    Sweep(sweep::SweepCommand),
     Init(init::Init),
     Inspect(inspect::Inspect),
     Doctor(doctor::Doctor),
@@ -66,6 +70,8 @@ pub fn main() -> ExitCode {
         Command::Dump(c) => c.run(),
         Command::Verify(c) => c.run(),
         Command::Data(c) => c.run(),
+        Command::Curve(c) => c.run(),
+        Command::Sweep(c) => c.run(),
         Command::Init(c) => c.run(),
         Command::Inspect(c) => c.run(),
         Command::Doctor(c) => c.run(),

@@ -1,10 +1,18 @@
 //! Photos and text to arrays: [`image`] decodes, resizes and cuts pictures into patches, [`messages`] and [`dataset`]
-//! read conversations, [`import`] makes datasets of folders.
+//! read conversations, [`import`] makes datasets of folders, tables and annotations, [`census`] says what is in one,
+//! [`split`] cuts it into parts, [`pairs`] holds near-duplicates.
 //!
 //! Floor 1: uses `base` only. Start at [`image`].
 
+pub mod alike;
+pub mod census;
 pub mod dataset;
 pub mod image;
 pub mod import;
+pub mod look;
 pub mod messages;
 pub mod pairs;
+pub mod paths;
+pub mod rewrite;
+pub mod sheet;
+pub mod split;

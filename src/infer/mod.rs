@@ -5,6 +5,7 @@
 pub mod cache;
 pub mod choices;
 pub mod engine;
+pub mod features;
 pub mod generate;
 pub mod lists;
 pub mod trace;

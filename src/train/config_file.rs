@@ -61,15 +61,26 @@ fn read(path: &Path) -> Result<Table> {
         Error::line(path, line + 1, format!("{said}: {}", e.message()))
     })?;
     let mut table: Table = text.parse().map_err(|e: toml::de::Error| Error::file(path, e.message()))?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    for key in PATHS {
-        if let Some(Value::String(value)) = table.get_mut(key)
-            && let Some(joined) = folder.join(&value).to_str()
+    from_folder(&mut table, path.parent().unwrap_or(Path::new("")));
+    Ok(table)
+}
+
+/// Takes a table's paths as relative to `folder`; lists of them too.
+pub(super) fn from_folder(table: &mut Table, folder: &Path) {
+    let join = |value: &mut Value| {
+        if let Value::String(path) = value
+            && let Some(joined) = folder.join(&path).to_str()
         {
-            *value = joined.into();
+            *path = joined.into();
+        }
+    };
+    for key in PATHS {
+        match table.get_mut(key) {
+            Some(Value::Array(list)) => list.iter_mut().for_each(join),
+            Some(value) => join(value),
+            None => (),
         }
     }
-    Ok(table)
 }
 
 /// Writes all settings, so that `vlm train --config` of that file does the same again. Errors: a path that is not

@@ -2,7 +2,7 @@
 //!
 //! Floor 8: uses `infer`, `classify`, `qwen3vl`, `data`, `io`, `tape`, `device`, `base`. Start at [`session`], the loop,
 //! and [`step`]. Which samples a step learns from ([`order`]) and at which rate ([`schedule`]) follows from its number
-//! alone, so that a resumed run needs no state of theirs. [`run_folder`] owns a run's files.
+//! alone, so that a resumed run needs no state of theirs. [`run_folder`] owns a run's files; [`sweep`] searches over settings.
 
 pub mod checkpoint;
 pub mod config_file;
@@ -17,3 +17,4 @@ pub mod schedule;
 pub mod session;
 pub mod settings;
 pub mod step;
+pub mod sweep;

@@ -59,20 +59,7 @@ impl Trainer {
 
     /// What the frozen tower makes of a sequence's images; None without images.
     pub fn features(&mut self, sequence: &Sequence) -> Result<Option<ImageFeatures>> {
-        if sequence.grids.is_empty() {
-            return Ok(None);
-        }
-        let Engine { model, device, precision, .. } = &mut self.engine;
-        let packed = Packed::new(&[sequence], model.config.vision.merge_size)?;
-        let mut tape = Tape::new(*precision);
-        let pass = model.vision(&mut tape, &packed)?;
-        tape.begin(device)?;
-        model.write_vision(device, &pass, &packed)?;
-        tape.run(device, &mut |_, _| ())?;
-        let mut read = |t| device.memory().read_f32(t);
-        let embeds = read(pass.features.embeds)?;
-        let deepstack = pass.features.deepstack.iter().map(|f| read(*f)).collect::<Result<_>>()?;
-        Ok(Some(ImageFeatures { embeds, deepstack }))
+        self.engine.features(sequence)
     }
 
     /// Forgets the gradients.

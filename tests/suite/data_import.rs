@@ -7,7 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use vlm::data::dataset::{OnBad, read_dataset};
-use vlm::data::import::{class_folders, lines};
+use vlm::data::import::folders::class_folders;
+use vlm::data::import::{Options, import as import_source, lines};
 use vlm::data::messages::ImageSource;
 
 /// A JPEG of one by five pixels: what a photo is, is found from the content.
@@ -146,20 +147,17 @@ fn what_is_no_photo_of_a_class_is_listed_and_counted() {
 fn what_cannot_be_imported_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let refused = |source: &Path, wanted: &str| {
-        let error = class_folders(source).unwrap_err().to_string();
+        let error = import_source(source, &Options::default()).unwrap_err().to_string();
         assert!(error.contains(wanted), "{error}");
     };
-    for (name, wanted) in [
-        ("x.csv", "CSV files are not read yet"),
-        ("x.json", "COCO annotations are not read yet"),
-        ("x.jsonl", "this is a dataset already"),
-        ("x.png", "wanted a folder with a folder of photos per class"),
-    ] {
+    for (name, wanted) in
+        [("x.jsonl", "this is a dataset already"), ("x.png", "wanted a folder with a folder of photos per class")]
+    {
         let path = dir.path().join(name);
         fs::write(&path, PHOTO).unwrap();
         refused(&path, wanted);
     }
-    refused(&dir.path().join("nowhere"), "cannot use as a folder");
+    refused(&dir.path().join("nowhere"), "there is no such folder or file");
     let sub = |name: &str| dir.path().join(name);
     fs::create_dir(sub("none")).unwrap();
     refused(&sub("none"), "found no photo in one; it is empty");

@@ -138,7 +138,10 @@ fn every_command_of_the_readme_runs_and_prints_what_it_shows() {
 
 /// The subcommands, as the program lists them.
 fn commands() -> BTreeSet<String> {
-    let (_, help, _) = vlm(&["--help".into()], root());
+    inner_commands(&vlm(&["--help".into()], root()).1)
+}
+
+fn inner_commands(help: &str) -> BTreeSet<String> {
     let list = help.lines().skip_while(|l| *l != "Commands:").skip(1).take_while(|l| l.starts_with("  "));
     list.filter_map(|l| l.split_whitespace().next()).filter(|c| *c != "help").map(str::to_owned).collect()
 }
@@ -151,8 +154,10 @@ fn every_command_and_flag_that_is_written_exists() {
     let mut help: BTreeMap<&String, String> =
         commands.iter().map(|c| (c, vlm(&[c.clone(), "--help".into()], root()).1)).collect();
     // a command of commands: the flags are those of the inner one
-    let inner = vlm(&["data".into(), "import".into(), "--help".into()], root()).1;
-    help.entry(commands.get("data").unwrap()).or_default().push_str(&inner);
+    for inner in inner_commands(&help[commands.get("data").unwrap()]) {
+        let text = vlm(&["data".into(), inner, "--help".into()], root()).1;
+        help.entry(commands.get("data").unwrap()).or_default().push_str(&text);
+    }
     let mut written: Vec<(String, String)> = Vec::new();
     for document in ["README.md", "CONTRIBUTING.md", "src/lib.rs"] {
         let text = read(document);

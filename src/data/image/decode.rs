@@ -111,6 +111,32 @@ pub fn dimensions(path: &Path) -> Result<(usize, usize)> {
     Ok(if lies { (height, width) } else { (width, height) })
 }
 
+/// What a file says of itself, before any pixel is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// JPEG, PNG, WebP or GIF.
+    pub format: &'static str,
+    /// Whether it can be transparent.
+    pub alpha: bool,
+}
+
+/// The kind of an encoded image. Errors: those of [`decode`] that the header shows.
+pub fn kind(bytes: &[u8], name: &Path) -> Result<Kind> {
+    let refuse = |reason: String| Error::file(name, reason);
+    let other = match format(bytes).map_err(refuse)? {
+        Format::Jpeg => return Ok(Kind { format: "JPEG", alpha: false }),
+        Format::Other(other) => other,
+    };
+    let decoder = decoder(other, Cursor::new(bytes))
+        .map_err(|e| refuse(format!("the {other:?} file is truncated or damaged: {e}")))?;
+    let format = match other {
+        Other::Png => "PNG",
+        Other::WebP => "WebP",
+        Other::Gif => "GIF",
+    };
+    Ok(Kind { format, alpha: decoder.color_type().has_alpha() })
+}
+
 impl jpeg::Header {
     fn orientation(&self) -> Orientation {
         self.exif.as_deref().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)

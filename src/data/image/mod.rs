@@ -5,11 +5,13 @@
 //! at [`load`], then [`PatchSpec::patches`].
 
 mod decode;
+mod encode;
 mod jpeg;
 mod patches;
 mod resize;
 
-pub use decode::{decode, dimensions, load};
+pub use decode::{Kind, decode, dimensions, kind, load};
+pub use encode::{jpeg as to_jpeg, png as to_png};
 pub use patches::{PatchSpec, Patches};
 pub use resize::resize;
 

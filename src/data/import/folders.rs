@@ -4,44 +4,17 @@
 //! Nothing is left out in silence: every entry that is no photo is returned with its reason. Names beginning with a dot
 //! are the system's and do not count.
 
-use super::image;
+use super::{Imported, Photo};
 use crate::base::{Error, Result};
-use serde_json::{Value, json};
+use crate::data::image;
 use std::ffi::OsString;
-use std::path::{Component, Path, PathBuf};
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Photo {
-    /// Canonical: absolute and without links.
-    pub path: PathBuf,
-    pub class: String,
-}
-
-#[derive(Debug)]
-pub struct Imported {
-    /// By class, then by name; never empty.
-    pub photos: Vec<Photo>,
-    /// A sentence for each entry that is no photo of a class.
-    pub left_out: Vec<Error>,
-}
+use std::path::{Path, PathBuf};
 
 /// Lists the photos of the class folders in `source`, one level deep. A photo is a file whose header one of the decoders
-/// reads. Errors: `source` is no folder (annotation files are named as not read yet) or has no photo in a class folder.
+/// reads. Errors: `source` is no folder or has no photo in a class folder.
 pub fn class_folders(source: &Path) -> Result<Imported> {
-    let extension = source.extension().map(|e| e.to_string_lossy().to_lowercase());
-    if source.is_file() {
-        let said = match extension.as_deref() {
-            Some("csv") => "CSV files are not read yet; put the photos into a folder per class and give their folder",
-            Some("json") => {
-                "COCO annotations are not read yet; put the photos into a folder per class and give their folder"
-            }
-            Some("jsonl") => "this is a dataset already; commands read it as it is",
-            _ => "wanted a folder with a folder of photos per class",
-        };
-        return Err(Error::file(source, said));
-    }
     let source = source.canonicalize().map_err(|e| Error::io("use as a folder", source, e))?;
-    let mut found = Imported { photos: Vec::new(), left_out: Vec::new() };
+    let mut found = Imported::default();
     let mut deeper = None;
     for path in entries(&source)? {
         if !path.is_dir() {
@@ -105,39 +78,4 @@ fn photo(path: &Path) -> Result<()> {
         return Err(Error::file(path, "the file's name is not UTF-8, which JSON cannot hold; rename it"));
     }
     image::dimensions(path).map(|_| ())
-}
-
-/// The lines of a dataset in `folder`: `{"image", "label"}`, or with a prompt whole conversations, the image before the
-/// prompt or where it says `<image>`. Image paths are relative to `folder` unless the two share nothing but the root.
-/// Errors: `folder` is missing; the prompt has more than one `<image>`.
-pub fn lines(photos: &[Photo], prompt: Option<&str>, folder: &Path) -> Result<Vec<String>> {
-    let folder = folder.canonicalize().map_err(|e| Error::io("use as a folder", folder, e))?;
-    let around = match prompt.map(|prompt| prompt.split("<image>").collect::<Vec<_>>()).as_deref() {
-        None => None,
-        Some([text]) => Some(("", *text)),
-        Some([before, after]) => Some((*before, *after)),
-        Some(_) => return Err(Error::Usage("--prompt has more than one <image>, and a line has one image".into())),
-    };
-    let line = |photo: &Photo| {
-        let image = relative(&photo.path, &folder).display().to_string();
-        let Some((before, after)) = around else {
-            return json!({"image": image, "label": photo.class}).to_string();
-        };
-        let text = |text: &str| (!text.is_empty()).then(|| json!({"type": "text", "text": text}));
-        let image = json!({"type": "image", "image": image});
-        let content: Vec<Value> = text(before).into_iter().chain([image]).chain(text(after)).collect();
-        let user = json!({"role": "user", "content": content});
-        json!({"messages": [user, {"role": "assistant", "content": photo.class}]}).to_string()
-    };
-    Ok(photos.iter().map(line).collect())
-}
-
-/// `path` as seen from `folder`, both canonical.
-pub fn relative(path: &Path, folder: &Path) -> PathBuf {
-    let shared = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
-    if path.components().take(shared).all(|c| c == Component::RootDir) {
-        return path.into();
-    }
-    let up = folder.components().skip(shared).map(|_| Component::ParentDir);
-    up.chain(path.components().skip(shared)).collect()
 }

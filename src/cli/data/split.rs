@@ -1,0 +1,254 @@
+//! `vlm data split`: a dataset in parts.
+
+use super::dedupe::{self, Tower};
+use crate::base::{Error, Result};
+use crate::cli::progress::Progress;
+use crate::cli::{print, print_json};
+use crate::data::alike;
+use crate::data::dataset::{OnBad, Sample, read_dataset};
+use crate::data::look::{self, Look};
+use crate::data::messages::ImageSource;
+use crate::data::pairs::read_pairs;
+use crate::data::rewrite::Lines;
+use crate::data::split::{Amount, Item, Part, Sizes, split};
+use crate::dedupe::leaks;
+use crate::io::atomic;
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Cut a dataset into train, validation and test: each class in proportion, photos that look the same on one side
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: vlm data split photos.jsonl --out split --train 319 --test 98
+         vlm data split photos.jsonl --out split --validation 0.1 --test 0.2
+
+Where a photo goes follows from its content and the seed: a set that has grown keeps nearly all photos where they were.
+Photos that look the same at a glance are kept together; --pairs and --model keep those together that vlm data dedupe finds.")]
+pub struct Split {
+    /// The dataset, JSONL
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Folder for train.jsonl, validation.jsonl and test.jsonl
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// A share (0.8) or a number of samples [default: what is left]
+    #[arg(long, value_name = "N|X", value_parser = amount)]
+    train: Option<Amount>,
+    /// A share or a number of samples [default: 0; 0.1 where no amount is given at all]
+    #[arg(long, value_name = "N|X", value_parser = amount)]
+    validation: Option<Amount>,
+    /// A share or a number of samples [default: 0; 0.1 where no amount is given at all]
+    #[arg(long, value_name = "N|X", value_parser = amount)]
+    test: Option<Amount>,
+    /// The same seed gives the same split
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Near-duplicates, as vlm data dedupe writes them
+    #[arg(long, value_name = "FILE")]
+    pairs: Option<PathBuf>,
+    /// Find near-duplicates by this checkpoint's vision tower too, as vlm data dedupe does
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    tower: Tower,
+    /// Leave lines and photos out that cannot be read, and list them
+    #[arg(long)]
+    skip_bad: bool,
+    /// Replace an earlier split in the folder
+    #[arg(long)]
+    overwrite: bool,
+    /// Print the counts as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// A share has a point or a per cent sign, a number has none.
+fn amount(text: &str) -> Result<Amount, String> {
+    let wrong = || "wanted a share such as 0.2 or 20%, or a whole number of samples".to_string();
+    if let Some(percent) = text.strip_suffix('%') {
+        return percent.trim().parse().map(|x: f64| Amount::Share(x / 100.0)).map_err(|_| wrong());
+    }
+    match text.parse() {
+        Ok(count) => Ok(Amount::Count(count)),
+        Err(_) => text.parse().map(Amount::Share).map_err(|_| wrong()),
+    }
+}
+
+impl Split {
+    pub fn run(&self) -> Result<()> {
+        let file_of = |part: Part| self.out.join(format!("{}.jsonl", part.name()));
+        if !self.overwrite && Part::ALL.iter().any(|part| file_of(*part).exists()) {
+            return Err(Error::file(&self.out, "holds a split already; name another folder or give --overwrite"));
+        }
+        let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        // the question stays as it is in the lines
+        let set = read_dataset(&self.file, Some(""), on_bad)?;
+        let lines = Lines::read(&self.file)?;
+        let mut left_out: Vec<Error> = set.skipped;
+        let mut samples: Vec<(Sample, Vec<Look>)> = Vec::new();
+        for (sample, seen) in set.samples.iter().zip(looks(&set.samples)) {
+            match (seen, on_bad) {
+                (Ok(looks), _) => samples.push((sample.clone(), looks)),
+                (Err(e), OnBad::Fail) => return Err(Error::line(&self.file, sample.line, e.to_string())),
+                (Err(e), OnBad::Skip) => left_out.push(Error::line(&self.file, sample.line, e.to_string())),
+            }
+        }
+        left_out.iter().for_each(|e| eprintln!("vlm: left out: {e}"));
+        let groups = self.groups(&samples)?;
+        let items: Vec<Item> = samples
+            .iter()
+            .zip(&groups)
+            .map(|((sample, looks), group)| Item {
+                label: sample.label.as_deref(),
+                content: content(sample, looks),
+                group: *group,
+            })
+            .collect();
+        let sizes = Sizes { train: self.train, validation: self.validation, test: self.test };
+        let parts = split(&items, &sizes, self.seed)?;
+
+        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
+        let to = self.out.canonicalize().map_err(|e| Error::io("use as a folder", &self.out, e))?;
+        let mut counts: BTreeMap<Option<&str>, [usize; 3]> = BTreeMap::new();
+        for part in Part::ALL {
+            let chosen: Vec<&Sample> =
+                samples.iter().zip(&parts).filter(|(_, p)| **p == Some(part)).map(|((sample, _), _)| sample).collect();
+            chosen.iter().for_each(|s| counts.entry(s.label.as_deref()).or_default()[part as usize] += 1);
+            let file = file_of(part);
+            if chosen.is_empty() {
+                match std::fs::remove_file(&file) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &file, e)),
+                    _ => continue,
+                }
+            }
+            let texts = chosen.iter().map(|s| lines.moved(s.line, &to)).collect::<Result<Vec<_>>>()?;
+            atomic::write_file(&file, |out| texts.iter().try_for_each(|t| out.write(format!("{t}\n").as_bytes())))?;
+        }
+        let mut members: HashMap<usize, usize> = HashMap::new();
+        groups.iter().for_each(|g| *members.entry(*g).or_default() += 1);
+        let together: Vec<usize> = members.into_values().filter(|n| *n > 1).collect();
+        let unused = parts.iter().filter(|p| p.is_none()).count();
+        self.say(&counts, &together, unused, left_out.len())
+    }
+
+    /// The group of each sample: photos of the same bytes, of the same look, or of a pair.
+    fn groups(&self, samples: &[(Sample, Vec<Look>)]) -> Result<Vec<usize>> {
+        let photos: Vec<(usize, &Look)> =
+            samples.iter().enumerate().flat_map(|(i, (_, looks))| looks.iter().map(move |look| (i, look))).collect();
+        let prints: Vec<_> = photos.iter().map(|(_, look)| look.print.clone()).collect();
+        let mut pairs: Vec<(usize, usize)> =
+            alike::pairs(&prints).into_iter().map(|(a, b)| (photos[a].0, photos[b].0)).collect();
+        let mut by_hash: HashMap<[u8; 32], usize> = HashMap::new();
+        for (i, look) in &photos {
+            pairs.extend(by_hash.insert(look.sha256, *i).map(|other| (other, *i)));
+        }
+        if let Some(model) = &self.model {
+            pairs.extend(self.found(model, samples)?);
+        }
+        if let Some(file) = &self.pairs {
+            let folder = file.parent().unwrap_or(Path::new(""));
+            let mut by_path: HashMap<PathBuf, usize> = HashMap::new();
+            for (i, (sample, _)) in samples.iter().enumerate() {
+                for source in sample.images() {
+                    if let ImageSource::File(path) = source {
+                        by_path.insert(path.canonicalize().map_err(|e| Error::io("find", path, e))?, i);
+                    }
+                }
+            }
+            let at = |image: &str| folder.join(image).canonicalize().ok().and_then(|path| by_path.get(&path).copied());
+            let read = read_pairs(file)?;
+            let known: Vec<_> = read.iter().filter_map(|p| Some((at(&p.a.image)?, at(&p.b.image)?))).collect();
+            if known.is_empty() && !read.is_empty() {
+                return Err(Error::file(file, format!("none of its pairs is of photos in {}", self.file.display())));
+            }
+            pairs.extend(known);
+        }
+        Ok(alike::groups(samples.len(), pairs))
+    }
+
+    /// Pairs of samples by the tower of `model`.
+    fn found(&self, model: &Path, samples: &[(Sample, Vec<Look>)]) -> Result<Vec<(usize, usize)>> {
+        let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        let options = self.tower.options(self.seed, false, on_bad)?;
+        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
+        let out = self.out.canonicalize().map_err(|e| Error::io("use as a folder", &self.out, e))?;
+        let mut embedder = self.tower.open(model, &out)?;
+        let outcome = dedupe::search(&leaks::open(&[self.file.clone()], on_bad)?, &mut embedder, &options, &out)?;
+        eprint!("{}", outcome.calibration.as_ref().map_or(String::new(), dedupe::calibration));
+        let by_line: HashMap<usize, usize> = samples.iter().enumerate().map(|(i, (s, _))| (s.line, i)).collect();
+        let known = |line: usize| by_line.get(&line).copied();
+        Ok(outcome.pairs.iter().filter_map(|p| Some((known(p.a.line)?, known(p.b.line)?))).collect())
+    }
+
+    fn say(
+        &self,
+        counts: &BTreeMap<Option<&str>, [usize; 3]>,
+        together: &[usize],
+        unused: usize,
+        left_out: usize,
+    ) -> Result<()> {
+        let of = |part: Part| counts.values().map(|c| c[part as usize]).sum::<usize>();
+        let (groups, grouped) = (together.len(), together.iter().sum::<usize>());
+        if self.json {
+            let mut said = Map::new();
+            for part in Part::ALL {
+                let classes: Map<String, Value> =
+                    counts.iter().map(|(l, c)| (l.unwrap_or("").to_string(), c[part as usize].into())).collect();
+                said.insert(part.name().into(), json!({"samples": of(part), "classes": classes}));
+            }
+            said.insert("groups".into(), json!({"groups": groups, "samples": grouped}));
+            said.insert("unused".into(), unused.into());
+            said.insert("left_out".into(), left_out.into());
+            said.insert("out".into(), self.out.display().to_string().into());
+            return print_json(&said.into());
+        }
+        let width = counts.keys().map(|l| l.unwrap_or("").chars().count()).max().unwrap_or(0).max(5);
+        let mut said = format!("{:width$} {:>10} {:>10} {:>10}\n", "", "train", "validation", "test");
+        let mut row = |name: &str, c: [usize; 3]| {
+            _ = writeln!(said, "{name:width$} {:>10} {:>10} {:>10}", c[0], c[1], c[2]);
+        };
+        counts.iter().for_each(|(label, c)| row(label.unwrap_or("(none)"), *c));
+        row("all", Part::ALL.map(of));
+        if groups > 0 {
+            _ = writeln!(said, "{groups} groups of photos that look the same, {grouped} in all, are on one side each");
+        }
+        if unused > 0 {
+            _ = writeln!(said, "{unused} samples are in no part");
+        }
+        _ = writeln!(said, "in {}", self.out.display());
+        print(&said)?;
+        for (label, c) in counts.iter().filter(|(_, c)| c[Part::Test as usize] == 0 && of(Part::Test) > 0) {
+            eprintln!("vlm: no photo of {:?} is in test ({} in train)", label.unwrap_or(""), c[0]);
+        }
+        Ok(())
+    }
+}
+
+/// Every photo of every sample, in parallel.
+fn looks(samples: &[Sample]) -> Vec<Result<Vec<Look>>> {
+    let bar = Mutex::new(Progress::new("photos"));
+    let done = AtomicU64::new(0);
+    samples
+        .par_iter()
+        .map(|sample| {
+            let looks = sample.images().map(|source| look::look(source, None)).collect();
+            if let Ok(mut bar) = bar.lock() {
+                bar.at(done.fetch_add(1, Ordering::Relaxed) + 1, samples.len() as u64);
+            }
+            looks
+        })
+        .collect()
+}
+
+/// A hash of a sample's photos, or of its text where it has none: the same wherever the files lie.
+fn content(sample: &Sample, looks: &[Look]) -> [u8; 32] {
+    match looks {
+        [] => look::sha256(format!("{:?}", sample.conversation).as_bytes()),
+        [one] => one.sha256,
+        _ => look::sha256(&looks.iter().flat_map(|look| look.sha256).collect::<Vec<u8>>()),
+    }
+}

@@ -1,0 +1,185 @@
+//! Photos to embeddings: the mean of the tower's image features, at length 1.
+//!
+//! Each photo is computed alone, so that its embedding depends on nothing beside it; decoding goes on in parallel, ahead
+//! of that. Photos are brought to at most so many pixels, which is enough to tell whether two show the same.
+
+use super::cache::{Cache, Key};
+use super::plant::{Change, planted};
+use crate::base::rng::Stream;
+use crate::base::{Error, Precision, Result};
+use crate::data::image::{self, PatchSpec, Patches};
+use crate::data::look;
+use crate::data::messages::ImageSource;
+use crate::infer::engine::Engine;
+use crate::qwen3vl::checkpoint::Checkpoint;
+use crate::qwen3vl::names::{self, Part};
+use crate::qwen3vl::pack::Sequence;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeSet;
+use std::sync::mpsc::sync_channel;
+
+/// Photos that are read ahead side by side.
+const AHEAD: usize = 16;
+
+/// A photo to embed: as it is, or changed by random numbers of this seed.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub source: &'a ImageSource,
+    pub change: Option<(Change, u64)>,
+}
+
+pub struct Embedder {
+    engine: Engine,
+    spec: PatchSpec,
+    /// Of everything but the photo that an embedding depends on.
+    tower: [u8; 32],
+    cache: Cache,
+}
+
+/// How the work goes on.
+pub struct Watch<'a> {
+    /// Told (photos done, photos in all).
+    pub done: &'a mut dyn FnMut(usize, usize),
+    pub interrupted: &'a dyn Fn() -> bool,
+}
+
+impl Embedder {
+    /// An embedder by the tower of `engine`'s model, which `checkpoint` holds.
+    pub fn new(engine: Engine, checkpoint: &Checkpoint, spec: PatchSpec, cache: Cache) -> Result<Embedder> {
+        let mut hash = Sha256::new_with_prefix(tower_hash(checkpoint)?);
+        hash.update(format!("{:?} {:?} {}", spec, engine.precision == Precision::F32, engine.device.name()));
+        Ok(Embedder { engine, spec, tower: hash.finalize().into(), cache })
+    }
+
+    /// The embeddings of `wanted`, in order; None: interrupted, and what is done is in the cache. A photo that cannot
+    /// be read has its error in its place.
+    pub fn embed(&mut self, wanted: &[Wanted], watch: &mut Watch) -> Result<Option<Vec<Result<Vec<f32>>>>> {
+        let Embedder { engine, spec, tower, cache } = self;
+        let mut embeddings: Vec<Option<Result<Vec<f32>>>> = Vec::new();
+        // the keys of all, which the cache is asked for first
+        let keys: Vec<Result<Key>> = wanted.par_iter().map(|w| key(w, tower)).collect();
+        for key in &keys {
+            embeddings.push(match key {
+                Ok(key) => cache.get(key).map(|values| Ok(values.to_vec())),
+                Err(e) => Some(Err(Error::Unsupported(e.to_string()))),
+            });
+        }
+        let mut seen = BTreeSet::new();
+        let missing: Vec<(usize, Key)> = embeddings
+            .iter()
+            .zip(&keys)
+            .enumerate()
+            .filter(|(_, (e, _))| e.is_none())
+            .filter_map(|(i, (_, key))| Some((i, *key.as_ref().ok()?)))
+            .filter(|(_, key)| seen.insert(*key))
+            .collect();
+        let mut n = wanted.len() - missing.len();
+        (watch.done)(n, wanted.len());
+        let spec = &*spec;
+        let finished = std::thread::scope(|scope| {
+            let (send, receive) = sync_channel::<Vec<(usize, Key, Result<Patches>)>>(1);
+            let missing = &missing;
+            scope.spawn(move || {
+                for chunk in missing.chunks(AHEAD) {
+                    let ready = chunk.par_iter().map(|(i, key)| (*i, *key, patches(&wanted[*i], spec))).collect();
+                    // a receiver that has gone away stopped for its own reason
+                    if send.send(ready).is_err() {
+                        return;
+                    }
+                }
+            });
+            for ready in receive {
+                for (i, key, patches) in ready {
+                    if (watch.interrupted)() {
+                        return Ok(false);
+                    }
+                    embeddings[i] = Some(match patches {
+                        Ok(patches) => {
+                            let values = embedding(engine, patches)?;
+                            cache.add(key, &values)?;
+                            Ok(values)
+                        }
+                        Err(e) => Err(e),
+                    });
+                    n += 1;
+                    (watch.done)(n, wanted.len());
+                }
+            }
+            Ok::<bool, Error>(true)
+        })?;
+        if !finished {
+            return Ok(None);
+        }
+        // the same photo twice was computed once
+        let of = |(i, found): (usize, Option<Result<Vec<f32>>>)| {
+            found.unwrap_or_else(|| {
+                let known = keys[i].as_ref().ok().and_then(|key| cache.get(key));
+                known.map(<[f32]>::to_vec).ok_or_else(|| Error::file(wanted[i].source.to_string(), "cannot be read"))
+            })
+        };
+        Ok(Some(embeddings.into_iter().enumerate().map(of).collect()))
+    }
+}
+
+/// The mean over a photo's image features [U, D], at length 1.
+fn embedding(engine: &mut Engine, patches: Patches) -> Result<Vec<f32>> {
+    let config = &engine.model.config;
+    let (merge, width) = (config.vision.merge_size, config.text.hidden_size);
+    let tokens = patches.grid.iter().product::<usize>() / (merge * merge);
+    let sequence = Sequence {
+        ids: vec![0; tokens],
+        is_image: vec![true; tokens],
+        grids: vec![patches.grid],
+        pixels: patches.values,
+    };
+    let features = engine.features(&sequence)?.map(|f| f.embeds).unwrap_or_default();
+    let mut mean = vec![0.0f64; width];
+    for row in features.chunks_exact(width) {
+        mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+    }
+    let length = mean.iter().map(|v| v * v).sum::<f64>().sqrt();
+    if !(length.is_finite() && length > 0.0) {
+        let said = "the tower makes no finite features of this photo; is the checkpoint whole?";
+        return Err(Error::Unsupported(said.into()));
+    }
+    Ok(mean.into_iter().map(|v| (v / length) as f32).collect())
+}
+
+fn patches(wanted: &Wanted, spec: &PatchSpec) -> Result<Patches> {
+    let (bytes, name) = look::content(wanted.source)?;
+    let photo = image::decode(&bytes, &name)?;
+    match wanted.change {
+        None => spec.patches(&photo),
+        Some((change, seed)) => spec.patches(&planted(&photo, change, Stream::new(seed, &[change as u64]))?),
+    }
+}
+
+/// Of the file's bytes, the change and the tower.
+fn key(wanted: &Wanted, tower: &[u8; 32]) -> Result<Key> {
+    let (bytes, _) = look::content(wanted.source)?;
+    let mut hash = Sha256::new_with_prefix(tower);
+    hash.update(look::sha256(&bytes));
+    if let Some((change, seed)) = wanted.change {
+        hash.update(format!("{change:?} {seed}"));
+    }
+    Ok(hash.finalize().into())
+}
+
+/// Of all tensors of the tower and its mergers, and of its sizes.
+fn tower_hash(checkpoint: &Checkpoint) -> Result<[u8; 32]> {
+    let modules = names::modules(&checkpoint.config).into_iter().filter(|m| m.part != Part::Text);
+    let tensors: Vec<String> = modules.flat_map(|m| m.tensors()).map(|(name, _)| name).collect();
+    let hashes: Vec<Vec<u8>> = tensors
+        .par_iter()
+        .map(|name| {
+            let missing = || Error::tensor(&checkpoint.dir, name, "the checkpoint has none of this name");
+            let stored = checkpoint.tensor(name).ok_or_else(missing)?;
+            let head = format!("{name} {} {:?}", stored.entry.dtype, stored.entry.shape);
+            let mut hash = Sha256::new_with_prefix(head);
+            hash.update(stored.bytes());
+            Ok(hash.finalize().to_vec())
+        })
+        .collect::<Result<_>>()?;
+    Ok(look::sha256(&[format!("{:?}", checkpoint.config.vision).into_bytes(), hashes.concat()].concat()))
+}

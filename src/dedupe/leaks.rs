@@ -1,0 +1,252 @@
+//! Pairs of photos that show the same, and the sets without what leaks from one into another.
+//!
+//! Sets have an order: what an earlier one holds (train) may not be in a later one (validation, test), and goes from the
+//! later. Start at [`search`], which does all of it; [`find`] is the part without a model.
+
+use super::calibrate::{Calibration, Plan, calibrated, cosine};
+use super::embed::{Embedder, Wanted, Watch};
+use crate::base::{Error, Result};
+use crate::data::dataset::{Dataset, OnBad, read_dataset};
+use crate::data::messages::ImageSource;
+use crate::data::pairs::{self, Member, Pair};
+use crate::data::paths;
+use crate::data::rewrite::Lines;
+use crate::io::atomic;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+/// The names of what is written into a folder, besides the cleaned sets.
+pub const PAIRS: &str = "pairs.jsonl";
+pub const SUMMARY: &str = "summary.json";
+
+/// A dataset that takes part.
+#[derive(Debug)]
+pub struct Set {
+    /// Of its file, without folder and ending.
+    pub name: String,
+    pub file: PathBuf,
+    pub data: Dataset,
+}
+
+/// Opens the sets, in the order in which they keep their photos: those named train first, then those named val or dev,
+/// then the others. Errors: those of reading; two files of one name.
+pub fn open(files: &[PathBuf], on_bad: OnBad) -> Result<Vec<Set>> {
+    let mut sets = Vec::new();
+    for file in files {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if sets.iter().any(|s: &Set| s.name == name) {
+            let said =
+                format!("two of the sets are named {name}, and their cleaned ones would be one file; rename one");
+            return Err(Error::Usage(said));
+        }
+        sets.push(Set { name, file: file.clone(), data: read_dataset(file, Some(""), on_bad)? });
+    }
+    sets.sort_by_key(|set| {
+        let name = set.name.to_lowercase();
+        let is = |part: &str| name.contains(part);
+        if is("train") {
+            0
+        } else if is("val") || is("dev") {
+            1
+        } else {
+            2
+        }
+    });
+    Ok(sets)
+}
+
+/// What to look for.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// None: calibrated.
+    pub threshold: Option<f64>,
+    pub plan: Plan,
+    /// Of photos that show the same within a set, leave only the first too.
+    pub within: bool,
+    /// What a photo that cannot be read is.
+    pub on_bad: OnBad,
+}
+
+/// One photo of a set.
+#[derive(Debug, Clone, Copy)]
+pub struct Photo<'a> {
+    /// By its place among the sets, and among the set's samples.
+    pub set: usize,
+    pub sample: usize,
+    pub source: &'a ImageSource,
+}
+
+/// A set's share of the result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Cleaned {
+    pub name: String,
+    pub samples: usize,
+    pub removed: usize,
+}
+
+#[derive(Debug)]
+pub struct Outcome {
+    pub threshold: f64,
+    pub calibration: Option<Calibration>,
+    /// Most alike first.
+    pub pairs: Vec<Pair>,
+    pub sets: Vec<Cleaned>,
+    /// Photos that are in a pair.
+    pub photos: usize,
+    /// Per set and sample: whether it has to go.
+    pub removed: Vec<Vec<bool>>,
+    /// Photos that could not be read.
+    pub skipped: Vec<Error>,
+}
+
+impl Outcome {
+    /// Pairs of photos of two sets.
+    pub fn crossing(&self) -> usize {
+        self.pairs.iter().filter(|p| p.crosses()).count()
+    }
+}
+
+/// Embeds every photo of `sets`, calibrates where no threshold is given, and finds the pairs; image paths in them are
+/// relative to `out`, which is canonical. None: interrupted.
+pub fn search(
+    sets: &[Set],
+    embedder: &mut Embedder,
+    options: &Options,
+    out: &Path,
+    watch: &mut Watch,
+) -> Result<Option<Outcome>> {
+    let all: Vec<Photo> = photos(sets);
+    let wanted: Vec<Wanted> = all.iter().map(|p| Wanted { source: p.source, change: None }).collect();
+    let Some(found) = embedder.embed(&wanted, watch)? else { return Ok(None) };
+    let (mut photos, mut embeddings, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    for (photo, embedding) in all.into_iter().zip(found) {
+        let set = &sets[photo.set];
+        let line = set.data.samples[photo.sample].line;
+        match (embedding, options.on_bad) {
+            (Ok(embedding), _) => {
+                photos.push(photo);
+                embeddings.push(embedding);
+            }
+            (Err(e), OnBad::Skip) => skipped.push(Error::line(&set.file, line, e.to_string())),
+            (Err(e), OnBad::Fail) => return Err(Error::line(&set.file, line, e.to_string())),
+        }
+    }
+    let sources: Vec<&ImageSource> = photos.iter().map(|p| p.source).collect();
+    let calibration = match options.threshold {
+        Some(_) => None,
+        None => match calibrated(embedder, &sources, &embeddings, options.plan, watch)? {
+            None => return Ok(None),
+            calibration => calibration,
+        },
+    };
+    let threshold = options.threshold.or(calibration.as_ref().map(|c| c.threshold)).unwrap_or(1.0);
+    let (close, removed) = find(sets, &photos, &embeddings, threshold, options.within);
+    let members: BTreeSet<usize> = close.iter().flat_map(|(i, j, _)| [*i, *j]).collect();
+    let member = |i: usize| -> Result<Member> {
+        let Photo { set, sample, source } = photos[i];
+        let of = &sets[set].data.samples[sample];
+        let image = match source {
+            ImageSource::File(path) => {
+                let whole = path.canonicalize().map_err(|e| Error::io("find", path, e))?;
+                paths::relative(&whole, out).to_string_lossy().into_owned()
+            }
+            ImageSource::Bytes { name, .. } => name.clone(),
+        };
+        Ok(Member { set: sets[set].name.clone(), line: of.line, image, label: of.label.clone() })
+    };
+    let pair = |(i, j, cosine): &(usize, usize, f64)| {
+        let b = photos[*j];
+        Ok(Pair { cosine: *cosine, a: member(*i)?, b: member(*j)?, removed: removed[b.set][b.sample] })
+    };
+    let cleaned = |(set, removed): (&Set, &Vec<bool>)| Cleaned {
+        name: set.name.clone(),
+        samples: set.data.samples.len(),
+        removed: removed.iter().filter(|r| **r).count(),
+    };
+    Ok(Some(Outcome {
+        threshold,
+        pairs: close.iter().map(pair).collect::<Result<_>>()?,
+        sets: sets.iter().zip(&removed).map(cleaned).collect(),
+        photos: members.len(),
+        calibration,
+        removed,
+        skipped,
+    }))
+}
+
+/// Every photo of the sets, in order.
+pub fn photos(sets: &[Set]) -> Vec<Photo<'_>> {
+    let mut all = Vec::new();
+    for (set, s) in sets.iter().enumerate() {
+        for (sample, of) in s.data.samples.iter().enumerate() {
+            all.extend(of.images().map(|source| Photo { set, sample, source }));
+        }
+    }
+    all
+}
+
+/// Pairs (i, j, cosine) of photos at or above the threshold, most alike first, and per set and sample whether it goes:
+/// a photo that shows what a photo of an earlier set shows that stays (with `within`, of its own set too).
+pub fn find(
+    sets: &[Set],
+    photos: &[Photo],
+    embeddings: &[Vec<f32>],
+    threshold: f64,
+    within: bool,
+) -> (Vec<(usize, usize, f64)>, Vec<Vec<bool>>) {
+    let of = |i: usize| {
+        let other = move |j: &usize| (photos[*j].set, photos[*j].sample) != (photos[i].set, photos[i].sample);
+        let scored = (i + 1..photos.len()).filter(other).map(move |j| (i, j, cosine(&embeddings[i], &embeddings[j])));
+        scored.filter(move |(_, _, cosine)| *cosine >= threshold)
+    };
+    let mut close: Vec<(usize, usize, f64)> = (0..photos.len()).into_par_iter().flat_map_iter(of).collect();
+    let mut removed: Vec<Vec<bool>> = sets.iter().map(|s| vec![false; s.data.samples.len()]).collect();
+    // photos are in the order of the sets: when a pair's second is judged, its first has been
+    close.sort_by_key(|(i, j, _)| (*j, *i));
+    for (i, j, _) in &close {
+        let (a, b) = (photos[*i], photos[*j]);
+        if (a.set != b.set || within) && !removed[a.set][a.sample] {
+            removed[b.set][b.sample] = true;
+        }
+    }
+    close.sort_by(|a, b| b.2.total_cmp(&a.2).then((a.0, a.1).cmp(&(b.0, b.1))));
+    (close, removed)
+}
+
+/// Writes the pairs, the summary, and, where there are several sets or photos were to go from one, each without what has
+/// to go. `out` is canonical.
+pub fn write(sets: &[Set], outcome: &Outcome, within: bool, out: &Path) -> Result<()> {
+    let file = out.join(PAIRS);
+    let text: String = outcome.pairs.iter().map(|pair| pairs::line(pair) + "\n").collect();
+    atomic::write_file(&file, |o| o.write(text.as_bytes()))?;
+    if sets.len() > 1 || within {
+        for (set, removed) in sets.iter().zip(&outcome.removed) {
+            let lines = Lines::read(&set.file)?;
+            let kept = set.data.samples.iter().zip(removed).filter(|(_, removed)| !**removed);
+            let text = kept.map(|(s, _)| Ok(lines.moved(s.line, out)? + "\n")).collect::<Result<String>>()?;
+            let to = out.join(format!("{}.jsonl", set.name));
+            if set.file.canonicalize().is_ok_and(|from| from == to) {
+                return Err(Error::file(to, "is one of the sets; name another folder with --out"));
+            }
+            atomic::write_file(&to, |o| o.write(text.as_bytes()))?;
+        }
+    }
+    let summary = summary(outcome);
+    let text = serde_json::to_string_pretty(&summary).unwrap_or_default();
+    atomic::write_file(&out.join(SUMMARY), |o| o.write(text.as_bytes()))
+}
+
+/// What was found, as one object.
+pub fn summary(outcome: &Outcome) -> serde_json::Value {
+    serde_json::json!({
+        "threshold": outcome.threshold,
+        "calibration": outcome.calibration,
+        "pairs": outcome.pairs.len(),
+        "pairs_across_sets": outcome.crossing(),
+        "photos_in_pairs": outcome.photos,
+        "sets": outcome.sets,
+        "skipped": outcome.skipped.len(),
+    })
+}

@@ -1,0 +1,139 @@
+//! Results of trials, best first.
+
+use crate::base::{Error, Result};
+use crate::classify::statistics::wilson;
+use crate::io::{atomic, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+
+/// How a trial ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "lowercase")]
+pub enum Outcome {
+    Done {
+        /// On the validation set, at the best evaluation.
+        accuracy: f64,
+        interval: [f64; 2],
+        correct: u64,
+        samples: u64,
+        /// Of that evaluation.
+        step: u64,
+        /// Steps in all, and the loss of the last.
+        steps: u64,
+        loss: Option<f64>,
+        /// Of all steps and evaluations, resumed ones too.
+        seconds: f64,
+    },
+    Failed {
+        reason: String,
+    },
+}
+
+impl Outcome {
+    pub fn failed(reason: String) -> Outcome {
+        Outcome::Failed { reason }
+    }
+
+    /// Of a run that is done. Errors: its metrics.jsonl cannot be read, or has no evaluation.
+    pub fn of(run: &Path, steps: u64, loss: Option<f64>) -> Result<Outcome> {
+        let file = run.join("metrics.jsonl");
+        let (mut best, mut seconds): (Option<[u64; 3]>, f64) = (None, 0.0);
+        for record in json::read_lines::<Value>(&file)? {
+            let number = |key: &str| record.get(key).and_then(Value::as_f64).unwrap_or(0.0);
+            seconds += number("seconds") + number("eval_seconds");
+            let count = |key: &str| record.get(key).and_then(Value::as_u64);
+            if let (Some(correct), Some(samples), Some(step)) =
+                (count("eval_correct"), count("eval_samples"), count("step"))
+                && best.is_none_or(|[most, _, _]| correct > most)
+            {
+                best = Some([correct, samples, step]);
+            }
+        }
+        let [correct, samples, step] = best.ok_or_else(|| Error::file(&file, "holds no evaluation"))?;
+        Ok(Outcome::Done {
+            accuracy: correct as f64 / samples.max(1) as f64,
+            interval: wilson(correct as usize, samples as usize),
+            correct,
+            samples,
+            step,
+            steps,
+            loss,
+            seconds,
+        })
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Row {
+    /// Counted from 1.
+    pub trial: usize,
+    pub folder: PathBuf,
+    /// The settings that differ between trials.
+    pub varied: Map<String, Value>,
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// Best first: by accuracy, then by the loss at the end, then by number; failed ones last.
+pub fn sort(rows: &mut [Row]) {
+    let rank = |row: &Row| match row.outcome {
+        Outcome::Done { accuracy, loss, .. } => (-accuracy, loss.unwrap_or(f64::INFINITY)),
+        Outcome::Failed { .. } => (f64::INFINITY, f64::INFINITY),
+    };
+    rows.sort_by(|a, b| {
+        let ((a_first, a_loss), (b_first, b_loss)) = (rank(a), rank(b));
+        a_first.total_cmp(&b_first).then(a_loss.total_cmp(&b_loss)).then(a.trial.cmp(&b.trial))
+    });
+}
+
+/// Writes leaderboard.json and leaderboard.csv into `folder`.
+pub fn write(folder: &Path, rows: &[Row]) -> Result<()> {
+    let file = folder.join("leaderboard.json");
+    let text = serde_json::to_string_pretty(rows).map_err(|e| Error::file(&file, e.to_string()))?;
+    atomic::write_file(&file, |out| out.write(text.as_bytes()))?;
+    let file = folder.join("leaderboard.csv");
+    let table = table(rows).map_err(|e| Error::file(&file, e.to_string()))?;
+    atomic::write_file(&file, |out| out.write(&table))
+}
+
+fn table(rows: &[Row]) -> Result<Vec<u8>, csv::Error> {
+    let keys = keys(rows);
+    let mut out = csv::Writer::from_writer(Vec::new());
+    let fixed = ["trial", "status", "accuracy", "low", "high", "correct", "samples", "step", "loss", "seconds"];
+    out.write_record(fixed.into_iter().chain(keys.iter().map(String::as_str)))?;
+    for row in rows {
+        let mut cells = vec![row.trial.to_string()];
+        match &row.outcome {
+            Outcome::Done { accuracy, interval, correct, samples, step, loss, seconds, .. } => {
+                cells.push("done".into());
+                cells.extend([*accuracy, interval[0], interval[1]].map(|x| x.to_string()));
+                cells.extend([*correct, *samples, *step].map(|n| n.to_string()));
+                cells.extend([loss.map_or(String::new(), |l| l.to_string()), seconds.to_string()]);
+            }
+            Outcome::Failed { .. } => {
+                cells.push("failed".into());
+                cells.extend(vec![String::new(); fixed.len() - 2]);
+            }
+        }
+        cells.extend(keys.iter().map(|key| row.varied.get(key).map_or(String::new(), shown)));
+        out.write_record(&cells)?;
+    }
+    out.into_inner().map_err(|e| e.into_error().into())
+}
+
+/// The settings that trials vary.
+pub fn keys(rows: &[Row]) -> Vec<String> {
+    let mut keys: Vec<String> = Vec::new();
+    for key in rows.iter().flat_map(|row| row.varied.keys()) {
+        if !keys.contains(key) {
+            keys.push(key.clone());
+        }
+    }
+    keys
+}
+
+/// A setting's value for a table.
+pub fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), String::from)
+}

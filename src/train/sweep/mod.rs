@@ -1,0 +1,196 @@
+//! A search over settings: trials in folders, chosen on a validation set alone.
+//!
+//! ```text
+//! trials.json                    what every trial is, and what it learns from; a second call has to mean the same
+//! trial-001/                     a run's folder, as `vlm train` leaves it
+//! trial-001/trial.json           its result, written when it is done
+//! leaderboard.json, .csv         written after every trial
+//! ```
+//!
+//! A finished trial is kept; one that was stopped goes on from its checkpoint. Start at [`run`].
+
+pub mod board;
+pub mod space;
+
+use super::fingerprint;
+use super::run_folder::Start;
+use super::session::{self, Begin, End, Said, Watch};
+use super::settings::{DeviceChoice, PrecisionChoice, Settings};
+use crate::base::{Error, Precision, Result};
+use crate::data::dataset::{OnBad, Sample, read_dataset};
+use crate::data::look;
+use crate::device::Device;
+use crate::io::atomic;
+use board::{Outcome, Row};
+use rayon::prelude::*;
+use serde_json::{Map, Value, json};
+use space::{Sweep, Trial};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+const TRIALS: &str = "trials.json";
+const RESULT: &str = "trial.json";
+
+/// What the caller does for a sweep: opens devices, shows how it goes on, and may stop it.
+pub struct Host<'a> {
+    /// The device that settings ask for.
+    pub open: &'a dyn Fn(DeviceChoice, Option<PrecisionChoice>) -> Result<(Device, Precision)>,
+    /// A trial begins: its number, how many there are, and what it varies.
+    pub begins: &'a mut dyn FnMut(usize, usize, &Map<String, Value>),
+    pub said: &'a mut dyn FnMut(Said),
+    /// A trial is done.
+    pub done: &'a mut dyn FnMut(&Row),
+    pub interrupted: &'a dyn Fn() -> bool,
+}
+
+/// Runs all trials that are not done yet. The leaderboard; None: interrupted, and a second call goes on.
+///
+/// Errors: the validation set shares a photo with what is learnt or with the test set; the folder holds another sweep;
+/// what stops a run for a reason that other settings would not mend. A trial whose loss is no number, or that does not
+/// fit its memory, has failed, and the sweep goes on.
+pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
+    check_sets(sweep)?;
+    std::fs::create_dir_all(&sweep.out).map_err(|e| Error::io("create", &sweep.out, e))?;
+    remember(sweep)?;
+    let mut rows: Vec<Row> = Vec::new();
+    for trial in &sweep.trials {
+        if let Some(row) = finished(trial)? {
+            rows.push(row);
+        }
+    }
+    for trial in &sweep.trials {
+        if rows.iter().any(|row| row.trial == trial.number) {
+            continue;
+        }
+        if (host.interrupted)() {
+            return Ok(None);
+        }
+        (host.begins)(trial.number, sweep.trials.len(), &trial.varied);
+        let Some(row) = attempt(trial, host)? else { return Ok(None) };
+        (host.done)(&row);
+        rows.push(row);
+        board::sort(&mut rows);
+        board::write(&sweep.out, &rows)?;
+    }
+    board::sort(&mut rows);
+    board::write(&sweep.out, &rows)?;
+    Ok(Some(rows))
+}
+
+/// Runs one trial to its end, or goes on with it. None: interrupted.
+fn attempt(trial: &Trial, host: &mut Host) -> Result<Option<Row>> {
+    let (device, precision) = (host.open)(trial.settings.device, trial.settings.precision)?;
+    let mut watch = Watch { said: &mut *host.said, interrupted: host.interrupted };
+    let begin = Begin { start: Start::Resume, first_gradients: None };
+    let outcome = match session::train(&trial.settings, device, precision, &begin, &mut watch) {
+        Ok(End::Interrupted { .. }) => return Ok(None),
+        Ok(End::Done { steps, loss }) => Outcome::of(&trial.settings.out, steps, loss)?,
+        // what these settings made of it: a loss that is no number, a batch that does not fit
+        Err(e @ (Error::Line { .. } | Error::Unsupported(_))) => Outcome::failed(e.to_string()),
+        Err(e) => return Err(e),
+    };
+    let row = Row { trial: trial.number, folder: trial.settings.out.clone(), varied: trial.varied.clone(), outcome };
+    let file = trial.settings.out.join(RESULT);
+    std::fs::create_dir_all(&trial.settings.out).map_err(|e| Error::io("create", &trial.settings.out, e))?;
+    write_json(&file, &json!(row))?;
+    Ok(Some(row))
+}
+
+/// The result of a trial that is done.
+fn finished(trial: &Trial) -> Result<Option<Row>> {
+    let file = trial.settings.out.join(RESULT);
+    if !file.exists() {
+        return Ok(None);
+    }
+    let value = crate::io::json::read(&file)?;
+    serde_json::from_value(value).map(Some).map_err(|e| Error::file(&file, format!("is no trial's result: {e}")))
+}
+
+/// Writes what the trials are, or holds it against what an earlier call wrote: more trials are fine, others are not.
+fn remember(sweep: &Sweep) -> Result<()> {
+    let file = sweep.out.join(TRIALS);
+    let mut inputs = Map::new();
+    let mut seen: HashSet<PathBuf> = HashSet::new();
+    for s in sweep.trials.iter().map(|t| &t.settings) {
+        for (what, path) in [("training", Some(&s.data)), ("validation", s.eval_data.as_ref())] {
+            if let Some(path) = path.filter(|p| seen.insert((*p).clone())) {
+                inputs.insert(format!("the {what} set {}", path.display()), fingerprint::of_file(path)?.into());
+            }
+        }
+        if seen.insert(s.model.clone()) {
+            inputs.insert(format!("the model {}", s.model.display()), fingerprint::of_model(&s.model)?.into());
+        }
+    }
+    let mut trials: Vec<Value> = sweep.trials.iter().map(|t| json!(t.settings)).collect();
+    // where the sweep lies may change between calls
+    trials.iter_mut().filter_map(Value::as_object_mut).for_each(|t| _ = t.remove("out"));
+    if file.exists() {
+        let before = crate::io::json::read(&file)?;
+        let other = |what: String| {
+            let said = format!("{what}; the trials that are done would not compare: name another folder with --out");
+            Err(Error::file(&sweep.out, said))
+        };
+        for (i, (now, old)) in trials.iter().zip(before["trials"].as_array().into_iter().flatten()).enumerate() {
+            if now != old {
+                let (now, old) = (now.as_object(), old.as_object());
+                let differ = now.and_then(|now| now.iter().find(|(k, v)| old.is_none_or(|o| o.get(*k) != Some(v))));
+                let (key, value) = differ.map_or(("its settings", &Value::Null), |(k, v)| (k.as_str(), v));
+                return other(format!("trial {} was another: {key} is {value} now", i + 1));
+            }
+        }
+        for (what, hash) in &inputs {
+            if before["inputs"].get(what).is_some_and(|old| old != hash) {
+                return other(format!("{what} has changed"));
+            }
+        }
+    }
+    write_json(&file, &json!({"inputs": inputs, "trials": trials}))
+}
+
+/// The validation set chooses, so it may share nothing with what is learnt, nor with what is reported.
+fn check_sets(sweep: &Sweep) -> Result<()> {
+    let mut pairs: Vec<(&'static str, &Path, &Settings)> = Vec::new();
+    for s in sweep.trials.iter().map(|t| &t.settings) {
+        let others = [("training", Some(&s.data)), ("test", sweep.test.as_ref())];
+        for (what, other) in others {
+            if let Some(other) = other
+                && !pairs.iter().any(|(_, o, known)| o == other && known.eval_data == s.eval_data)
+            {
+                pairs.push((what, other, s));
+            }
+        }
+    }
+    for (what, other, settings) in pairs {
+        let Some(validation) = &settings.eval_data else { continue };
+        let (mine, theirs) = (hashes(validation, settings)?, hashes(other, settings)?);
+        let shared = mine.iter().filter(|hash| theirs.contains(*hash)).count();
+        if shared > 0 {
+            let said = format!(
+                "{shared} of its samples are in the {what} set {} too: a choice made on them says nothing; split again \
+                 with vlm data split, or clean the sets with vlm data dedupe",
+                other.display()
+            );
+            return Err(Error::file(validation, said));
+        }
+    }
+    Ok(())
+}
+
+/// Of each sample's photos, or of its text where it has none.
+fn hashes(file: &Path, settings: &Settings) -> Result<HashSet<[u8; 32]>> {
+    let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
+    let set = read_dataset(file, Some(settings.prompt.as_deref().unwrap_or("")), on_bad)?;
+    let of = |sample: &Sample| -> Result<[u8; 32]> {
+        let photos = sample.images().map(|i| Ok(look::sha256(&look::content(i)?.0))).collect::<Result<Vec<_>>>()?;
+        Ok(match photos[..] {
+            [] => look::sha256(format!("{:?}", sample.conversation).as_bytes()),
+            _ => look::sha256(&photos.concat()),
+        })
+    };
+    set.samples.par_iter().map(of).collect()
+}
+
+fn write_json(file: &Path, value: &Value) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(file, e.to_string()))?;
+    atomic::write_file(file, |out| out.write(text.as_bytes()))
+}

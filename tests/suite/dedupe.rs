@@ -1,0 +1,334 @@
+//! Near-duplicates: embeddings against transformers', thresholds by hand, leaks found and removed, runs cut short.
+
+use crate::data_split::picture;
+use crate::support::close::assert_within;
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use vlm::base::Precision;
+use vlm::base::rng::Stream;
+use vlm::data::dataset::OnBad;
+use vlm::data::image::{Rgb, to_jpeg, to_png};
+use vlm::data::messages::ImageSource;
+use vlm::data::pairs::read_pairs;
+use vlm::dedupe::cache::Cache;
+use vlm::dedupe::calibrate::{Planted, calibrate, cosine};
+use vlm::dedupe::embed::{Embedder, Wanted, Watch};
+use vlm::dedupe::leaks::{self, Photo, find};
+use vlm::dedupe::plant::{Change, planted};
+use vlm::device::Device;
+use vlm::infer::engine::Engine;
+use vlm::io::safetensors::SafetensorsFile;
+use vlm::qwen3vl::checkpoint::Checkpoint;
+use vlm::qwen3vl::model::Model;
+use vlm::qwen3vl::processor::read_patch_spec;
+
+fn cases() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases")
+}
+
+fn embedder(cache: &Path) -> Embedder {
+    let dir = cases().join("single");
+    let checkpoint = Checkpoint::open(&dir).unwrap();
+    let engine = Engine::new(Model::load(&checkpoint, None).unwrap(), Device::host(), Precision::F32);
+    Embedder::new(engine, &checkpoint, read_patch_spec(&dir).unwrap(), Cache::open(cache).unwrap()).unwrap()
+}
+
+fn embed(embedder: &mut Embedder, wanted: &[Wanted]) -> Vec<Vec<f32>> {
+    let mut watch = Watch { done: &mut |_, _| (), interrupted: &|| false };
+    embedder.embed(wanted, &mut watch).unwrap().unwrap().into_iter().map(Result::unwrap).collect()
+}
+
+#[test]
+fn an_embedding_is_the_mean_of_the_features_of_transformers() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = ImageSource::File(cases().join("images/wide.png"));
+    let got = embed(&mut embedder(&dir.path().join("c")), &[Wanted { source: &source, change: None }]).remove(0);
+    let file = SafetensorsFile::open(&cases().join("single.one_image.safetensors")).unwrap();
+    let width = file.entry("image_embeds").unwrap().shape[1];
+    let values: Vec<f64> =
+        file.bytes("image_embeds").unwrap().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b) as f64).collect();
+    let mut mean = vec![0.0; width];
+    values.chunks(width).for_each(|row| mean.iter_mut().zip(row).for_each(|(m, v)| *m += v));
+    let length = mean.iter().map(|m| m * m).sum::<f64>().sqrt();
+    let want: Vec<f64> = mean.iter().map(|m| m / length).collect();
+    // features agree to 2e-5 of their length; the mean of rows is shorter than they are
+    assert_within("embedding", &got, &want, |_| 1e-4);
+}
+
+#[test]
+fn embeddings_depend_on_nothing_beside_the_photo_and_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources: Vec<ImageSource> = (0..5)
+        .map(|i| {
+            let path = dir.path().join(format!("{i}.png"));
+            fs::write(&path, to_png(&picture(i, 48 + 8 * i, 40)).unwrap()).unwrap();
+            ImageSource::File(path)
+        })
+        .collect();
+    let mut wanted: Vec<Wanted> = sources.iter().map(|source| Wanted { source, change: None }).collect();
+    wanted.push(Wanted { source: &sources[1], change: Some((Change::Crop, 3)) });
+    wanted.push(wanted[0]);
+    let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+    let all = embed(&mut embedder(&one), &wanted);
+    assert_eq!(all[0], all[6]);
+    assert_ne!(all[1], all[5]);
+    for (i, w) in wanted.iter().enumerate().rev() {
+        assert_eq!(embed(&mut embedder(&two), &[*w])[0], all[i], "{i}");
+    }
+    // a second time nothing is computed: the cache does not grow, and its values are used
+    let size = fs::metadata(&one).unwrap().len();
+    assert_eq!(embed(&mut embedder(&one), &wanted), all);
+    assert_eq!(fs::metadata(&one).unwrap().len(), size);
+    // a photo that cannot be read is an error in its place
+    let gone = ImageSource::File(dir.path().join("gone.png"));
+    let mut watch = Watch { done: &mut |_, _| (), interrupted: &|| false };
+    let mixed = [wanted[0], Wanted { source: &gone, change: None }];
+    let found = embedder(&one).embed(&mixed, &mut watch).unwrap().unwrap();
+    assert!(found[0].is_ok() && found[1].as_ref().unwrap_err().to_string().contains("gone.png"));
+    // interrupted after two: these are kept
+    let three = dir.path().join("three");
+    let seen = std::cell::Cell::new(0);
+    let mut done = |n: usize, _: usize| seen.set(n);
+    let mut watch = Watch { done: &mut done, interrupted: &|| seen.get() >= 2 };
+    assert!(embedder(&three).embed(&wanted, &mut watch).unwrap().is_none());
+    let (mut first, start) = (None, Instant::now());
+    let mut done = |n: usize, _: usize| _ = first.get_or_insert(n);
+    let mut watch = Watch { done: &mut done, interrupted: &|| start.elapsed() > Duration::from_secs(300) };
+    assert!(embedder(&three).embed(&wanted, &mut watch).unwrap().is_some());
+    assert!(first >= Some(2), "{first:?} known at the start");
+}
+
+#[test]
+fn cosines_are_sums_of_products() {
+    for n in [1, 15, 16, 17, 50] {
+        let a: Vec<f32> = (0..n).map(|i| (i as f32 * 0.7).sin()).collect();
+        let b: Vec<f32> = (0..n).map(|i| (i as f32 * 0.3).cos()).collect();
+        let want: f64 = a.iter().zip(&b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        assert_within("cosine", &[cosine(&a, &b)], &[want], |_| 1e-6 * n as f64);
+    }
+}
+
+/// A direction in the plane, by its angle in degrees.
+fn at(degrees: f64) -> Vec<f32> {
+    vec![degrees.to_radians().cos() as f32, degrees.to_radians().sin() as f32]
+}
+
+#[test]
+fn a_threshold_by_hand() {
+    // photos 10 degrees apart; copies 1 or 2 degrees off, one of the half that tests 4 off
+    let originals: Vec<Vec<f32>> = (0..8).map(|i| at(10.0 * f64::from(i))).collect();
+    let copies = |change, off: [f64; 8]| {
+        let of = move |(i, off): (usize, f64)| Planted {
+            source: i,
+            tests: i % 2 == 1,
+            change,
+            embedding: at(10.0 * i as f64 + off),
+        };
+        off.into_iter().enumerate().map(of).collect::<Vec<_>>()
+    };
+    let mut planted = copies(Change::Crop, [2.0, 2.0, 2.0, 4.0, 2.0, 2.0, 2.0, 2.0]);
+    planted.extend(copies(Change::Reencode, [1.0; 8]));
+    let got = calibrate(&originals, &planted, &HashSet::new());
+    // even photos choose: own at most 2 degrees off, others at least 8: the middle of the two cosines
+    let middle = (2f64.to_radians().cos() + 8f64.to_radians().cos()) / 2.0;
+    assert_within("threshold", &[got.threshold], &[middle], |_| 1e-6);
+    assert_eq!((got.photos, got.planted), (8, 16));
+    assert_eq!((got.precision, got.recall), (Some(1.0), 1.0), "4 degrees are above cos 5.8");
+    // an odd photo's copy that went too far, and one that looks like another photo
+    planted[3].embedding = at(30.0 + 7.0);
+    planted[5].embedding = at(60.0);
+    let got = calibrate(&originals, &planted, &HashSet::new());
+    assert_within("threshold", &[got.threshold], &[middle], |_| 1e-6);
+    // of eight copies in the half that tests six are found; two are found with another photo
+    // (37 degrees: 40 is 3 off; 60: is 60)
+    assert_eq!((got.recall, got.precision), (0.75, Some(0.75)));
+    assert_eq!((got.recall_of["crops"], got.recall_of["re-encodes"]), (0.5, 1.0));
+    // photos 5 and 6 show the same: finding one by the other's copy is no mistake
+    let got = calibrate(&originals, &planted, &HashSet::from([(5, 6)]));
+    assert_eq!(got.precision, Some(6.0 / 7.0));
+    let here = got.curve.iter().find(|p| p.threshold == got.threshold).unwrap();
+    assert_eq!((here.precision, here.recall), (got.precision, got.recall));
+    assert!(got.curve.windows(2).all(|w| w[0].threshold <= w[1].threshold && w[0].recall >= w[1].recall));
+}
+
+#[test]
+fn changes_are_what_they_say() {
+    let photo = picture(3, 200, 100);
+    for seed in 0..20 {
+        let of = |change| planted(&photo, change, Stream::new(seed, &[])).unwrap();
+        let crop = of(Change::Crop);
+        assert!((160..=190).contains(&crop.width) && (80..=95).contains(&crop.height), "{}", crop.width);
+        let first = &crop.pixels[..crop.width * 3];
+        let is_part = (0..100).any(|y| photo.pixels[y * 600..(y + 1) * 600].windows(first.len()).any(|w| w == first));
+        assert!(is_part, "the crop's first row is in the photo");
+        let again = of(Change::Reencode);
+        assert!((120..=200).contains(&again.width) && (60..=100).contains(&again.height), "{}", again.width);
+        let bright = of(Change::Brightness);
+        let sum = |p: &Rgb| p.pixels.iter().map(|v| u64::from(*v)).sum::<u64>() as f64;
+        let factor = sum(&bright) / sum(&photo);
+        assert!((0.69..=0.91).contains(&factor) || (1.05..=1.31).contains(&factor), "{factor}");
+        assert_eq!(bright, of(Change::Brightness));
+    }
+}
+
+fn write_set(dir: &Path, name: &str, images: &[&str]) -> PathBuf {
+    let line = |image: &&str| json!({"image": image, "label": "a"}).to_string() + "\n";
+    let file = dir.join(format!("{name}.jsonl"));
+    fs::write(&file, images.iter().map(line).collect::<String>()).unwrap();
+    file
+}
+
+#[test]
+fn what_an_earlier_set_keeps_goes_from_a_later_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for i in 0..9 {
+        fs::write(dir.path().join(format!("{i}.png")), to_png(&picture(i, 8, 8)).unwrap()).unwrap();
+    }
+    let files = [
+        ("test", &["0.png", "1.png", "2.png"][..]),
+        ("my-val", &["3.png", "4.png"]),
+        ("Train", &["5.png", "6.png", "7.png", "8.png"]),
+    ];
+    let files = files.map(|(name, images)| write_set(dir.path(), name, images));
+    let sets = leaks::open(&files, OnBad::Fail).unwrap();
+    assert_eq!(sets.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["Train", "my-val", "test"]);
+    let photos = leaks::photos(&sets);
+    // Train 0, 0, 40, 80; my-val 1, 120; test 2, 121, 200
+    let embeddings: Vec<_> = [0.0, 0.0, 40.0, 80.0, 1.0, 120.0, 2.0, 121.0, 200.0].map(at).into();
+    let threshold = 5f64.to_radians().cos();
+    let (pairs, removed) = find(&sets, &photos, &embeddings, threshold, false);
+    assert!(pairs.windows(2).all(|w| w[0].2 >= w[1].2), "most alike first");
+    let mut names: Vec<(usize, usize)> = pairs.iter().map(|(i, j, _)| (*i, *j)).collect();
+    names.sort_unstable();
+    assert_eq!(names, [(0, 1), (0, 4), (0, 6), (1, 4), (1, 6), (4, 6), (5, 7)]);
+    // within train nothing goes; validation's 1 does, test's 2 and 121 do
+    assert_eq!(removed, [vec![false; 4], vec![true, false], vec![true, true, false]]);
+    let (_, removed) = find(&sets, &photos, &embeddings, threshold, true);
+    assert_eq!(removed[0], [false, true, false, false]);
+    // what is gone takes nothing with it: at 1.5 degrees test's 2 is like validation's 1 alone, which went
+    let (pairs, removed) = find(&sets, &photos, &embeddings, 1.5f64.to_radians().cos(), false);
+    assert_eq!(pairs.len(), 5);
+    assert_eq!(removed, [vec![false; 4], vec![true, false], vec![false, true, false]]);
+    let same = [Photo { set: 0, sample: 0, source: photos[0].source }; 2];
+    assert!(find(&sets, &same, &[at(0.0), at(0.0)], 0.5, false).0.is_empty(), "two photos of one sample are no pair");
+    let twice = [files[0].clone(), dir.path().join("deep/test.jsonl")];
+    fs::create_dir(dir.path().join("deep")).unwrap();
+    fs::copy(&files[0], &twice[1]).unwrap();
+    for i in 0..3 {
+        fs::copy(dir.path().join(format!("{i}.png")), dir.path().join(format!("deep/{i}.png"))).unwrap();
+    }
+    assert!(leaks::open(&twice, OnBad::Fail).unwrap_err().is_usage());
+}
+
+fn vlm(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vlm"));
+    command.args(["data", "dedupe", "--model"]).arg(cases().join("single")).args(arguments);
+    command
+}
+
+fn run(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let done = vlm(arguments).output().unwrap();
+    (done.status.code(), String::from_utf8(done.stdout).unwrap(), String::from_utf8(done.stderr).unwrap())
+}
+
+#[test]
+fn the_program_cleans_a_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let names: Vec<String> = (0..14).map(|i| format!("{i}.png")).collect();
+    for (i, name) in names.iter().enumerate() {
+        fs::write(root.join(name), to_png(&picture(i, 96, 72)).unwrap()).unwrap();
+    }
+    // test has three copies of train's photos: the same bytes, and saved again twice
+    fs::copy(root.join("1.png"), root.join("same.png")).unwrap();
+    for i in [2, 3] {
+        fs::write(root.join(format!("{i}.jpg")), to_jpeg(&picture(i, 96, 72), 90).unwrap()).unwrap();
+    }
+    let of = |range: std::ops::Range<usize>| names[range].iter().map(String::as_str).collect::<Vec<_>>();
+    let train = write_set(root, "train", &of(0..10));
+    let test = write_set(root, "test", &[&of(10..14)[..], &["same.png", "2.jpg", "3.jpg"]].concat());
+    let (train, test, out) = (train.to_str().unwrap(), test.to_str().unwrap(), root.join("clean"));
+    let arguments = [test, train, "--out", out.to_str().unwrap(), "--threshold", "0.9999", "--json"];
+    let (code, said, stderr) = run(&arguments);
+    assert_eq!(code, Some(0), "{stderr}");
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(said["threshold"], 0.9999);
+    let pairs = read_pairs(&out.join("pairs.jsonl")).unwrap();
+    let same = pairs.iter().find(|p| p.b.image == "../same.png").unwrap();
+    assert!(same.cosine > 0.999999 && same.a.image == "../1.png" && same.removed && same.crosses(), "{same:?}");
+    assert_eq!((same.a.set.as_str(), same.a.line, same.b.set.as_str(), same.b.line), ("train", 2, "test", 5));
+    assert_eq!(said["pairs"], pairs.len());
+    let kept = fs::read_to_string(out.join("test.jsonl")).unwrap();
+    assert!(!kept.contains("same.png") && kept.contains(r#""image":"../13.png""#), "{kept}");
+    assert_eq!(said["sets"][1], json!({"name": "test", "samples": 7, "removed": 7 - kept.lines().count()}));
+    assert_eq!(fs::read_to_string(out.join("train.jsonl")).unwrap().lines().count(), 10);
+    let summary: Value = serde_json::from_str(&fs::read_to_string(out.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["pairs"], said["pairs"]);
+
+    let (code, _, said) = run(&arguments);
+    assert!(code == Some(1) && said.contains("holds an earlier result"), "{said}");
+    // calibrated, and said so
+    let (code, said, stderr) = run(&[test, train, "--out", out.to_str().unwrap(), "--overwrite", "--plant", "8"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    for wanted in [
+        "calibrated on 24 changed copies of 8 photos",
+        "precision ",
+        "recall ",
+        "crops ",
+        " * ",
+        "across sets",
+        "test: ",
+    ] {
+        assert!(said.contains(wanted) || (wanted == " * " && said.contains(" *\n")), "{wanted}\n{said}");
+    }
+    // one file: pairs inside it, and nothing is cleaned unless asked
+    let alone = root.join("alone");
+    let arguments = [test, "--out", alone.to_str().unwrap(), "--threshold", "0.5", "--json"];
+    let (code, said, stderr) = run(&arguments);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert!(!alone.join("test.jsonl").exists());
+    let said: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&said["pairs_across_sets"], &said["sets"][0]["removed"]), (&json!(0), &json!(0)));
+    let (code, _, _) = run(&[&arguments[..], &["--overwrite", "--within"]].concat());
+    assert!(code == Some(0) && alone.join("test.jsonl").exists());
+
+    let (code, _, said) = run(&[test, "--out", "x", "--threshold", "1.5"]);
+    assert!(code == Some(2) && said.contains("--threshold 1.5"), "{said}");
+    let (code, _, said) = run(&["--out", "x"]);
+    assert!(code == Some(2) && said.contains("<FILE>"), "{said}");
+    let few = write_set(root, "few", &["0.png", "1.png"]);
+    let (code, _, said) = run(&[few.to_str().unwrap(), "--out", root.join("f").to_str().unwrap()]);
+    assert!(code == Some(1) && said.contains("calibrated on four photos or more; give one with --threshold"), "{said}");
+}
+
+#[test]
+fn ctrl_c_keeps_what_was_computed() {
+    let dir = tempfile::tempdir().unwrap();
+    let names: Vec<String> = (0..400).map(|i| format!("{i}.png")).collect();
+    for (i, name) in names.iter().enumerate() {
+        let mut photo = picture(i, 192, 160);
+        photo.pixels[0] = (i % 256) as u8;
+        photo.pixels[1] = (i / 256) as u8;
+        fs::write(dir.path().join(name), to_png(&photo).unwrap()).unwrap();
+    }
+    let set = write_set(dir.path(), "set", &names.iter().map(String::as_str).collect::<Vec<_>>());
+    let out = dir.path().join("out");
+    let arguments = [set.to_str().unwrap(), "--out", out.to_str().unwrap(), "--threshold", "0.99"];
+    let mut child = vlm(&arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let cache = out.join("embeddings.bin");
+    let start = Instant::now();
+    while fs::metadata(&cache).map_or(0, |m| m.len()) < 1000 {
+        assert!(start.elapsed() < Duration::from_secs(120), "nothing is computed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    let status = child.wait().unwrap();
+    assert_eq!(status.code(), Some(130));
+    assert!(fs::metadata(&cache).unwrap().len() >= 1000);
+    assert!(!out.join("pairs.jsonl").exists());
+}
