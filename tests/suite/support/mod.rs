@@ -1,10 +1,11 @@
 //! What the tests share: the one comparison ([`close`]), reference values ([`golden`]), central differences
-//! ([`differences`]), numbers to compute with ([`random`]), an HTTP server that misbehaves ([`server`]) and weights as files
-//! hold them ([`stored`]).
+//! ([`differences`]), kernels against the host ([`kernels`]), numbers to compute with ([`random`]), an HTTP server that
+//! misbehaves ([`server`]) and weights as files hold them ([`stored`]).
 
 pub mod close;
 pub mod differences;
 pub mod golden;
+pub mod kernels;
 pub mod random;
 pub mod server;
 pub mod stored;
