@@ -64,8 +64,11 @@
 //! | a variant of the tape's record | `src/tape/record.rs` | `op` |
 //! | a layer makes the output value and pushes the record | `src/nn/mod.rs` | `apply` |
 //! | bytes of inputs and outputs are lent, never overlapping | `src/device/memory.rs` | `borrow` |
+//! | or, for a kernel, their addresses | `src/device/accelerator.rs` | `addresses` |
 //! | the numbers | `src/ops/norm.rs` | `forward` |
 //! | which operation makes its gradients | `src/tape/rules.rs` | `rule` |
+//! | the same on a GPU, or emulated | `cuda/norm.cu` | `norm_fwd_bf16` |
+//! | held against the host's, row by row | `tests/suite/kernel_norm.rs` | `forward_agrees_with_the_host` |
 //! | PyTorch's values and gradients, central differences | `tests/suite/host_norm.rs` | `follows_pytorch` |
 //! | time at the real models' shapes | `benches/words.rs` | `linear` |
 //!
@@ -84,7 +87,7 @@
 //! | 6 | `nn` | layers: parameters, and the records they append | `tape`, `ops`, `tensor`, `base` |
 //! | 5 | `tape` | the record of what runs, the memory plan | `ops`, `device`, `tensor`, `base` |
 //! | 4 | `ops` | a word's contract, cost and way to run | `device`, `tensor`, `host`, `base` |
-//! | 3 | `device` | arenas, and what machine there is | `tensor`, `base` |
+//! | 3 | `device` | arenas, launchers, what machine there is | `tensor`, `base` |
 //! | 2 | `tensor` | handles of values and weights | `base` |
 //! | 1 | `host` | the words' loops: the specification | `base` |
 //! | 1 | `data` | photos and text to arrays, datasets | `base` |

@@ -1,7 +1,8 @@
 //! `--device` and `--precision`.
 
 use crate::base::{Error, Precision, Result};
-use crate::device::{Device, probe};
+use crate::device::probe::{built, probe};
+use crate::device::{Device, emulated_capability};
 use crate::train::settings::{DeviceChoice, PrecisionChoice};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -26,7 +27,7 @@ pub struct Compute {
     /// Where to compute
     #[arg(long, value_enum, default_value = "auto")]
     device: DeviceFlag,
-    /// What activations and weights are stored in while computing [default: f32 on the CPU]
+    /// What activations and weights are stored in while computing [default: f32 on the CPU, bf16 on a GPU]
     #[arg(long, value_enum)]
     precision: Option<PrecisionFlag>,
 }
@@ -49,19 +50,38 @@ impl Compute {
 
     /// Opens the device; `auto` says on stderr which it took and why, where there was a choice.
     pub fn open(&self) -> Result<(Device, Precision)> {
-        let no_kernels = |device: &str| {
-            let said = format!("--device {device}: this build of vlm has no GPU kernels; use --device cpu");
-            Err(Error::Unsupported(said))
+        let f32 = self.precision == Some(PrecisionFlag::F32);
+        let bf16_only = |device: &str| {
+            let said = format!("--precision f32: the kernels of --device {device} compute in bf16; use --device cpu");
+            if f32 { Err(Error::Unsupported(said)) } else { Ok(()) }
         };
         match self.device {
-            DeviceFlag::Cuda => return no_kernels("cuda"),
-            DeviceFlag::Emulated => return no_kernels("emulated"),
+            DeviceFlag::Cpu => (),
+            DeviceFlag::Emulated => {
+                bf16_only("emulated")?;
+                return Ok((Device::emulated(emulated_capability()?)?, Precision::Bf16));
+            }
+            DeviceFlag::Cuda => {
+                bf16_only("cuda")?;
+                if let Some(problem) = probe().cuda_problem(&built()) {
+                    return Err(Error::Unsupported(format!("--device cuda: {problem}")));
+                }
+                return Ok((Device::cuda(0)?, Precision::Bf16));
+            }
             DeviceFlag::Auto => {
-                if let Some(gpu) = probe().gpus.first() {
-                    eprintln!("vlm: computing on the CPU: {} is there, but this build has no GPU kernels", gpu.name);
+                let found = probe();
+                match (found.gpus.first(), found.cuda_problem(&built())) {
+                    (None, _) => (),
+                    (Some(_), Some(problem)) => eprintln!("vlm: computing on the CPU: {problem}"),
+                    (Some(gpu), None) if f32 => {
+                        eprintln!("vlm: computing on the CPU and not on {}: --precision f32", gpu.name);
+                    }
+                    (Some(gpu), None) => {
+                        eprintln!("vlm: computing on {}", gpu.name);
+                        return Ok((Device::cuda(0)?, Precision::Bf16));
+                    }
                 }
             }
-            DeviceFlag::Cpu => (),
         }
         let precision = match self.precision {
             None | Some(PrecisionFlag::F32) => Precision::F32,
@@ -69,4 +89,9 @@ impl Compute {
         };
         Ok((Device::host(), precision))
     }
+}
+
+/// What computed, for `--json`: its name, and how often each kernel was launched.
+pub fn described(device: &Device) -> serde_json::Value {
+    serde_json::json!({"name": device.name(), "kernels": device.launches()})
 }

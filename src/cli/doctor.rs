@@ -1,7 +1,8 @@
 //! `vlm doctor`: what this machine has, and what is missing.
 
 use crate::base::Result;
-use crate::device::probe;
+use crate::device::emulated::builds as emulators;
+use crate::device::probe::{built, probe};
 use std::fmt::Write;
 
 /// Say what was found for computing: driver, GPU, kernels, compiler, memory, CPU
@@ -15,7 +16,7 @@ pub struct Doctor {
 
 impl Doctor {
     pub fn run(&self) -> Result<()> {
-        let found = probe();
+        let (found, built) = (probe(), built());
         let features = cpu_features();
         let (total, available) = memory_bytes();
         let nvcc = on_path("nvcc");
@@ -34,7 +35,9 @@ impl Doctor {
                 "driver_cuda_version": found.driver_cuda_version,
                 "driver_error": found.driver_error,
                 "gpus": gpus,
-                "kernels": [],
+                "cuda_problem": found.cuda_problem(&built),
+                "kernels": built.describe(),
+                "emulator": emulators(),
                 "nvcc": nvcc,
             }));
         }
@@ -58,7 +61,13 @@ impl Doctor {
             let (major, minor) = gpu.capability;
             line("gpu", format!("{}, {}, sm_{major}{minor}", gpu.name, gib(Some(gpu.memory_bytes as u64))));
         }
-        line("kernels", "none in this build: every command computes on the CPU".into());
+        let names = built.describe();
+        let version = built.cuda_version.map_or(String::new(), |v| format!(" (CUDA {v})"));
+        line("kernels", if names.is_empty() { "none in this build".into() } else { names.join(", ") + &version });
+        let builds = emulators();
+        let none = "none in this build: build it where g++ is".to_string();
+        line("emulator", if builds.is_empty() { none } else { builds.join(", ") });
+        line("cuda", found.cuda_problem(&built).unwrap_or_else(|| "works: --device auto takes it".into()));
         line("nvcc", nvcc.map_or("not on the PATH".into(), |p| p.display().to_string()));
         super::print(&text)
     }

@@ -1,5 +1,6 @@
 //! `vlm generate`: an answer about pictures.
 
+use super::compute::described;
 use super::model::{ModelFlags, Opened, choice, picture, tokens};
 use super::progress::Progress;
 use crate::base::{Error, Result};
@@ -163,7 +164,7 @@ impl Generate {
             "prompt_tokens": sequence.ids.len(),
             "finish_reason": if finish == Finish::Stop { "stop" } else { "length" },
             "timings": before.timings(timings),
-            "device": {"name": opened.engine.device.name(), "kernels": {}},
+            "device": described(&opened.engine.device),
         }))
     }
 
@@ -195,7 +196,7 @@ impl Generate {
                 "finish_reason": "stop",
                 "choices": choices,
                 "timings": before.timings(timings),
-                "device": {"name": opened.engine.device.name(), "kernels": {}},
+                "device": described(&opened.engine.device),
             }));
         }
         let lines: Vec<String> = ranked.iter().map(|(label, p)| format!("{:6.2} %  {label}\n", 100.0 * p)).collect();

@@ -165,16 +165,24 @@ impl Accelerator {
             ("cache of keys and values", self.memory.allocated(Arena::Cache)),
             ("activations", activations.max(held)),
         ];
-        let gb = |bytes: usize| format!("{:.2} GB", bytes as f64 / 1e9);
-        let lines: Vec<String> = rows.iter().map(|(name, bytes)| format!("\n  {name:<36}{:>10}", gb(*bytes))).collect();
+        let lines: Vec<String> =
+            rows.iter().map(|(name, bytes)| format!("\n  {name:<36}{:>10}", size(*bytes))).collect();
         Err(Error::Unsupported(format!(
             "out of memory on {}: {} more are needed and {} of {} are free{}\nuse a smaller --batch-size or --max-pixels, a shorter \
              prompt, or --device cpu",
             self.facts().name,
-            gb(new),
-            gb(free),
-            gb(total),
+            size(new),
+            size(free),
+            size(total),
             lines.concat()
         )))
+    }
+}
+
+/// Bytes for a person.
+fn size(bytes: usize) -> String {
+    match bytes as f64 {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b => format!("{:.2} MB", b / 1e6),
     }
 }

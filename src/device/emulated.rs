@@ -37,9 +37,9 @@ fn variant() -> String {
     std::env::var(env::EMULATOR).unwrap_or_else(|_| "plain".into())
 }
 
-/// Whether this build of the program carries the emulator.
-pub fn is_built() -> bool {
-    super::images::EMULATORS.iter().any(|(name, _)| *name == "plain")
+/// The emulator's builds that this program carries.
+pub fn builds() -> Vec<&'static str> {
+    super::images::EMULATORS.iter().map(|(name, _)| *name).collect()
 }
 
 /// The library, opened once: its bytes are in this program.
@@ -51,7 +51,7 @@ fn library() -> Result<&'static Functions> {
 fn open() -> Result<Functions, String> {
     let variant = variant();
     let Some((_, bytes)) = super::images::EMULATORS.iter().find(|(name, _)| *name == variant) else {
-        let built: Vec<&str> = super::images::EMULATORS.iter().map(|(name, _)| *name).collect();
+        let built = builds();
         return Err(match built[..] {
             [] => "--device emulated: this build of vlm has no emulator: build it where g++ is, or use --device cpu"
                 .into(),

@@ -26,7 +26,6 @@ pub use cast::CastArgs;
 pub use launcher::{Facts, Launch, Launcher};
 pub use memory::{Layout, Memory, Place};
 pub use nvtx::Range;
-pub use probe::{Probe, probe};
 
 use crate::base::{Result, env};
 use crate::tensor::Weight;

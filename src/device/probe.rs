@@ -1,5 +1,6 @@
 //! What this machine has for computing on a GPU. Asks the driver without ever panicking.
 
+use super::images::{IMAGES, ImageKind};
 use cudarc::driver::{result, sys};
 
 /// One CUDA device.
@@ -54,4 +55,102 @@ pub fn probe() -> Probe {
         }
     }
     found
+}
+
+/// Which kernels this build of the program has for GPUs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Built {
+    pub sm_80: bool,
+    pub sm_90a: bool,
+    /// Text that a driver compiles for newer GPUs.
+    pub ptx: bool,
+    /// The major version of the CUDA that compiled them.
+    pub cuda_version: Option<u32>,
+}
+
+/// What build.rs put into this program.
+pub fn built() -> Built {
+    let has = |kind| IMAGES.iter().any(|i| i.kind == kind);
+    let ptx = IMAGES.iter().find(|i| i.kind == ImageKind::Ptx80);
+    let cuda_version = ptx.and_then(|i| cuda_version(&String::from_utf8_lossy(i.bytes)));
+    Built { sm_80: has(ImageKind::Sm80), sm_90a: has(ImageKind::Sm90a), ptx: ptx.is_some(), cuda_version }
+}
+
+/// The major version of the CUDA that wrote PTX: 8.x is of CUDA 12, 9.x of CUDA 13.
+fn cuda_version(ptx: &str) -> Option<u32> {
+    let version = ptx.lines().find_map(|l| l.strip_prefix(".version "))?;
+    match version.split('.').next()?.trim().parse().ok()? {
+        8 => Some(12),
+        isa if isa >= 9 => Some(isa + 4),
+        _ => None,
+    }
+}
+
+impl Built {
+    fn any(&self) -> bool {
+        self.sm_80 || self.sm_90a || self.ptx
+    }
+
+    /// For a person.
+    pub fn describe(&self) -> Vec<&'static str> {
+        let all = [(self.sm_80, "sm_80"), (self.sm_90a, "sm_90a"), (self.ptx, "PTX for newer GPUs")];
+        all.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect()
+    }
+
+    fn runs_on(&self, (major, minor): (i32, i32)) -> bool {
+        match (major, minor) {
+            (9, 0) => self.sm_90a,
+            (8, _) => self.sm_80,
+            _ => self.ptx,
+        }
+    }
+}
+
+impl Probe {
+    /// Why the first GPU cannot be computed on, in one sentence; None where it can.
+    pub fn cuda_problem(&self, built: &Built) -> Option<String> {
+        let instead = "or use --device cpu";
+        if let Some(e) = &self.driver_error {
+            return Some(format!("the CUDA driver is installed but fails ({e}): mend its installation, {instead}"));
+        }
+        let Some(driver) = self.driver_cuda_version else {
+            return Some(format!("no CUDA driver (libcuda.so.1 is not there): install NVIDIA's driver, {instead}"));
+        };
+        let Some(gpu) = self.gpus.first() else {
+            return Some(format!("the driver finds no GPU: look at nvidia-smi and CUDA_VISIBLE_DEVICES, {instead}"));
+        };
+        let (major, minor) = gpu.capability;
+        if major < 8 {
+            let has = format!("{} has compute capability {major}.{minor}", gpu.name);
+            return Some(format!("{has}, and the kernels need 8.0 or newer: take another GPU, {instead}"));
+        }
+        if !built.any() {
+            let said = "this build of vlm has no GPU kernels: build it where nvcc is (tools/install-nvcc installs it)";
+            return Some(format!("{said}, {instead}"));
+        }
+        if !built.runs_on(gpu.capability) {
+            let said =
+                format!("this build of vlm has no kernels for compute capability {major}.{minor} ({})", gpu.name);
+            return Some(format!("{said}: build it anew, {instead}"));
+        }
+        let wanted = built.cuda_version.unwrap_or(0) as i32;
+        if driver / 1000 < wanted {
+            let serves = format!("the driver serves CUDA {}.{}", driver / 1000, driver % 1000 / 10);
+            let needs = if wanted >= 13 { "driver 580 or newer" } else { "driver 525 or newer" };
+            return Some(format!("{serves}, and the kernels are of CUDA {wanted}: install {needs}, {instead}"));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_of_ptx_tells_that_of_cuda() {
+        for (ptx, wanted) in [(".version 8.8\n", Some(12)), ("//\n.version 9.0\n", Some(13)), ("none", None)] {
+            assert_eq!(cuda_version(ptx), wanted);
+        }
+    }
 }

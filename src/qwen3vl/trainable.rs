@@ -181,8 +181,7 @@ impl Trainable {
     pub fn allocate(&self, device: &mut Device) -> Result<()> {
         let memory = device.memory();
         memory.lay_out(Arena::Parameters, self.layout.clone())?;
-        let zeros = vec![0.0; self.values.shape.elements()];
-        [self.values, self.gradients, self.first, self.second].iter().try_for_each(|t| memory.write_f32(*t, &zeros))
+        [self.values, self.gradients, self.first, self.second].iter().try_for_each(|t| memory.zero(*t))
     }
 
     /// A new adapter's start, as PEFT draws it: A uniform within 1 / sqrt(inputs) (Kaiming with a = sqrt(5)), B zero. A

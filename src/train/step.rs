@@ -77,8 +77,7 @@ impl Trainer {
 
     /// Forgets the gradients.
     pub fn zero_gradients(&mut self) -> Result<()> {
-        let zeros = vec![0.0; self.trainable.gradients.shape.elements()];
-        self.engine.device.memory().write_f32(self.trainable.gradients, &zeros)
+        self.engine.device.memory().zero(self.trainable.gradients)
     }
 
     /// Adds the gradients of `scale` times the sum of the losses of all label tokens of these examples. Returns each

@@ -264,10 +264,15 @@ fn adapters_of_another_model() {
 }
 
 #[test]
-fn devices_that_are_not_there() {
+fn devices_that_are_not_there_and_what_they_compute_in() {
+    let ask = "generate --model {} --prompt hi";
     for device in ["cuda", "emulated"] {
-        let line = format!("generate --model {{}} --prompt hi --device {device}");
-        fails(&line, &[&single()], &[&format!("--device {device}"), "--device cpu"]);
+        let line = format!("{ask} --device {device} --precision f32");
+        fails(&line, &[&single()], &["--precision f32", "bf16", "use --device cpu"]);
+    }
+    let problem = &json_of("doctor --json", &[])["cuda_problem"];
+    if let Some(problem) = problem.as_str() {
+        fails(&format!("{ask} --device cuda"), &[&single()], &[&format!("--device cuda: {problem}")]);
     }
     let said =
         json_of("generate --model {} --prompt hi --device cpu --temperature 0 --json --max-new-tokens 3", &[&single()]);

@@ -211,7 +211,8 @@ fn every_function_of_the_map_is_in_its_file() {
     let rows = rows(3);
     assert!(rows.len() > 25, "{}", rows.len());
     for row in rows {
-        let defined = read(&row[1]).contains(&format!("fn {}", row[2]));
+        let text = read(&row[1]);
+        let defined = text.contains(&format!("fn {}", row[2])) || text.contains(&format!("KERNEL({},", row[2]));
         assert!(defined, "src/lib.rs: {} has no function {}", row[1], row[2]);
     }
 }
@@ -254,7 +255,9 @@ fn rooms_use_only_what_their_row_names() {
             let code = text.lines().filter(|l| !l.trim_start().starts_with("//"));
             for used in code.flat_map(|l| l.split("crate::").skip(1)) {
                 let name: String = used.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-                let fine = name == *room || allowed.contains(name.as_str());
+                // a macro stands at the crate's root, whichever room defines it
+                let is_macro = used[name.len()..].starts_with('!');
+                let fine = is_macro || name == *room || allowed.contains(name.as_str());
                 assert!(fine, "{}: uses crate::{name}, which {room} may not (src/lib.rs)", file.display());
             }
         }

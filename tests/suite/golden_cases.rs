@@ -36,11 +36,15 @@ pub struct Opened {
 
 impl Opened {
     pub fn new(dir: &Path, adapter: Option<&Path>, precision: Precision) -> Opened {
+        Opened::on(Device::host(), dir, adapter, precision)
+    }
+
+    pub fn on(device: Device, dir: &Path, adapter: Option<&Path>, precision: Precision) -> Opened {
         let checkpoint = Checkpoint::open(dir).unwrap();
         let adapter = adapter.map(|a| Adapter::open(a, &checkpoint.config).unwrap());
         let model = Model::load(&checkpoint, adapter.as_ref()).unwrap();
         let preparer = Preparer::open(dir, &checkpoint.config, read_patch_spec(dir).unwrap()).unwrap();
-        Opened { engine: Engine::new(model, Device::host(), precision), preparer }
+        Opened { engine: Engine::new(model, device, precision), preparer }
     }
 
     pub fn golden(model: &str, precision: Precision) -> Opened {
@@ -52,13 +56,13 @@ impl Opened {
         self.preparer.prepare(&conversation, Ending::GenerationPrompt).unwrap().sequence
     }
 
-    fn trace(&mut self, case: &str) -> Vec<(String, HostTensor)> {
+    pub fn trace(&mut self, case: &str) -> Vec<(String, HostTensor)> {
         let sequence = self.prompt(case);
         trace::trace(&mut self.engine, &sequence, &mut |_, _| ()).unwrap()
     }
 }
 
-fn reference(name: &str) -> SafetensorsFile {
+pub fn reference(name: &str) -> SafetensorsFile {
     SafetensorsFile::open(&cases().join(format!("{name}.safetensors"))).unwrap()
 }
 
@@ -90,7 +94,7 @@ fn the_comparison_itself() {
 /// Relative L2 errors that are allowed. f32: the references are themselves within 1.3e-6 of float64, and a sum of some
 /// hundred products in another order differs by about as much again. bf16: about what transformers' own bf16 loses on
 /// models of this kind (features 0.008, hidden states and logits 0.016) and a half more.
-fn tolerance(name: &str, precision: Precision) -> f64 {
+pub fn tolerance(name: &str, precision: Precision) -> f64 {
     match (name.split('.').next().unwrap(), precision) {
         ("pixel_values", Precision::F32) => 2e-6,
         ("pixel_values", Precision::Bf16) => 4e-3,
@@ -103,7 +107,7 @@ fn tolerance(name: &str, precision: Precision) -> f64 {
 }
 
 /// Holds tensors against all of a reference file but the generated ids.
-fn compare(place: &str, got: &[(String, HostTensor)], file: &SafetensorsFile, precision: Precision) {
+pub fn compare(place: &str, got: &[(String, HostTensor)], file: &SafetensorsFile, precision: Precision) {
     let mut compared = 0;
     for (name, _) in file.tensors().filter(|(name, _)| *name != "generated_ids") {
         let want = HostTensor::read(file, name).unwrap();

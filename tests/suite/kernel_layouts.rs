@@ -1,11 +1,23 @@
 //! Argument structs lie in memory as the kernels declare them.
 
 use vlm::device::{Arguments, CastArgs, StructLayout, emulated};
-use vlm::ops::norm;
+use vlm::ops::{adamw, deepstack_add, embed, grad_norm, norm, sample, swiglu};
 
 /// Every argument struct of the program.
 fn structs() -> Vec<StructLayout> {
-    vec![CastArgs::layout(), norm::NormArgs::layout(), norm::NormBackwardArgs::layout()]
+    vec![
+        adamw::AdamWArgs::layout(),
+        CastArgs::layout(),
+        deepstack_add::DeepstackAddArgs::layout(),
+        embed::EmbedArgs::layout(),
+        embed::EmbedBackwardArgs::layout(),
+        grad_norm::GradNormArgs::layout(),
+        norm::NormArgs::layout(),
+        norm::NormBackwardArgs::layout(),
+        sample::SampleArgs::layout(),
+        swiglu::SwigluArgs::layout(),
+        swiglu::SwigluBackwardArgs::layout(),
+    ]
 }
 
 #[test]

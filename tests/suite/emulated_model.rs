@@ -1,0 +1,114 @@
+//! The whole model through the kernels, in the emulator: against transformers and PEFT, every word by its kernel, the same
+//! bits twice.
+
+use crate::golden_cases::{CASES, Opened, cases, compare, floats, greedy, reference, relative, tolerance};
+use crate::training::{BF16, follow};
+use std::collections::BTreeMap;
+use vlm::base::Precision;
+use vlm::device::{Device, emulated};
+use vlm::infer::generate::generate;
+use vlm::infer::trace;
+use vlm::io::HostTensor;
+
+fn device() -> Device {
+    Device::emulated((9, 0)).expect("an emulator")
+}
+
+fn open(model: &str) -> Opened {
+    Opened::on(device(), &cases().join(model), None, Precision::Bf16)
+}
+
+/// Panics unless a kernel of each of these words ran.
+#[track_caller]
+fn ran(launches: &BTreeMap<&'static str, u64>, words: &[&str]) {
+    for word in words {
+        assert!(launches.keys().any(|k| k.starts_with(word)), "no kernel {word}…: {:?}", launches.keys());
+    }
+}
+
+/// The words of a prompt with a picture.
+const PROMPT: [&str; 8] = [
+    "patch_embed_fwd",
+    "norm_fwd",
+    "linear_fwd",
+    "qk_rope_fwd",
+    "attention_fwd",
+    "swiglu_fwd",
+    "embed_fwd",
+    "deepstack_add_fwd",
+];
+
+#[test]
+fn every_tensor_of_every_case() {
+    for (model, case) in CASES {
+        let mut opened = open(model);
+        let got = opened.trace(case);
+        compare(&format!("{model}.{case} emulated"), &got, &reference(&format!("{model}.{case}")), Precision::Bf16);
+        if case != "text_only" {
+            ran(&opened.engine.device.launches(), &PROMPT);
+        }
+    }
+}
+
+#[test]
+fn logits_one_token_at_a_time_through_the_cache() {
+    let (model, case) = CASES[0];
+    let mut opened = open(model);
+    let sequence = opened.prompt(case);
+    let got = trace::through_cache(&mut opened.engine, &sequence, &mut |_, _| ()).expect("logits");
+    let want = HostTensor::read(&reference(&format!("{model}.{case}")), "logits").expect("logits");
+    let (error, bound) = (relative(floats(&got[0].1), floats(&want)), tolerance("logits", Precision::Bf16));
+    assert!(error <= bound, "{error:.2e}");
+    ran(&opened.engine.device.launches(), &["attention_cached_fwd"]);
+}
+
+/// The host in bf16 rounds at the same points: its answer is the same, and so is that of another order of threads.
+#[test]
+fn answers_are_the_hosts_and_the_same_twice() {
+    let (model, case) = CASES[0];
+    let answer = |mut opened: Opened| {
+        let (sequence, settings) = (opened.prompt(case), greedy(&opened, 8));
+        let (answers, _) = generate(&mut opened.engine, &[&sequence], &settings, &mut |_, _| (), &mut |_, _| true)
+            .expect("an answer");
+        (answers[0].tokens.clone(), opened)
+    };
+    let (host, _) = answer(Opened::golden(model, Precision::Bf16));
+    for seed in [1, 2] {
+        emulated::configure("seed", seed).expect("an emulator");
+        let (tokens, opened) = answer(open(model));
+        assert_eq!(tokens, host);
+        ran(&opened.engine.device.launches(), &["sample_fwd", "attention_cached_fwd"]);
+    }
+}
+
+#[test]
+fn an_adapter() {
+    let run = cases().join("uneven.train.mixed");
+    let adapter = run.join("final_adapter");
+    let got = Opened::on(device(), &cases().join("uneven"), Some(&adapter), Precision::Bf16).trace("one_image");
+    compare("adapter emulated", &got, &reference("uneven.train.mixed/merged.one_image"), Precision::Bf16);
+}
+
+#[test]
+fn training_follows_peft_and_gives_the_same_bits_twice() {
+    let runs = [1, 2].map(|seed| {
+        emulated::configure("seed", seed).expect("an emulator");
+        follow(device(), Precision::Bf16, BF16)
+    });
+    assert!(runs[0].0 == runs[1].0, "two runs differ in what they trained");
+    let words = [
+        "attention_bwd",
+        "deepstack_add_bwd",
+        "embed_bwd",
+        "linear_bwd",
+        "norm_bwd",
+        "qk_rope_bwd",
+        "swiglu_bwd",
+        "linear_loss",
+        "grad_norm_fwd",
+        "adamw_fwd",
+        "cast_fwd",
+    ];
+    ran(&runs[0].1.launches(), &PROMPT);
+    ran(&runs[0].1.launches(), &words);
+}
