@@ -84,6 +84,12 @@ fn no_kernel(op: &'static str) -> Error {
     Error::Unsupported(format!("{op}: there is no kernel for this word yet; use --device cpu"))
 }
 
+/// A device that runs kernels stores activations in bf16, and nothing else.
+fn bf16(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
+    let other = tensors.iter().find(|t| t.dtype != DType::Bf16);
+    require(op, "precision", other.is_none(), || "bf16, which is what the kernels compute in".into(), &other)
+}
+
 /// Checks that `ok` holds of an argument.
 fn require(
     op: &'static str,

@@ -1,14 +1,68 @@
 //! `norm`: y_i = (x_i - mean) / sqrt(var + eps) * w + b (layer), or x_i / sqrt(mean(x^2) + eps) * w (RMS).
 //!
-//! Specification: `host/norm.rs`. Rounding points: the normalised row before the weight (RMS only, as
-//! Qwen3VLTextRMSNorm does), and y.
+//! Specification: `host/norm.rs`; kernels: `cuda/norm.cu`. Rounding points: the normalised row before the weight (RMS
+//! only, as Qwen3VLTextRMSNorm does), and y.
 
-use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
-use crate::base::{Precision, Result};
-use crate::device::Device;
+use super::{Gradient, Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
+use crate::base::{DType, Precision, Result};
+use crate::device::{Accelerator, Accumulate, Device, Launch};
 use crate::host;
 use crate::tensor::{Tensor, Weight};
 use rayon::prelude::*;
+
+crate::arguments! {
+    /// `NormArgs` of `cuda/norm.cu`.
+    pub struct NormArgs {
+        x: u64,
+        rows: u64,
+        weight: u64,
+        bias: u64,
+        y: u64,
+        n_rows: i64,
+        d: i32,
+        eps: f32,
+    }
+}
+
+crate::arguments! {
+    /// `NormBackwardArgs` of `cuda/norm.cu`.
+    pub struct NormBackwardArgs {
+        x: u64,
+        rows: u64,
+        weight: u64,
+        dy: u64,
+        dx: u64,
+        stats: u64,
+        partial: u64,
+        dweight: u64,
+        dbias: u64,
+        n_rows: i64,
+        n_chunks: i32,
+        d: i32,
+        layer: i32,
+        add: i32,
+        eps: f32,
+        pad: i32,
+    }
+}
+
+/// Rows of a block: a warp each.
+const ROWS: usize = 4;
+/// Rows of one partial sum of the parameters' gradients, and columns of a block there.
+const CHUNK: usize = 64;
+const COLUMNS: usize = 128;
+
+/// A kernel that gives each row a warp.
+fn plan_rows(kernel: &'static str, n_rows: usize) -> Launch {
+    Launch::of(kernel, n_rows.div_ceil(ROWS) as u32, 32 * ROWS as u32)
+}
+
+/// The two stages of the parameters' gradients: columns times chunks of rows, then columns.
+fn plan_parameters(n_rows: usize, d: usize) -> [Launch; 2] {
+    let (columns, chunks) = (d.div_ceil(COLUMNS) as u32, n_rows.div_ceil(CHUNK) as u32);
+    let first = Launch { grid: [columns, chunks, 1], ..Launch::of("norm_bwd_dw_bf16", 1, COLUMNS as u32) };
+    [first, Launch::of("norm_bwd_dw_sum_f32", columns, COLUMNS as u32)]
+}
 
 /// Which norm, with its parameters [D].
 #[derive(Debug, Clone)]
@@ -17,7 +71,17 @@ pub enum Kind {
     Rms { weight: Weight },
 }
 
-/// x [T, D] becomes y [R, D]; R = T, or the rows that `rows` [R] (i32) names, in that order.
+impl Kind {
+    /// Weight, and bias where there is one.
+    fn parameters(&self) -> (&Weight, Option<&Weight>) {
+        match self {
+            Kind::Layer { weight, bias } => (weight, Some(bias)),
+            Kind::Rms { weight } => (weight, None),
+        }
+    }
+}
+
+/// x [T, D] becomes y [R, D]; R = T, or the rows that `rows` [R] (i32) names, in that order, a row at most once.
 #[derive(Debug, Clone)]
 pub struct Norm {
     pub x: Tensor,
@@ -26,6 +90,14 @@ pub struct Norm {
     pub eps: f32,
     pub precision: Precision,
     pub y: Tensor,
+}
+
+impl Norm {
+    /// That the rows to be read are rows of x.
+    fn check_rows(&self, gpu: &Accelerator) -> Result<()> {
+        let check = |rows| indices("norm", "rows", gpu.memory.indices(rows)?, self.x.shape.rows(), false);
+        self.rows.as_ref().map_or(Ok(()), check)
+    }
 }
 
 impl Op for Norm {
@@ -82,7 +154,26 @@ impl Op for Norm {
                     })
                 })
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                bf16("norm", &[&self.x, &self.y])?;
+                let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
+                self.check_rows(gpu)?;
+                let (weight, bias) = self.kind.parameters();
+                let n_rows = self.y.shape.rows();
+                let arguments = NormArgs {
+                    x: at.of(&self.x)?,
+                    rows: at.of_optional(self.rows.as_ref())?,
+                    weight: at.weight(weight)?,
+                    bias: bias.map_or(Ok(0), |b| at.weight(b))?,
+                    y: at.of(&self.y)?,
+                    n_rows: n_rows as i64,
+                    d: self.x.shape.width() as i32,
+                    eps: self.eps,
+                };
+                // SAFETY: y has n_rows rows of d, `check_rows` found each row that is read in x, and the parameters have
+                // d numbers: the contract.
+                unsafe { gpu.launch("norm", &plan_rows("norm_fwd_bf16", n_rows), &arguments) }
+            }
         }
     }
 }
@@ -166,7 +257,72 @@ impl Op for NormBackward {
                 [dx, dweight, dbias].into_iter().flatten().for_each(|g| g.close());
                 Ok(())
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let f = &self.forward;
+                bf16("norm_backward", &[&f.x, &self.dy])?;
+                let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
+                f.check_rows(gpu)?;
+                let (weight, bias) = f.kind.parameters();
+                let (n_rows, d) = (self.dy.shape.rows(), f.x.shape.width());
+                let mut add = Accumulate::Overwrite;
+                if let Some(dx) = &self.dx {
+                    add = dx.accumulate;
+                    // rows that are not named have no gradient
+                    if add == Accumulate::Overwrite && f.rows.is_some() {
+                        gpu.memory.zero(dx.tensor)?;
+                    }
+                }
+                let (dweight, dbias) = (at.gradient(weight)?, bias.map_or(Ok(0), |b| at.gradient(b))?);
+                let trains = dweight != 0 || dbias != 0;
+                let chunks = n_rows.div_ceil(CHUNK);
+                let f32s = |n: usize| if trains { n * DType::F32.bytes() } else { 0 };
+                let [stats, partial] = gpu.scratch([f32s(2 * n_rows), f32s(2 * chunks * d)])?;
+                let arguments = NormBackwardArgs {
+                    x: at.of(&f.x)?,
+                    rows: at.of_optional(f.rows.as_ref())?,
+                    weight: at.weight(weight)?,
+                    dy: at.of(&self.dy)?,
+                    dx: at.of_optional(self.dx.as_ref().map(|dx| &dx.tensor))?,
+                    stats: if trains { stats } else { 0 },
+                    partial: if trains { partial } else { 0 },
+                    dweight,
+                    dbias,
+                    n_rows: n_rows as i64,
+                    n_chunks: chunks as i32,
+                    d: d as i32,
+                    layer: bias.is_some() as i32,
+                    add: (add == Accumulate::Add) as i32,
+                    eps: f.eps,
+                    pad: 0,
+                };
+                // SAFETY: as in the forward; dx has x's shape, the gradients d numbers, and the scratch memory 2 numbers a
+                // row and 2 d a chunk.
+                unsafe {
+                    gpu.launch("norm_backward", &plan_rows("norm_bwd_dx_bf16", n_rows), &arguments)?;
+                    for launch in plan_parameters(n_rows, d).iter().filter(|_| trains) {
+                        gpu.launch("norm_backward", launch, &arguments)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plans_cover_all_rows_and_columns() {
+        assert!(plan_rows("k", 0).is_empty());
+        for (n, blocks) in [(1, 1), (4, 1), (5, 2), (8448, 2112)] {
+            assert_eq!(plan_rows("k", n), Launch { kernel: "k", grid: [blocks, 1, 1], block: 128, shared_bytes: 0 });
+        }
+        for (n, d, grid) in [(1, 1, [1, 1, 1]), (64, 128, [1, 1, 1]), (65, 129, [2, 2, 1]), (8448, 4096, [32, 132, 1])]
+        {
+            let [first, second] = plan_parameters(n, d);
+            assert_eq!((first.grid, second.grid), (grid, [grid[0], 1, 1]), "{n} {d}");
         }
     }
 }

@@ -25,6 +25,8 @@ mod host_sample;
 mod image_files;
 mod images;
 mod init;
+mod kernel_layouts;
+mod kernel_norm;
 mod merge;
 mod names;
 mod prompt;

@@ -1,9 +1,10 @@
 //! What the tests share: the one comparison ([`close`]), reference values ([`golden`]), central differences
-//! ([`differences`]), numbers to compute with ([`random`]) and weights as files hold them ([`stored`]).
+//! ([`differences`]), kernels against the host ([`kernels`]), numbers to compute with ([`random`]) and weights as files hold them ([`stored`]).
 
 pub mod close;
 pub mod differences;
 pub mod golden;
+pub mod kernels;
 pub mod random;
 pub mod stored;
 

@@ -1,0 +1,253 @@
+//! Kernels against the host: one operation, run by the host in bf16 and by the emulator, over the same numbers.
+
+use super::random::Random;
+use vlm::base::{DType, Result, Shape};
+use vlm::device::{Device, Layout, Place, emulated, memory::ALIGNMENT};
+use vlm::ops::Op;
+use vlm::tensor::{Arena, Tensor, Trained, Weight, new_generation};
+
+/// The largest error of a row beside the row's length: sums run in another order.
+pub const ROW: f64 = 1e-3;
+
+/// What a canary holds: a number of bf16 that no test computes.
+const CANARY: f32 = -3072.0;
+
+/// What a tensor holds before the operation.
+#[derive(Debug, Clone)]
+enum Start {
+    F32(Vec<f32>),
+    I32(Vec<i32>),
+}
+
+/// Tensors of one operation with their numbers. Behind each lies a canary, up to the next and 256 bytes more.
+pub struct Case {
+    random: Random,
+    generation: u32,
+    activations: Slots,
+    parameters: Slots,
+}
+
+#[derive(Default)]
+struct Slots {
+    places: Vec<Place>,
+    starts: Vec<(Tensor, Start)>,
+    bytes: usize,
+}
+
+impl Case {
+    pub fn new(seed: u64) -> Case {
+        let (activations, parameters) = Default::default();
+        Case { random: Random::new(seed), generation: new_generation(), activations, parameters }
+    }
+
+    fn place(&mut self, arena: Arena, dtype: DType, shape: Shape, start: Start) -> Tensor {
+        let generation = self.generation;
+        let slots = if arena == Arena::Parameters { &mut self.parameters } else { &mut self.activations };
+        let tensor = |slot: usize, dtype, shape| Tensor { arena, slot: slot as u32, generation, dtype, shape };
+        let value = tensor(slots.places.len(), dtype, shape);
+        let offset = slots.bytes;
+        slots.places.push(Place { offset, bytes: value.bytes() });
+        slots.starts.push((value, start));
+        let end = (offset + value.bytes()).next_multiple_of(ALIGNMENT) + ALIGNMENT;
+        let canary_bytes = end - offset - value.bytes();
+        let canary = tensor(slots.places.len(), DType::Bf16, [canary_bytes / 2].into());
+        slots.places.push(Place { offset: offset + value.bytes(), bytes: canary_bytes });
+        slots.starts.push((canary, Start::F32(vec![CANARY; canary_bytes / 2])));
+        slots.bytes = end;
+        value
+    }
+
+    /// Random numbers of about this deviation.
+    pub fn numbers(&mut self, dtype: DType, shape: impl Into<Shape>, deviation: f64) -> Tensor {
+        let shape = shape.into();
+        let values = self.random.f32s(shape.elements(), deviation);
+        self.place(Arena::Activations, dtype, shape, Start::F32(values))
+    }
+
+    /// Random bf16 numbers of deviation 1.
+    pub fn bf16(&mut self, shape: impl Into<Shape>) -> Tensor {
+        self.numbers(DType::Bf16, shape, 1.0)
+    }
+
+    /// These numbers, rounded to the type.
+    pub fn values(&mut self, dtype: DType, shape: impl Into<Shape>, values: Vec<f32>) -> Tensor {
+        self.place(Arena::Activations, dtype, shape.into(), Start::F32(values))
+    }
+
+    /// These whole numbers.
+    pub fn whole(&mut self, shape: impl Into<Shape>, values: Vec<i32>) -> Tensor {
+        self.place(Arena::Activations, DType::I32, shape.into(), Start::I32(values))
+    }
+
+    /// Room for a result: NaN until it is written.
+    pub fn output(&mut self, dtype: DType, shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        let start = match dtype {
+            DType::I32 => Start::I32(vec![i32::MIN; shape.elements()]),
+            _ => Start::F32(vec![f32::NAN; shape.elements()]),
+        };
+        self.place(Arena::Activations, dtype, shape, start)
+    }
+
+    /// A frozen weight of a checkpoint in f32, so that the device has to round it.
+    pub fn weight(&mut self, name: &str, shape: impl Into<Shape>, deviation: f64) -> Weight {
+        let shape = shape.into();
+        let values = self.random.f32s(shape.elements(), deviation);
+        Weight::from_f32(name, shape, &values).expect("a weight")
+    }
+
+    /// A trained weight, with a gradient that holds something already.
+    pub fn trained(&mut self, name: &str, shape: impl Into<Shape>, deviation: f64) -> Weight {
+        let shape = shape.into();
+        let value = self.parameter(shape, deviation);
+        let gradient = self.parameter(shape, 1.0);
+        Weight::trained(name, Trained { value, gradient })
+    }
+
+    /// f32 numbers beside the trained weights: moments, flat buffers.
+    pub fn parameter(&mut self, shape: impl Into<Shape>, deviation: f64) -> Tensor {
+        let shape = shape.into();
+        let values = self.random.f32s(shape.elements(), deviation);
+        self.place(Arena::Parameters, DType::F32, shape, Start::F32(values))
+    }
+
+    /// The random numbers that the case draws from.
+    pub fn random(&mut self) -> &mut Random {
+        &mut self.random
+    }
+
+    fn all(&self) -> impl Iterator<Item = &(Tensor, Start)> {
+        self.activations.starts.iter().chain(&self.parameters.starts)
+    }
+
+    /// Lays a device out and writes what every tensor starts with.
+    pub fn begin(&self, device: &mut Device) -> Result<()> {
+        let memory = device.memory();
+        for (arena, slots) in [(Arena::Activations, &self.activations), (Arena::Parameters, &self.parameters)] {
+            let (generation, places) = (self.generation, slots.places.clone());
+            memory.lay_out(arena, Layout { generation, places, bytes: slots.bytes })?;
+        }
+        self.all().try_for_each(|(tensor, start)| match start {
+            Start::F32(values) => memory.write_f32(*tensor, values),
+            Start::I32(values) => memory.write_i32(*tensor, values),
+        })
+    }
+
+    /// The bits of every tensor and canary, after the operation.
+    fn run(&self, op: &dyn Op, device: &mut Device) -> Result<Vec<Vec<u32>>> {
+        self.begin(device)?;
+        op.contract()?;
+        op.forward(device)?;
+        self.all().map(|(tensor, _)| bits(device, tensor)).collect()
+    }
+
+    /// Runs the operation on the host and on emulated GPUs, Hopper's and the older kind, and panics unless every output
+    /// agrees row by row, every input and canary is as it was, and other orders of threads give the same bits.
+    #[track_caller]
+    pub fn agrees(&self, op: &dyn Op) {
+        self.agrees_within(op, ROW);
+    }
+
+    /// The same with another bound on a row's error.
+    #[track_caller]
+    pub fn agrees_within(&self, op: &dyn Op, bound: f64) {
+        for capability in [(8, 6), (9, 0)] {
+            self.agrees_on(op, capability, bound);
+        }
+    }
+
+    #[track_caller]
+    pub fn agrees_on(&self, op: &dyn Op, capability: (i32, i32), bound: f64) {
+        let name = op.name();
+        let host = self.run(op, &mut Device::host()).unwrap_or_else(|e| panic!("{name} on the host: {e}"));
+        let mut runs = Vec::new();
+        for seed in 0..2 {
+            emulated::configure("seed", seed).expect("an emulator");
+            let mut device = Device::emulated(capability).expect("an emulator");
+            let got = self.run(op, &mut device).unwrap_or_else(|e| panic!("{name} emulated, seed {seed}: {e}"));
+            runs.push(got);
+        }
+        let outputs = op.outputs();
+        for (i, (tensor, start)) in self.all().enumerate() {
+            let got = &runs[0][i];
+            assert!(runs[1..].iter().all(|run| run[i] == *got), "{name}: two runs differ in {tensor:?}");
+            if !outputs.iter().any(|o| o.same_value(tensor)) {
+                let canary = matches!(start, Start::F32(v) if v.first() == Some(&CANARY));
+                let what = if canary { "wrote outside" } else { "changed an input" };
+                assert!(*got == host[i], "{name} {what}: {tensor:?}");
+                continue;
+            }
+            if tensor.dtype == DType::I32 {
+                assert_eq!(*got, host[i], "{name}: {tensor:?}");
+                continue;
+            }
+            let width = tensor.shape.width().max(1);
+            for (row, (got, want)) in got.chunks(width).zip(host[i].chunks(width)).enumerate() {
+                if let Err(difference) = row_agrees(got, want, tensor.dtype, bound) {
+                    panic!("{name}, sm_{}{}: {tensor:?}, row {row}: {difference}", capability.0, capability.1);
+                }
+            }
+        }
+    }
+}
+
+fn bits(device: &mut Device, tensor: &Tensor) -> Result<Vec<u32>> {
+    match tensor.dtype {
+        DType::I32 => Ok(device.memory().read_i32(*tensor)?.into_iter().map(|i| i as u32).collect()),
+        _ => Ok(device.memory().read_f32(*tensor)?.into_iter().map(f32::to_bits).collect()),
+    }
+}
+
+/// Whether a row is within `bound` of the wanted in relative length, or off by what one number that was rounded the
+/// other way makes; where the wanted is NaN or infinite so is what came.
+fn row_agrees(got: &[u32], want: &[u32], dtype: DType, bound: f64) -> Result<(), String> {
+    let number = |bits: &u32| f64::from(f32::from_bits(*bits));
+    let (mut error, mut length, mut largest) = (0.0, 0.0, 0.0f64);
+    for (i, (g, w)) in got.iter().map(number).zip(want.iter().map(number)).enumerate() {
+        if !w.is_finite() {
+            if g == w || (g.is_nan() && w.is_nan()) {
+                continue;
+            }
+            return Err(format!("[{i}] is {g:e}, wanted {w:e}"));
+        }
+        error += (g - w) * (g - w);
+        length += w * w;
+        largest = largest.max(w.abs());
+    }
+    let unit = if dtype == DType::Bf16 { largest / 128.0 } else { 0.0 };
+    let allowed = (bound * f64::sqrt(length)).max(unit);
+    let error = f64::sqrt(error);
+    if error <= allowed {
+        return Ok(());
+    }
+    let (i, g, w) = got
+        .iter()
+        .map(number)
+        .zip(want.iter().map(number))
+        .enumerate()
+        .map(|(i, (g, w))| (i, g, w))
+        .max_by(|a, b| (a.1 - a.2).abs().total_cmp(&(b.1 - b.2).abs()))
+        .unwrap_or_default();
+    Err(format!("off by {error:e}, allowed {allowed:e}; most at [{i}]: {g:e}, wanted {w:e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::row_agrees;
+    use vlm::base::DType::{Bf16, F32};
+
+    #[test]
+    fn rows_that_differ_are_found() {
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        let check = |got: &[f32], want: &[f32], dtype| row_agrees(&bits(got), &bits(want), dtype, 1e-3);
+        assert!(check(&[1.0, 2.0], &[1.0, 2.0], F32).is_ok());
+        assert!(check(&[1.0, 2.01], &[1.0, 2.0], F32).is_err());
+        assert!(check(&[1.0, 2.015625], &[1.0, 2.0], Bf16).is_ok(), "one unit of bf16");
+        assert!(check(&[1.0, 2.04], &[1.0, 2.0], Bf16).is_err());
+        assert!(check(&[f32::NAN, 2.0], &[1.0, 2.0], Bf16).is_err());
+        assert!(check(&[1.0, 2.0], &[f32::NAN, 2.0], Bf16).is_err());
+        assert!(check(&[f32::NAN, 2.0], &[f32::NAN, 2.0], Bf16).is_ok());
+        assert!(check(&[f32::INFINITY], &[f32::NEG_INFINITY], Bf16).is_err());
+        assert!(check(&[1e-30], &[0.0], Bf16).is_err(), "nothing but zero is near a row of zeros");
+    }
+}
