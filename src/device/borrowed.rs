@@ -161,8 +161,8 @@ impl Opened<'_> {
 }
 
 pub(super) fn narrow(wide: &[f32], bytes: &mut [u8]) {
-    for (o, x) in bytemuck::cast_slice_mut::<u8, bf16>(bytes).iter_mut().zip(wide) {
-        *o = bf16::from_f32(*x);
+    for (o, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(wide) {
+        *o = bf16::from_f32(*x).to_le_bytes();
     }
 }
 

@@ -374,6 +374,24 @@ impl Memory {
         }
     }
 
+    /// Copies the numbers of one activation to another of the same type and size.
+    pub fn copy(&mut self, from: Tensor, to: Tensor) -> Result<()> {
+        let (source, target) = (self.place(&from)?, self.place(&to)?);
+        let alike = (from.arena, to.arena) == (Arena::Activations, Arena::Activations) && source.bytes == target.bytes;
+        if !alike || from.dtype != to.dtype {
+            return Err(misuse("copy", format!("another like {from:?}"), format!("{to:?}")));
+        }
+        self.overwritten(&to)?;
+        match &mut self.activations.storage {
+            Storage::Host(lines) => {
+                let bytes: &mut [u8] = bytemuck::cast_slice_mut(lines);
+                bytes.copy_within(source.offset..source.end(), target.offset);
+                Ok(())
+            }
+            Storage::Device(allocation) => allocation.copy_within(source.offset, target.offset, source.bytes),
+        }
+    }
+
     /// Copies `n` rows of a tensor from row `from` to row `to`, which they do not overlap.
     pub fn copy_rows(&mut self, tensor: Tensor, from: usize, to: usize, n: usize) -> Result<()> {
         let place = self.place(&tensor)?;

@@ -1,16 +1,45 @@
 //! `adamw`: one step of the optimiser over one flat buffer, the gradient clipped by a norm that the device holds.
 //!
-//! Specification: `host/adamw.rs` (PyTorch's AdamW) and `host/grad_norm.rs` (its clipping). Everything is f32.
+//! Specification: `host/adamw.rs` (PyTorch's AdamW) and `host/grad_norm.rs` (its clipping); kernel: `cuda/adamw.cu`.
+//! Everything is f32; on a device that runs kernels the bf16 shadow is written too.
 
-use super::{Op, require, shape};
+use super::{Op, THREADS, require, shape};
 use crate::base::{DType, Result};
-use crate::device::Device;
+use crate::device::{Device, Launch};
+use crate::host::adamw::Constants;
 use crate::host::{adamw, grad_norm};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
 /// Elements of one piece; each is computed alone.
 const PIECE: usize = 1 << 14;
+
+crate::arguments! {
+    /// `AdamWArgs` of `cuda/adamw.cu`.
+    pub struct AdamWArgs {
+        value: u64,
+        gradient: u64,
+        first: u64,
+        second: u64,
+        norm: u64,
+        shadow: u64,
+        n: i64,
+        max_norm: f64,
+        keep: f32,
+        rest1: f32,
+        beta2: f32,
+        rest2: f32,
+        rate: f32,
+        root: f32,
+        eps: f32,
+        gradient_scale: f32,
+    }
+}
+
+/// A thread an element; more than these blocks go round again.
+fn plan(n: usize) -> Launch {
+    Launch::of("adamw_fwd_f32", n.div_ceil(THREADS).min(1 << 20) as u32, THREADS as u32)
+}
 
 /// value, gradient, first and second moment [N] (f32); norm [1] of all gradients, and the most it may be.
 #[derive(Debug, Clone)]
@@ -68,7 +97,43 @@ impl Op for AdamW {
                 })?;
                 done
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                let Constants { keep, beta2, rest1, rest2, rate, root, eps, scale } = Constants::of(&self.step);
+                let n = self.value.shape.elements();
+                let arguments = AdamWArgs {
+                    value: at.of(&self.value)?,
+                    gradient: at.of(&self.gradient)?,
+                    first: at.of(&self.first)?,
+                    second: at.of(&self.second)?,
+                    norm: at.of(&self.norm)?,
+                    shadow: gpu.shadow(&self.value)?,
+                    n: n as i64,
+                    max_norm: self.max_norm.unwrap_or(-1.0),
+                    keep,
+                    rest1,
+                    beta2,
+                    rest2,
+                    rate,
+                    root,
+                    eps,
+                    gradient_scale: scale,
+                };
+                // SAFETY: all four buffers have n numbers, the norm one, and a shadow as many as its master.
+                unsafe { gpu.launch("adamw", &plan(n), &arguments) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_has_a_thread_for_each_element_up_to_a_limit() {
+        for (n, blocks) in [(0, 0), (1, 1), (256, 1), (257, 2), (1 << 30, 1 << 20)] {
+            assert_eq!(plan(n).grid, [blocks, 1, 1]);
         }
     }
 }

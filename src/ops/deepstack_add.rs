@@ -1,10 +1,23 @@
-//! `deepstack_add`: y = x, and y[rows[u]] += features[u]. Specification: `host/deepstack_add.rs`. Rounding point: y.
+//! `deepstack_add`: y = x, and y[rows[u]] += features[u]. Specification: `host/deepstack_add.rs`; kernels:
+//! `cuda/deepstack_add.cu`. Rounding point: y.
 
-use super::{Gradient, Op, indices, shape, whole};
+use super::{Gradient, Op, bf16, indices, plan_pieces, shape, whole};
 use crate::base::Result;
-use crate::device::Device;
+use crate::device::{Accumulate, Device};
 use crate::host;
 use crate::tensor::Tensor;
+
+crate::arguments! {
+    /// `DeepstackAddArgs` of `cuda/deepstack_add.cu`.
+    pub struct DeepstackAddArgs {
+        to: u64,
+        from: u64,
+        rows: u64,
+        u: i64,
+        d: i64,
+        add: i64,
+    }
+}
 
 /// x [T, D], features [U, D], rows [U] (i32, the token of each feature row; each token at most once); y [T, D] may take
 /// x's place.
@@ -61,7 +74,23 @@ impl Op for DeepstackAdd {
                     add(y);
                 })
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                bf16("deepstack_add", &[&self.x, &self.features, &self.y])?;
+                let apart = !gpu.memory.same_place(&self.x, &self.y)?;
+                let mut inputs = vec![self.features, self.rows];
+                inputs.extend(apart.then_some(self.x));
+                let at = gpu.addresses(&inputs, &[], &self.outputs())?;
+                let named = gpu.memory.indices(&self.rows)?;
+                indices("deepstack_add", "rows", named, self.x.shape.rows(), false)?;
+                if apart {
+                    gpu.memory.copy(self.x, self.y)?;
+                }
+                let (u, d) = (self.features.shape.rows(), self.x.shape.width());
+                let (to, from, rows) = (at.of(&self.y)?, at.of(&self.features)?, at.of(&self.rows)?);
+                let arguments = DeepstackAddArgs { to, from, rows, u: u as i64, d: d as i64, add: 1 };
+                // SAFETY: features have u rows of d, and the rows that they are added to were found in y.
+                unsafe { gpu.launch("deepstack_add", &plan_pieces("deepstack_add_fwd_bf16", u, d), &arguments) }
+            }
         }
     }
 }
@@ -103,7 +132,20 @@ impl Op for DeepstackAddBackward {
                 d.close();
                 Ok(())
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let dfeatures = self.dfeatures.tensor;
+                bf16("deepstack_add_backward", &[&self.dy, &dfeatures])?;
+                let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                let named = gpu.memory.indices(&self.rows)?;
+                indices("deepstack_add_backward", "rows", named, self.dy.shape.rows(), false)?;
+                let (u, d) = (self.rows.shape.elements(), self.dy.shape.width());
+                let (to, from, rows) = (at.of(&dfeatures)?, at.of(&self.dy)?, at.of(&self.rows)?);
+                let add = (self.dfeatures.accumulate == Accumulate::Add) as i64;
+                let arguments = DeepstackAddArgs { to, from, rows, u: u as i64, d: d as i64, add };
+                let launch = plan_pieces("deepstack_add_bwd_bf16", u, d);
+                // SAFETY: dfeatures have u rows of d, and the rows that are read were found in dy.
+                unsafe { gpu.launch("deepstack_add_backward", &launch, &arguments) }
+            }
         }
     }
 }

@@ -1,13 +1,46 @@
 //! `embed`: y[t] = table[ids[t]], or features[rows[t]] where rows[t] is not negative: tokens with image rows in place.
 //!
-//! Specification: `host/embed.rs`. Rounding point: y.
+//! Specification: `host/embed.rs`; kernels: `cuda/embed.cu`. Rounding point: y.
 
 use super::linear::matrix;
-use super::{Gradient, Op, indices, open_trained, require, shape, trained, whole};
+use super::{Gradient, Op, THREADS, bf16, indices, open_trained, plan_pieces, require, shape, trained, whole};
 use crate::base::{Precision, Result};
-use crate::device::Device;
+use crate::device::{Accelerator, Accumulate, Device, Launch};
 use crate::host;
 use crate::tensor::{Tensor, Weight};
+
+crate::arguments! {
+    /// `EmbedArgs` of `cuda/embed.cu`.
+    pub struct EmbedArgs {
+        ids: u64,
+        rows: u64,
+        table: u64,
+        features: u64,
+        y: u64,
+        t: i64,
+        d: i64,
+    }
+}
+
+crate::arguments! {
+    /// `EmbedBackwardArgs` of `cuda/embed.cu`.
+    pub struct EmbedBackwardArgs {
+        ids: u64,
+        rows: u64,
+        dy: u64,
+        dtable: u64,
+        dfeatures: u64,
+        t: i64,
+        d: i64,
+        add: i64,
+    }
+}
+
+/// A block for each token and each 256 columns.
+fn plan_backward(t: usize, d: usize) -> Launch {
+    let grid = [t as u32, d.div_ceil(THREADS) as u32, 1];
+    Launch { grid, ..Launch::of("embed_bwd_bf16", 1, THREADS as u32) }
+}
 
 /// ids [T] (i32), table [V, D], y [T, D]; image: features [U, D] and rows [T] (i32: a feature row, or -1).
 #[derive(Debug, Clone)]
@@ -17,6 +50,17 @@ pub struct Embed {
     pub image: Option<(Tensor, Tensor)>,
     pub precision: Precision,
     pub y: Tensor,
+}
+
+impl Embed {
+    /// That ids name rows of the table, and rows those of the features.
+    fn check_indices(&self, op: &'static str, gpu: &Accelerator) -> Result<()> {
+        indices(op, "ids", gpu.memory.indices(&self.ids)?, self.table.shape().rows(), false)?;
+        let check = |(features, rows): &(Tensor, Tensor)| {
+            indices(op, "rows", gpu.memory.indices(rows)?, features.shape.rows(), true)
+        };
+        self.image.as_ref().map_or(Ok(()), check)
+    }
 }
 
 impl Op for Embed {
@@ -76,7 +120,25 @@ impl Op for Embed {
                     host::embed::embed(ids, image, self.y.shape.width(), row, y)
                 })
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                bf16("embed", &[&self.y])?;
+                let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
+                self.check_indices("embed", gpu)?;
+                let (t, d) = (self.y.shape.rows(), self.y.shape.width());
+                let (features, rows) = self.image.as_ref().map(|(features, rows)| (features, rows)).unzip();
+                features.map_or(Ok(()), |f| bf16("embed", &[f]))?;
+                let arguments = EmbedArgs {
+                    ids: at.of(&self.ids)?,
+                    rows: at.of_optional(rows)?,
+                    table: at.weight(&self.table)?,
+                    features: at.of_optional(features)?,
+                    y: at.of(&self.y)?,
+                    t: t as i64,
+                    d: d as i64,
+                };
+                // SAFETY: y has t rows of d, and `check_indices` found every row that is read in the table or features.
+                unsafe { gpu.launch("embed", &plan_pieces("embed_fwd_bf16", t, d), &arguments) }
+            }
         }
     }
 }
@@ -134,7 +196,46 @@ impl Op for EmbedBackward {
                 [dfeatures, dtable].into_iter().flatten().for_each(|g| g.close());
                 Ok(())
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let f = &self.forward;
+                bf16("embed_backward", &[&self.dy])?;
+                let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                f.check_indices("embed_backward", gpu)?;
+                let mut add = Accumulate::Overwrite;
+                if let Some(d) = &self.dfeatures {
+                    add = d.accumulate;
+                    bf16("embed_backward", &[&d.tensor])?;
+                    if add == Accumulate::Overwrite {
+                        // features that no token shows have no gradient
+                        gpu.memory.zero(d.tensor)?;
+                    }
+                }
+                let (t, d) = (self.dy.shape.rows(), self.dy.shape.width());
+                let arguments = EmbedBackwardArgs {
+                    ids: at.of(&f.ids)?,
+                    rows: at.of_optional(f.image.as_ref().map(|(_, rows)| rows))?,
+                    dy: at.of(&self.dy)?,
+                    dtable: at.gradient(&f.table)?,
+                    dfeatures: at.of_optional(self.dfeatures.as_ref().map(|d| &d.tensor))?,
+                    t: t as i64,
+                    d: d as i64,
+                    add: (add == Accumulate::Add) as i64,
+                };
+                // SAFETY: as in the forward; the gradients have the shapes of what they are gradients of.
+                unsafe { gpu.launch("embed_backward", &plan_backward(t, d), &arguments) }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_gradients_blocks_cover_tokens_and_columns() {
+        for (t, d, grid) in [(0, 8, [0, 1, 1]), (1, 1, [1, 1, 1]), (7, 256, [7, 1, 1]), (7, 257, [7, 2, 1])] {
+            assert_eq!(plan_backward(t, d).grid, grid);
         }
     }
 }

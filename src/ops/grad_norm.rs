@@ -1,11 +1,31 @@
 //! `grad_norm`: the length of all gradients together. Specification: `host/grad_norm.rs`: sums of squares in f64, in a
-//! fixed order.
+//! fixed order; kernels: `cuda/grad_norm.cu`.
 
-use super::{Op, require, shape};
+use super::{Op, THREADS, require, shape};
 use crate::base::{DType, Result};
-use crate::device::Device;
+use crate::device::{Device, Launch};
 use crate::host;
 use crate::tensor::Tensor;
+
+crate::arguments! {
+    /// `GradNormArgs` of `cuda/grad_norm.cu`.
+    pub struct GradNormArgs {
+        gradients: u64,
+        partial: u64,
+        norm: u64,
+        n: i64,
+        n_chunks: i64,
+    }
+}
+
+/// Gradients of one partial sum.
+const CHUNK: usize = 1 << 14;
+
+/// A block a chunk, then one for all.
+fn plan(n: usize) -> [Launch; 2] {
+    let first = Launch::of("grad_norm_fwd_f32", n.div_ceil(CHUNK) as u32, THREADS as u32);
+    [first, Launch::of("grad_norm_fwd_sum_f32", 1, THREADS as u32)]
+}
 
 /// gradients [N] (f32) to norm [1] (f32).
 #[derive(Debug, Clone)]
@@ -40,7 +60,33 @@ impl Op for GradNorm {
                 let norm = host::grad_norm::grad_norm(&[&*lent.f32(self.gradients)?]);
                 lent.output(self.norm)?.fill(|to| to[0] = norm as f32)
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                let n = self.gradients.shape.elements();
+                let [first, second] = plan(n);
+                let n_chunks = first.grid[0];
+                let [partial] = gpu.scratch([n_chunks as usize * DType::F64.bytes()])?;
+                let (gradients, norm) = (at.of(&self.gradients)?, at.of(&self.norm)?);
+                let arguments = GradNormArgs { gradients, partial, norm, n: n as i64, n_chunks: i64::from(n_chunks) };
+                // SAFETY: there are n gradients, one norm, and scratch memory for a number a chunk.
+                unsafe {
+                    gpu.launch("grad_norm", &first, &arguments)?;
+                    gpu.launch("grad_norm", &second, &arguments)
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_chunk_has_a_block() {
+        for (n, blocks) in [(0, 0), (1, 1), (CHUNK, 1), (CHUNK + 1, 2)] {
+            let [first, second] = plan(n);
+            assert_eq!((first.grid, second.grid), ([blocks, 1, 1], [1, 1, 1]));
         }
     }
 }

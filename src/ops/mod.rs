@@ -18,7 +18,7 @@ pub mod sample;
 pub mod swiglu;
 
 use crate::base::{DType, Error, Result, Shape};
-use crate::device::{Accumulate, Borrowed, Device, Opened};
+use crate::device::{Accumulate, Borrowed, Device, Launch, Opened};
 use crate::tensor::{Tensor, Weight};
 
 /// What one call has to move and compute, at the least.
@@ -90,6 +90,15 @@ fn bf16(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
     require(op, "precision", other.is_none(), || "bf16, which is what the kernels compute in".into(), &other)
 }
 
+/// Threads of a block of the kernels that go through a tensor piece by piece.
+const THREADS: usize = 256;
+
+/// A kernel of which each thread owns 8 neighbouring columns of a row, or one where the width is no multiple of 8.
+fn plan_pieces(kernel: &'static str, rows: usize, width: usize) -> Launch {
+    let pieces = if width.is_multiple_of(8) { width / 8 } else { width };
+    Launch::of(kernel, (rows * pieces).div_ceil(THREADS) as u32, THREADS as u32)
+}
+
 /// Checks that `ok` holds of an argument.
 fn require(
     op: &'static str,
@@ -128,6 +137,20 @@ fn indices(op: &'static str, argument: &'static str, values: &[i32], limit: usiz
         None => Ok(()),
         Some(v) => {
             Err(Error::Contract { op, argument, wanted: format!("{low} to {limit} exclusive"), got: v.to_string() })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_every_column() {
+        assert!(plan_pieces("k", 0, 8).is_empty());
+        for (rows, width, blocks) in [(1, 1, 1), (1, 8, 1), (256, 8, 1), (257, 8, 2), (3, 129, 2), (8448, 12288, 50688)]
+        {
+            assert_eq!(plan_pieces("k", rows, width).grid, [blocks, 1, 1], "{rows} {width}");
         }
     }
 }

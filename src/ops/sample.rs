@@ -1,12 +1,46 @@
-//! `sample`: the next token of each sequence. Specification: `host/sample.rs`.
+//! `sample`: the next token of each sequence. Specification: `host/sample.rs`; kernel: `cuda/sample.cu`.
 
-use super::{Op, require, shape, whole};
+use super::{Op, THREADS, require, shape, whole};
 use crate::base::{DType, Error, Result};
-use crate::device::Device;
+use crate::device::{Device, Launch};
 use crate::host;
 use crate::tensor::Tensor;
 
 pub use crate::host::sample::Choice;
+
+crate::arguments! {
+    /// `SampleArgs` of `cuda/sample.cu`.
+    pub struct SampleArgs {
+        logits: u64,
+        seen: u64,
+        generated: u64,
+        uniform: u64,
+        y: u64,
+        flags: u64,
+        keys: u64,
+        ids: u64,
+        v: i64,
+        n_valid: i64,
+        n_seen: i64,
+        n_generated: i64,
+        top_k: i64,
+        greedy: i32,
+        temperature: f32,
+        top_p: f32,
+        repetition: f32,
+        presence: f32,
+        pad: i32,
+    }
+}
+
+fn no_number(row: usize) -> Error {
+    Error::Contract {
+        op: "sample",
+        argument: "logits",
+        wanted: "numbers".into(),
+        got: format!("NaN in row {row}: the weights or the picture hold values that overflow"),
+    }
+}
 
 /// logits [B, V] (f32) to y [B] (i32). seen [B, any] and generated [B, any] (i32, -1 pads): tokens of prompt and answer,
 /// and of the answer alone. uniform [B] (f32) in [0, 1). Ids from `n_valid` on are never chosen.
@@ -63,19 +97,47 @@ impl Op for Sample {
                     let chosen = host::sample::sample(&logits, &self.choice, uniform[b]);
                     y[b] = match chosen {
                         Some(token) if !logits.iter().any(|l| l.is_nan()) => token as i32,
-                        _ => {
-                            return Err(Error::Contract {
-                                op: "sample",
-                                argument: "logits",
-                                wanted: "numbers".into(),
-                                got: format!("NaN in row {b}: the weights or the picture hold values that overflow"),
-                            });
-                        }
+                        _ => return Err(no_number(b)),
                     };
                 }
                 Ok(())
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                let (b, v) = (self.logits.shape.rows(), self.logits.shape.width());
+                let penalty = self.choice.repetition_penalty != 1.0 || self.choice.presence_penalty != 0.0;
+                let words = |wanted: bool| if wanted { b * v * DType::I32.bytes() } else { 0 };
+                let draws = self.choice.temperature.is_some();
+                let [flags, keys, ids] = gpu.scratch([words(penalty), words(draws), words(draws)])?;
+                let arguments = SampleArgs {
+                    logits: at.of(&self.logits)?,
+                    seen: at.of(&self.seen)?,
+                    generated: at.of(&self.generated)?,
+                    uniform: at.of(&self.uniform)?,
+                    y: at.of(&self.y)?,
+                    flags: if penalty { flags } else { 0 },
+                    keys,
+                    ids,
+                    v: v as i64,
+                    n_valid: self.n_valid as i64,
+                    n_seen: self.seen.shape.width() as i64,
+                    n_generated: self.generated.shape.width() as i64,
+                    top_k: self.choice.top_k as i64,
+                    greedy: !draws as i32,
+                    temperature: self.choice.temperature.unwrap_or(1.0),
+                    top_p: self.choice.top_p,
+                    repetition: self.choice.repetition_penalty,
+                    presence: self.choice.presence_penalty,
+                    pad: 0,
+                };
+                // SAFETY: a row of each tensor and of the scratch memory for each of b blocks: the contract. The lists are
+                // used only where there is a temperature, the flags where there is a penalty.
+                unsafe { gpu.launch("sample", &Launch::of("sample_fwd_f32", b as u32, THREADS as u32), &arguments)? }
+                match gpu.memory.read_i32(self.y)?.iter().position(|token| *token < 0) {
+                    Some(row) => Err(no_number(row)),
+                    None => Ok(()),
+                }
+            }
         }
     }
 }

@@ -1,11 +1,33 @@
-//! `swiglu`: y = silu(gate) * up. Specification: `host/swiglu.rs`. Rounding point: y.
+//! `swiglu`: y = silu(gate) * up. Specification: `host/swiglu.rs`; kernels: `cuda/swiglu.cu`. Rounding point: y.
 
-use super::{Gradient, Op, shape};
+use super::{Gradient, Op, bf16, plan_pieces, shape};
 use crate::base::Result;
-use crate::device::Device;
+use crate::device::{Accumulate, Device};
 use crate::host;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
+
+crate::arguments! {
+    /// `SwigluArgs` of `cuda/swiglu.cu`.
+    pub struct SwigluArgs {
+        gate_up: u64,
+        y: u64,
+        t: i64,
+        f: i64,
+    }
+}
+
+crate::arguments! {
+    /// `SwigluBackwardArgs` of `cuda/swiglu.cu`.
+    pub struct SwigluBackwardArgs {
+        gate_up: u64,
+        dy: u64,
+        dgate_up: u64,
+        t: i64,
+        f: i64,
+        add: i64,
+    }
+}
 
 /// gate_up [T, 2F], gate first, becomes y [T, F].
 #[derive(Debug, Clone)]
@@ -43,7 +65,15 @@ impl Op for Swiglu {
                     rows.with_min_len(16).for_each(|(gu, y)| host::math::silu_times(&gu[..f], &gu[f..], y))
                 })
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                bf16("swiglu", &[&self.gate_up, &self.y])?;
+                let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                let (t, f) = (self.y.shape.rows(), self.y.shape.width());
+                let (gate_up, y) = (at.of(&self.gate_up)?, at.of(&self.y)?);
+                let arguments = SwigluArgs { gate_up, y, t: t as i64, f: f as i64 };
+                // SAFETY: gate_up has t rows of 2 f, y of f: the contract.
+                unsafe { gpu.launch("swiglu", &plan_pieces("swiglu_fwd_bf16", t, f), &arguments) }
+            }
         }
     }
 }
@@ -90,7 +120,22 @@ impl Op for SwigluBackward {
                 d.close();
                 Ok(())
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let dgate_up = self.dgate_up.tensor;
+                bf16("swiglu_backward", &[&self.forward.gate_up, &self.dy, &dgate_up])?;
+                let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                let (t, f) = (self.dy.shape.rows(), self.dy.shape.width());
+                let arguments = SwigluBackwardArgs {
+                    gate_up: at.of(&self.forward.gate_up)?,
+                    dy: at.of(&self.dy)?,
+                    dgate_up: at.of(&dgate_up)?,
+                    t: t as i64,
+                    f: f as i64,
+                    add: (self.dgate_up.accumulate == Accumulate::Add) as i64,
+                };
+                // SAFETY: gate_up and its gradient have t rows of 2 f, dy of f: the contract.
+                unsafe { gpu.launch("swiglu_backward", &plan_pieces("swiglu_bwd_bf16", t, f), &arguments) }
+            }
         }
     }
 }
