@@ -1,4 +1,40 @@
-// Attention of packed sequences, forward.
+// y = softmax(scale q k^T + mask) v for packed sequences, each attending to itself.
+//
+// Maths, for one query of one head: s_j = scale q . k_j over the keys j that it sees; p_j = exp(s_j - m), m = max_j s_j;
+// y = sum_j p_j v_j / sum_j p_j. Semantics: Qwen3VLTextAttention (causal) and Qwen3VLVisionAttention (full) of
+// transformers 5.17, modeling_qwen3_vl.py. Specification: src/host/attention.rs.
+//
+//   tensor  shape      dtype  layout
+//   q, y    [T, H E]   bf16   contiguous
+//   k       [T, G E]   bf16   rows of k_stride
+//   v       [T, G E]   bf16   rows of v_stride: columns of a wider tensor, from its first value column
+//   starts  [B + 1]    i32    sequence b has tokens starts[b] .. starts[b + 1]
+// 16-byte alignment of all rows where E is a multiple of 8; any other E takes the `unaligned` kernel.
+//
+// Numerics: products of bf16 with f32 sums; scores, maxima, sums and p in f32; exp as ex2.approx of scores times log2 e.
+// p enters the second product as two bf16, p = high + low up to 2^-17 p: with one, y would be off by up to 2^-9, a
+// rounding point that the host path does not have (emulated, against f64 rounded once: 7e-5 of all y off with two, 2e-3 with one). One
+// rounding point: y. NaN in q gives NaN in its row of y; NaN in a key or a value also reaches earlier rows of its tile.
+//
+// A warp owns 16 queries of one head, a block 64; it walks over the keys that they see in tiles of 64. Device memory: q
+// and y once; k and v once for every 64 queries of each head that shares them, from L2.
+//
+//   load queries, first keys
+//   for each tile of keys:
+//     start loading this tile's values and the next keys
+//     s = q k^T;  mask the diagonal or the ragged end
+//     m' = max(m, s);  y, l *= 2^(m - m');  p = 2^(s - m');  l += p
+//     y += p v
+//   y /= l
+//
+// 1. Queries stay in registers: their tile in shared memory is the values' after that, and three tiles do (48 KiB at
+//    width 128), so that two blocks fit a multiprocessor of 100 KiB.
+// 2. Keys are loaded a tile ahead, values while the scores are computed; two barriers a tile.
+// 3. The last tiles of sequences go first: under a causal mask they are the longest.
+// 4. y goes out through shared memory, in chunks of 16 bytes.
+//
+// Limits: E at most 128, other widths padded with zeros into the next of 32, 64, 80, 128. Deterministic: every sum has
+// one order, which depends on the token's own sequence alone. Backward needs q, k, v only.
 #include "attention.cuh"
 
 struct AttentionArgs {
@@ -16,7 +52,6 @@ struct AttentionArgs {
   int32_t width;
   int32_t causal;
   float scale_log2;
-  int32_t reserved;
 };
 LAYOUT(AttentionArgs, q, k, v, starts, y, k_stride, v_stride, tokens, sequences, heads, group, width, causal, scale_log2);
 

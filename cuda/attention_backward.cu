@@ -1,4 +1,37 @@
-// Gradients of attention over packed sequences.
+// The gradients of attention over packed sequences.
+//
+// Maths, with p_ij the probabilities of forward, computed again: dv_j = sum_i p_ij dy_i; dp_ij = dy_i . v_j;
+// delta_i = sum_j p_ij dp_ij; ds_ij = p_ij (dp_ij - delta_i) scale; dq_i = sum_j ds_ij k_j; dk_j = sum_i ds_ij q_i.
+// Query heads that share a key head add to the same dk and dv. Specification: src/host/attention.rs.
+//
+//   tensor         shape         dtype  layout
+//   q, dy, dq      [T, H E]      bf16   contiguous
+//   k, dk          [T, G E]      bf16   rows of k_stride
+//   v, dv          [T, any]      bf16   rows of v_stride, G E columns from v_column
+//   starts         [B + 1]       i32    sequence b has tokens starts[b] .. starts[b + 1]
+//   statistics     [H, T, 2]     f32    scratch: log2 of the sum of 2^(scores log2 e), and delta
+// A gradient is overwritten or, with add_*, added to what is there in f32 and rounded once. Where dv is overwritten, its
+// other columns become 0: they are parts of a gradient too, which others add to.
+//
+// Numerics: as in attention.cu; p and ds enter products as two bf16 each. delta is the sum itself, not dy . y, whose y is
+// rounded. Rounding points: dq, dk, dv.
+//
+// attention_bwd_dq: a warp owns 16 queries of one head, a block 64; it walks over their keys twice, first for the
+// statistics, then for dq. attention_bwd_dkv: a warp owns 16 keys of one key head, a block 64; it walks over the query
+// heads of its group in order and over the queries that see the keys, 32 at a time, with keys as the rows of s and dp, so
+// that p^T and ds^T are the left operands of their products as they come out. Nine products, two of them counted twice
+// for the split, where five would do: the price of sums in a fixed order without atomics and without a second pass over
+// partial dq in device memory, and of a forward that leaves nothing behind.
+//
+//   dq:  for both walks, for each tile of keys: s = q k^T, dp = dy v^T
+//          first:  m, l, delta as in forward;  second:  ds = 2^(s - lse) (dp - delta) scale, dq += ds k
+//   dkv: for each head, for each tile of queries: s^T = k q^T, dp^T = v dy^T, dv += p^T dy, dk += ds^T q
+//
+// 1. Tiles are loaded one step ahead into the other half of a double buffer: one barrier a step.
+// 2. Results go out through the shared rows of the warp's own operands, in chunks of 16 bytes.
+//
+// Limits: E at most 128. Shared memory at width 128: 96 KiB (dq), 65 KiB (dkv). Deterministic: each element of a gradient
+// is one warp's sum in one order.
 #include "attention.cuh"
 
 struct AttentionBackwardArgs {

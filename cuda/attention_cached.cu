@@ -1,4 +1,29 @@
-// Attention of new tokens to the keys and values that a cache holds.
+// Attention of the newest tokens of each sequence to all its keys and values in a cache, found through a table of blocks.
+//
+// Maths as in attention.cu, causal: token t of the n new ones of sequence b sees its first lengths[b] - n + t + 1 keys.
+// Specification: src/host/attention.rs.
+//
+//   tensor         shape                   dtype  layout
+//   q, y           [T, H E]                bf16   contiguous
+//   keys, values   [pool_blocks block, G E] bf16  token i of sequence b is row blocks[b, i / block] block + i % block
+//   starts         [B + 1]                 i32    new tokens starts[b] .. starts[b + 1]
+//   lengths        [B]                     i32    tokens held, the new ones included
+//   blocks         [B, max_blocks]         i32
+//   partial        [slots, G, 16, splits, E + 2]  f32, scratch: sum of p v, m, sum of p
+//
+// Numerics: as in attention.cu. Rounding point: y.
+//
+// A block has 16 queries, all heads of a group for as many tokens as fit, so that a key is read once for them, and 256
+// keys: a split. Each of its warps takes 16 keys of every tile of 64 and keeps its own maximum and sums; they are joined
+// in order at the end. A second kernel joins a row's splits in order. Device memory: keys and values once for every 16
+// queries of a group; partial sums once each way, E + 2 numbers for 512 E of keys and values.
+//
+//   find the split's rows;  load queries, first tile
+//   for each tile of 64 keys: start the next;  s = q k^T;  m, l, y as in forward
+//   join the warps -> partial;   join:  y = sum_s 2^(m_s - m) y_s / sum_s 2^(m_s - m) l_s
+//
+// Limits: E at most 128. Deterministic, and a row's result depends on its own keys alone: splits have a fixed size and
+// begin at its sequence's first key, whatever else is in the batch and however long the table is.
 #include "attention.cuh"
 
 struct AttentionCachedArgs {
@@ -21,10 +46,9 @@ struct AttentionCachedArgs {
   int32_t splits;
   int32_t first_slot;
   float scale_log2;
-  int32_t reserved;
 };
 LAYOUT(AttentionCachedArgs, q, keys, values, starts, lengths, blocks, partial, y, tokens, sequences, heads, group, width,
-       block, max_blocks, pool_blocks, splits, first_slot, scale_log2, reserved);
+       block, max_blocks, pool_blocks, splits, first_slot, scale_log2);
 
 namespace attention {
 

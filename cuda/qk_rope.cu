@@ -1,4 +1,28 @@
-// Norm of query and key heads, their rotation, and where asked keys and values into the cache.
+// Norm of query and key heads (text), their rotation, and where asked keys and values into the cache.
+//
+// Maths for one head x: n = x r, r = 1 / sqrt(mean(x^2) + eps), u = n w (without a norm u = x); y_j = u_j cos_j -
+// u_{j+E/2} sin_j and y_{j+E/2} = u_{j+E/2} cos_j + u_j sin_j. Backward: du is dy turned back; with g = du w:
+// dx = r (g - n mean(g n)), dw = sum of du n. Semantics: apply_rotary_pos_emb and Qwen3VLTextRMSNorm of transformers 5.17,
+// modeling_qwen3_vl.py; M-RoPE and the tower's 2-D rotary differ in the table of angles only. Specification:
+// src/host/qk_rope.rs.
+//
+//   tensor         shape             dtype  layout
+//   qkv, dqkv      [T, (H + 2 G) E]  bf16   contiguous
+//   angles         [T, E]            f32    cos of E / 2 angles, then sin
+//   q/k_weight     [E]               bf16   both or neither
+//   q, dq; k, dk   [T, H E]; [T, G E]  bf16
+//   slots          [T]               i32    row of each token in the pools, all different
+//   keys, values   [rows, G E]       bf16   both or neither
+//   partial        [2, chunks, E]    f32    scratch; dq/dk_weight [E] f32, added to
+//
+// Numerics: f32. Rounding points: n, u (both only with a norm), y; dqkv. In backward nothing else is rounded.
+//
+// A few lanes share a head (8 at E = 128), each with 8, 4 or 1 numbers of either half at a time, whatever divides E / 2;
+// the heads of a token are neighbours, so that its angles come from L1. Device memory: everything once; the second look
+// at x after the norm's sum hits L1. The gradient of the norms' weights (trained only with all weights) has two kernels
+// of its own: sums of 64 tokens, then the sum of those in order.
+//
+// Limits: E even; trained norms at most 256 wide. Deterministic. A slot outside the pools is not followed.
 #include "common/prim.cuh"
 
 struct QkRopeArgs {
@@ -18,10 +42,9 @@ struct QkRopeArgs {
   int32_t lanes;
   int32_t pool_rows;
   float eps;
-  int32_t reserved;
 };
 LAYOUT(QkRopeArgs, qkv, angles, q_weight, k_weight, q, k, slots, keys, values, tokens, heads, key_heads, width, lanes,
-       pool_rows, eps, reserved);
+       pool_rows, eps);
 
 struct QkRopeBackwardArgs {
   const bf16* qkv;
