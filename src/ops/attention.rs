@@ -1,12 +1,13 @@
 //! `attention`: y = softmax(scale q k^T + mask) v for packed sequences, each attending to itself.
 //!
-//! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`; kernels: `cuda/attention.cu`
-//! and `cuda/attention_backward.cu`. Rounding points: y, and dq, dk, dv; scores and probabilities stay f32 (the kernels
+//! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`; kernels: `cuda/attention.cu`,
+//! on Hopper for heads 128 wide `cuda/attention_sm90.cu`, and `cuda/attention_backward.cu`. Rounding points: y, and dq, dk, dv; scores and probabilities stay f32 (the kernels
 //! multiply with them as pairs of bf16, which is 16 bits of the 24).
 
-use super::{Gradient, Op, require, shape, whole};
-use crate::base::{DType, Error, Result};
-use crate::device::{Accumulate, Device, Launch};
+use super::{Gradient, Op, bf16, require, shape, whole};
+use crate::base::{Error, Result};
+use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
+use crate::device::{Accelerator, Accumulate, Addresses, Device, Facts, Launch};
 use crate::host::attention::{Rows, RowsMut};
 use crate::host::attention_tuned;
 use crate::tensor::Tensor;
@@ -28,6 +29,23 @@ crate::arguments! {
         heads: i32,
         group: i32,
         width: i32,
+        causal: i32,
+        scale_log2: f32,
+    }
+}
+
+crate::arguments! {
+    /// Of `cuda/attention_sm90.cu`.
+    pub struct AttentionSm90Args {
+        q: TensorMap,
+        k: TensorMap,
+        v: TensorMap,
+        starts: u64,
+        y: u64,
+        tokens: i32,
+        sequences: i32,
+        heads: i32,
+        group: i32,
         causal: i32,
         scale_log2: f32,
     }
@@ -120,12 +138,6 @@ fn plan(op: &'static str, kernels: [&'static str; 5], per_head: usize, tiles: u3
     Ok(Launch { kernel: kernels[compiled as usize], grid, block: THREADS, shared_bytes })
 }
 
-/// Checks that floating tensors are stored as the kernels read them.
-pub(super) fn stored_bf16(op: &'static str, tensors: &[(&'static str, &Tensor)]) -> Result<()> {
-    let bf16 = |(name, t): &(&'static str, &Tensor)| require(op, name, t.dtype == DType::Bf16, || "bf16".into(), &t.dtype);
-    tensors.iter().try_for_each(bf16)
-}
-
 /// q [T, H E], k [T, G E]; v are columns of `v` [T, any] from `v_column`; starts [B + 1] (i32): sequence b has tokens
 /// starts[b]..starts[b + 1]; y [T, H E].
 #[derive(Debug, Clone)]
@@ -143,9 +155,19 @@ pub struct Attention {
     pub y: Tensor,
 }
 
+/// Queries of a block of the Hopper kernel, and its tiles: queries, keys and values twice.
+const WIDE: usize = 128;
+const WIDE_SHARED_BYTES: u32 = 5 * 2 * (WIDE * WIDE) as u32 + 1024;
+
 impl Attention {
     /// How a device with kernels runs it.
-    pub fn plan(&self) -> Result<Launch> {
+    pub fn plan(&self, facts: &Facts) -> Result<Launch> {
+        if self.hopper(facts) {
+            let slots = slots("attention", self.q.shape.rows(), WIDE, self.starts.shape.elements() - 1)?;
+            let grid = [self.heads.queries as u32, slots, 1];
+            let kernel = "attention_fwd_w128_sm90_bf16";
+            return Ok(Launch { kernel, grid, block: 384, shared_bytes: WIDE_SHARED_BYTES });
+        }
         let kernels = [
             "attention_fwd_w32_bf16",
             "attention_fwd_w64_bf16",
@@ -157,8 +179,39 @@ impl Attention {
         plan("attention", kernels, self.heads.queries, 3, self)
     }
 
+    fn hopper(&self, facts: &Facts) -> bool {
+        facts.is_hopper() && self.heads.width == WIDE
+    }
+
     fn causal(&self) -> i32 {
         i32::from(self.mask == Mask::Causal)
+    }
+
+    fn sm90_arguments(&self, gpu: &Accelerator, at: &Addresses) -> Result<AttentionSm90Args> {
+        let rows = self.q.shape.rows() as u64;
+        let map = |tensor: &Tensor, column: usize, heads: usize| {
+            gpu.tensor_map(&TensorMapShape {
+                dtype: MapType::Bf16,
+                address: at.of(tensor)? + 2 * column as u64,
+                sizes: &[(heads * WIDE) as u64, rows],
+                strides_bytes: &[2 * tensor.shape.width() as u64],
+                box_sizes: &[64, WIDE as u32],
+                swizzle: Swizzle::Bytes128,
+            })
+        };
+        Ok(AttentionSm90Args {
+            q: map(&self.q, 0, self.heads.queries)?,
+            k: map(&self.k, 0, self.heads.keys)?,
+            v: map(&self.v, self.v_column, self.heads.keys)?,
+            starts: at.of(&self.starts)?,
+            y: at.of(&self.y)?,
+            tokens: rows as i32,
+            sequences: (self.starts.shape.elements() - 1) as i32,
+            heads: self.heads.queries as i32,
+            group: (self.heads.queries / self.heads.keys) as i32,
+            causal: self.causal(),
+            scale_log2: self.scale * std::f32::consts::LOG2_E,
+        })
     }
 }
 
@@ -211,9 +264,18 @@ impl Op for Attention {
                     .fill(|y| attention_tuned::attention(&q, k, v, starts, self.heads, self.mask, self.scale, y))
             }
             Device::Launch(gpu) => {
-                stored_bf16("attention", &[("q", &self.q), ("k", &self.k), ("v", &self.v), ("y", &self.y)])?;
-                let launch = self.plan()?;
+                bf16("attention", &[&self.q, &self.k, &self.v, &self.y])?;
+                let launch = self.plan(gpu.facts())?;
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                check_starts("attention", gpu.memory.indices(&self.starts)?, self.q.shape.rows())?;
+                if self.q.shape.rows() == 0 {
+                    return Ok(());
+                }
+                if self.hopper(gpu.facts()) {
+                    let args = self.sm90_arguments(gpu, &at)?;
+                    // SAFETY: as below; reads go through tensor maps of the tensors' own sizes.
+                    return unsafe { gpu.launch("attention", &launch, &args) };
+                }
                 let args = AttentionArgs {
                     q: at.of(&self.q)?,
                     k: at.of(&self.k)?,
@@ -230,8 +292,8 @@ impl Op for Attention {
                     causal: self.causal(),
                     scale_log2: self.scale * std::f32::consts::LOG2_E,
                 };
-                // SAFETY: `contract` holds the shapes together, and the kernel brings every start into 0..=tokens, so
-                // that it reads rows of q, k, v below `tokens` and the columns that the strides have, and writes y's.
+                // SAFETY: `contract` holds the shapes together and the starts rise to the number of rows, so that the
+                // kernel reads rows that q, k, v have and columns that the strides have, and writes y's.
                 unsafe { gpu.launch("attention", &launch, &args) }
             }
         }
@@ -329,11 +391,10 @@ impl Op for AttentionBackward {
             }
             Device::Launch(gpu) => {
                 let (op, f) = ("attention_backward", &self.forward);
-                let gradients = [("dq", &self.dq.tensor), ("dk", &self.dk.tensor), ("dv", &self.dv.tensor)];
-                stored_bf16(op, &[("q", &f.q), ("k", &f.k), ("v", &f.v), ("dy", &self.dy)])?;
-                stored_bf16(op, &gradients)?;
+                bf16(op, &[&f.q, &f.k, &f.v, &self.dy, &self.dq.tensor, &self.dk.tensor, &self.dv.tensor])?;
                 let launches = self.plan()?;
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                check_starts(op, gpu.memory.indices(&f.starts)?, f.q.shape.rows())?;
                 let [statistics] = gpu.scratch([f.q.shape.rows() * f.heads.queries * 2 * size_of::<f32>()])?;
                 let adds = |g: &Gradient| i32::from(g.accumulate == Accumulate::Add);
                 let args = AttentionBackwardArgs {

@@ -4,8 +4,8 @@
 //! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`; kernels:
 //! `cuda/attention_cached.cu`. Rounding point: y. A token's result does not depend on what else is in the batch.
 
-use super::attention::{Compiled, SHARED_ALIGNMENT, THREADS, check_starts, slots, stored_bf16};
-use super::{Op, indices, require, shape, whole};
+use super::attention::{Compiled, SHARED_ALIGNMENT, THREADS, check_starts, slots};
+use super::{Op, bf16, indices, require, shape, whole};
 use crate::base::{Error, Result};
 use crate::device::{Device, Launch};
 use crate::host::attention::{BlockTable, Heads};
@@ -72,6 +72,27 @@ pub struct Plan {
 }
 
 impl AttentionCached {
+    /// That tokens, lengths and blocks are what a kernel may follow.
+    fn check(&self, starts: &[i32], lengths: &[i32], blocks: &[i32]) -> Result<()> {
+        let op = "attention_cached";
+        check_starts(op, starts, self.q.shape.rows())?;
+        let width = self.blocks.shape.width();
+        for (b, (pair, length)) in starts.windows(2).zip(lengths).enumerate() {
+            let (new, held) = (pair[1] - pair[0], width * self.block);
+            if *length < new || *length as usize > held {
+                return Err(Error::Contract {
+                    op,
+                    argument: "lengths",
+                    wanted: format!("{new} to {held} for sequence {b}"),
+                    got: length.to_string(),
+                });
+            }
+            let row = &blocks[b * width..][..(*length as usize).div_ceil(self.block)];
+            indices(op, "blocks", row, self.keys.shape.rows() / self.block, false)?;
+        }
+        Ok(())
+    }
+
     pub fn plan(&self) -> Result<Plan> {
         let op = "attention_cached";
         let (t, h) = (self.q.shape.rows(), &self.heads);
@@ -151,21 +172,7 @@ impl Op for AttentionCached {
                 let (starts, lengths, blocks) =
                     (lent.i32(self.starts)?, lent.i32(self.lengths)?, lent.i32(self.blocks)?);
                 let table = BlockTable { blocks, max_blocks: self.blocks.shape.width(), block: self.block };
-                check_starts("attention_cached", starts, self.q.shape.rows())?;
-                for (b, (pair, length)) in starts.windows(2).zip(lengths).enumerate() {
-                    let (new, held) = (pair[1] - pair[0], table.max_blocks * table.block);
-                    if *length < new || *length as usize > held {
-                        return Err(Error::Contract {
-                            op: "attention_cached",
-                            argument: "lengths",
-                            wanted: format!("{new} to {held} for sequence {b}"),
-                            got: length.to_string(),
-                        });
-                    }
-                    let used = (*length as usize).div_ceil(table.block);
-                    let row = &blocks[b * table.max_blocks..][..used];
-                    indices("attention_cached", "blocks", row, self.keys.shape.rows() / self.block, false)?;
-                }
+                self.check(starts, lengths, blocks)?;
                 let (q, keys, values) = (lent.f32(self.q)?, lent.f32(self.keys)?, lent.f32(self.values)?);
                 lent.output(self.y)?.fill(|y| {
                     attention_tuned::attention_cached(
@@ -175,10 +182,11 @@ impl Op for AttentionCached {
             }
             Device::Launch(gpu) => {
                 let (op, h) = ("attention_cached", &self.heads);
-                let floats = [("q", &self.q), ("keys", &self.keys), ("values", &self.values), ("y", &self.y)];
-                stored_bf16(op, &floats)?;
+                bf16(op, &[&self.q, &self.keys, &self.values, &self.y])?;
                 let plan = self.plan()?;
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                let whole = |t| gpu.memory.indices(t);
+                self.check(whole(&self.starts)?, whole(&self.lengths)?, whole(&self.blocks)?)?;
                 let [partial] = gpu.scratch([plan.scratch_bytes])?;
                 let mut args = AttentionCachedArgs {
                     q: at.of(&self.q)?,
@@ -204,9 +212,8 @@ impl Op for AttentionCached {
                 for (first, split, join) in &plan.launches {
                     args.first_slot = *first as i32;
                     for launch in [split, join] {
-                        // SAFETY: `contract` holds the shapes together; the kernels bring starts and lengths into their
-                        // range, read no row of a block outside the pools, and `plan` sized the scratch memory for all
-                        // slots of a launch.
+                        // SAFETY: `contract` holds the shapes together, `check` found all tokens and blocks in their
+                        // range, and `plan` sized the scratch memory for all slots of a launch.
                         unsafe { gpu.launch(op, launch, &args)? }
                     }
                 }

@@ -4,8 +4,7 @@
 //! the tower's 2-D rotary are then the same rotation. Rounding points: the normalised head before and after its weight,
 //! and the rotated head; cos and sin stay f32.
 
-use super::attention::stored_bf16;
-use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
+use super::{Gradient, Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
 use crate::device::{Accumulate, Device, Launch};
 use crate::host;
@@ -208,13 +207,14 @@ impl Op for QkRope {
                 lent.output(append.values)?.write_rows(slots, new_values)
             }
             Device::Launch(gpu) => {
-                stored_bf16("qk_rope", &[("qkv", &self.qkv), ("q", &self.q), ("k", &self.k)])?;
-                if let Some(a) = &self.append {
-                    stored_bf16("qk_rope", &[("cached keys", &a.keys), ("cached values", &a.values)])?;
-                }
+                let (h, append) = (&self.heads, self.append.as_ref());
+                bf16("qk_rope", &[&self.qkv, &self.q, &self.k])?;
+                append.map_or(Ok(()), |a| bf16("qk_rope", &[&a.keys, &a.values]))?;
                 let launch = self.plan()?;
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
-                let (h, append) = (&self.heads, self.append.as_ref());
+                if let Some(a) = append {
+                    indices("qk_rope", "slots", gpu.memory.indices(&a.slots)?, a.keys.shape.rows(), false)?;
+                }
                 let weight = |norm: Option<&Weight>| norm.map_or(Ok(0), |w| at.weight(w));
                 let args = QkRopeArgs {
                     qkv: at.of(&self.qkv)?,
@@ -234,7 +234,7 @@ impl Op for QkRope {
                     pool_rows: append.map_or(0, |a| a.keys.shape.rows() as i32),
                     eps: self.norms.as_ref().map_or(0.0, |n| n.eps),
                 };
-                // SAFETY: `contract` holds the shapes together; a slot outside the pools is never followed.
+                // SAFETY: `contract` holds the shapes together, and the slots are rows of the pools.
                 unsafe { gpu.launch("qk_rope", &launch, &args) }
             }
         }
@@ -265,8 +265,7 @@ impl QkRopeBackward {
         let wanted = || format!("trained norms of heads at most {WIDEST_TRAINED} wide");
         require(op, "heads", h.width <= WIDEST_TRAINED, wanted, h)?;
         let grid = [t.div_ceil(CHUNK) as u32, 2, 1];
-        let chunks =
-            Launch { kernel: "qk_rope_bwd_dweight_bf16", grid, block: THREADS as u32, shared_bytes: 0 };
+        let chunks = Launch { kernel: "qk_rope_bwd_dweight_bf16", grid, block: THREADS as u32, shared_bytes: 0 };
         Ok((main, Some([chunks, Launch::of("qk_rope_bwd_dweight_sum_f32", 2, THREADS as u32)])))
     }
 }
@@ -329,9 +328,7 @@ impl Op for QkRopeBackward {
             }
             Device::Launch(gpu) => {
                 let (op, f) = ("qk_rope_backward", &self.forward);
-                let floats =
-                    [("qkv", &f.qkv), ("dq", &self.dq), ("dk", &self.dk), ("dqkv", &self.dqkv.tensor)];
-                stored_bf16(op, &floats)?;
+                bf16(op, &[&f.qkv, &self.dq, &self.dk, &self.dqkv.tensor])?;
                 let (main, of_weights) = self.plan()?;
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (t, h) = (f.qkv.shape.rows(), &f.heads);

@@ -1,11 +1,21 @@
 //! Argument structs lie in memory as the kernels declare them.
 
 use vlm::device::{Arguments, CastArgs, StructLayout, emulated};
-use vlm::ops::norm;
+use vlm::ops::{attention, attention_cached, norm, qk_rope};
 
 /// Every argument struct of the program.
 fn structs() -> Vec<StructLayout> {
-    vec![CastArgs::layout(), norm::NormArgs::layout(), norm::NormBackwardArgs::layout()]
+    vec![
+        CastArgs::layout(),
+        attention::AttentionArgs::layout(),
+        attention::AttentionBackwardArgs::layout(),
+        attention::AttentionSm90Args::layout(),
+        attention_cached::AttentionCachedArgs::layout(),
+        norm::NormArgs::layout(),
+        norm::NormBackwardArgs::layout(),
+        qk_rope::QkRopeArgs::layout(),
+        qk_rope::QkRopeBackwardArgs::layout(),
+    ]
 }
 
 #[test]
