@@ -13,8 +13,9 @@
 //
 // Numerics: products of bf16 with f32 sums; scores, maxima, sums and p in f32; exp as ex2.approx of scores times log2 e.
 // p enters the second product as two bf16, p = high + low up to 2^-17 p: with one, y would be off by up to 2^-9, a
-// rounding point that the host path does not have (emulated, against f64 rounded once: 7e-5 of all y off with two, 2e-3 with one). One
-// rounding point: y. NaN in q gives NaN in its row of y; NaN in a key or a value also reaches earlier rows of its tile.
+// rounding point that the host path does not have (in the emulator, beside f64 rounded once, all rows together are off by
+// 7e-5 with two and by 2e-3 with one). One rounding point: y. NaN in q gives NaN in its row of y; NaN in a key or a value
+// also reaches earlier rows of its tile.
 //
 // A warp owns 16 queries of one head, a block 64; it walks over the keys that they see in tiles of 64. Device memory: q
 // and y once; k and v once for every 64 queries of each head that shares them, from L2.

@@ -57,7 +57,7 @@ DEV uint8_t* shared_memory() {
 }
 
 // Starts the copy of ROWS rows of a head; rows from `n_valid` on and columns from `width` on become zero. Aligned: rows
-// begin at multiples of 16 bytes and `width` is a multiple of 8. The rest goes element by element, and is there after
+// begin at multiples of 16 bytes, and `width` is a multiple of 8. The rest goes element by element, and is there after
 // the next barrier as well.
 template <int W, int ROWS, bool Aligned>
 DEV void load_rows(uint8_t* s_tile, const bf16* x, int64_t stride, int n_valid, int width) {
@@ -136,7 +136,9 @@ template <int W> struct Rows {
   static constexpr int kParts = W > 80 ? 2 : 1, kTiles = W / 8 / kParts;
   float v[kParts][kTiles][4];
   DEV void clear() {
-    UNROLL for (int p = 0; p < kParts; p++) UNROLL for (int i = 0; i < kTiles; i++) UNROLL for (int q = 0; q < 4; q++) v[p][i][q] = 0.f;
+    UNROLL for (int p = 0; p < kParts; p++) UNROLL for (int i = 0; i < kTiles; i++) {
+      UNROLL for (int c = 0; c < 4; c++) v[p][i][c] = 0.f;
+    }
   }
   // += A times the 16 rows of `tile` from `row`; A is the 16 x 16 block that the accumulators x and z (columns 0 to 7 and
   // 8 to 15) of an earlier product hold.
@@ -167,10 +169,11 @@ template <int W> struct Rows {
 };
 
 // The part of a warp's 16 rows in the output: rows below n_valid, columns below width. The rows pass through `s_rows`
-// (16 rows of a tile that this warp alone uses now), so that device memory sees whole 16-byte chunks. ADD: to what is
+// (16 rows of a tile that this warp alone uses now), so that device memory sees whole 16-byte chunks. `add`: to what is
 // there already, rounded once.
 template <int W, bool Aligned>
-DEV void store_rows(const Rows<W>& rows, uint8_t* s_rows, int row, bf16* y, int64_t stride, int n_valid, int width, bool add, int lane) {
+DEV void store_rows(const Rows<W>& rows, uint8_t* s_rows, int row, bf16* y, int64_t stride, int n_valid, int width,
+                    bool add, int lane) {
   constexpr int kTiles = Rows<W>::kTiles;
   if (Aligned && !add) {
     UNROLL for (int p = 0; p < Rows<W>::kParts; p++) UNROLL for (int i = 0; i < kTiles; i++) UNROLL for (int h = 0; h < 2; h++) {

@@ -108,6 +108,9 @@ template <int W, bool Aligned> DEV void backward_dq(const AttentionBackwardArgs&
     float s[8][4], dp[8][4];
     rows_by_rows<W, 8>(s, smem_u32(s_q), row, smem_u32(s_k) + stage, lane);
     rows_by_rows<W, 8>(dp, smem_u32(s_dy), row, smem_u32(s_v) + stage, lane);
+    // scaled apart, and not in one instruction with what follows: the largest score is then exactly m, a lone key's p
+    // exactly 1 and its ds 0
+    UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) s[i][c] = __fmul_rn(s[i][c], a.scale_log2);
     if (j == n_tiles - 1) {
       UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) {
         int query = first + row + (lane >> 2) + (c >> 1) * 8, key = j * kTile + i * 8 + (lane & 3) * 2 + (c & 1);
@@ -120,11 +123,11 @@ template <int W, bool Aligned> DEV void backward_dq(const AttentionBackwardArgs&
         UNROLL for (int i = 0; i < 8; i++) top = fmaxf(top, fmaxf(s[i][h * 2], s[i][h * 2 + 1]));
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
         top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-        top = fmaxf(m[h], top * a.scale_log2);
+        top = fmaxf(m[h], top);
         const float base = top == -INFINITY ? 0.f : top, shrink = ex2(m[h] - base);
         m[h] = top, l[h] *= shrink, delta[h] *= shrink;
         UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = h * 2; c < h * 2 + 2; c++) {
-          float p = ex2(fmaf(s[i][c], a.scale_log2, -base));
+          float p = ex2(s[i][c] - base);
           l[h] += p;
           delta[h] = fmaf(p, dp[i][c], delta[h]);
         }
@@ -146,7 +149,7 @@ template <int W, bool Aligned> DEV void backward_dq(const AttentionBackwardArgs&
       }
     } else {
       UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) {
-        s[i][c] = ex2(fmaf(s[i][c], a.scale_log2, -m[c >> 1])) * (dp[i][c] - delta[c >> 1]) * a.scale;
+        s[i][c] = ex2(s[i][c] - m[c >> 1]) * (dp[i][c] - delta[c >> 1]) * a.scale;
       }
       UNROLL for (int kk = 0; kk < kTile / 16; kk++) dq.add_product(s[kk * 2], s[kk * 2 + 1], smem_u32(s_k) + stage, kk * 16, lane);
     }
@@ -211,7 +214,7 @@ template <int W, bool Aligned> DEV void backward_dkv(const AttentionBackwardArgs
       const float4 pair = *(const float4*)&s_statistics[step & 1][(c * 8 + (lane & 3) * 2) * 2];
       UNROLL for (int e = 0; e < 4; e++) {
         const float lse = e & 1 ? pair.z : pair.x, delta = e & 1 ? pair.w : pair.y;
-        p[c][e] = ex2(fmaf(p[c][e], a.scale_log2, -lse));
+        p[c][e] = ex2(__fmul_rn(p[c][e], a.scale_log2) - lse);
         if (edge) {
           const int key = first + row + (lane >> 2) + (e >> 1) * 8, query = i * kQueries + c * 8 + (lane & 3) * 2 + (e & 1);
           if (query >= n || (a.causal && key > query)) p[c][e] = 0.f;

@@ -1,8 +1,8 @@
 //! `attention`: y = softmax(scale q k^T + mask) v for packed sequences, each attending to itself.
 //!
 //! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`; kernels: `cuda/attention.cu`,
-//! on Hopper for heads 128 wide `cuda/attention_sm90.cu`, and `cuda/attention_backward.cu`. Rounding points: y, and dq, dk, dv; scores and probabilities stay f32 (the kernels
-//! multiply with them as pairs of bf16, which is 16 bits of the 24).
+//! on Hopper for heads 128 wide `cuda/attention_sm90.cu`, and `cuda/attention_backward.cu`. Rounding points: y, and dq, dk,
+//! dv; scores and probabilities stay f32 (the kernels multiply with them as pairs of bf16, which is 16 bits of the 24).
 
 use super::{Gradient, Op, bf16, require, shape, whole};
 use crate::base::{Error, Result};
