@@ -1,16 +1,142 @@
 //! `attention`: y = softmax(scale q k^T + mask) v for packed sequences, each attending to itself.
 //!
-//! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`. Rounding point: y; scores
-//! and probabilities stay f32, as in the flash kernels that transformers calls through SDPA.
+//! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`; kernels: `cuda/attention.cu`,
+//! on Hopper for heads 128 wide `cuda/attention_sm90.cu`, and `cuda/attention_backward.cu`. Rounding points: y, and dq, dk,
+//! dv; scores and probabilities stay f32 (the kernels multiply with them as pairs of bf16, which is 16 bits of the 24).
 
-use super::{Gradient, Op, require, shape, whole};
+use super::{Gradient, Op, bf16, require, shape, whole};
 use crate::base::{Error, Result};
-use crate::device::Device;
+use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
+use crate::device::{Accelerator, Accumulate, Addresses, Device, Facts, Launch};
 use crate::host::attention::{Rows, RowsMut};
 use crate::host::attention_tuned;
 use crate::tensor::Tensor;
 
 pub use crate::host::attention::{Heads, Mask};
+
+crate::arguments! {
+    /// Of `cuda/attention.cu`. Strides count elements; v is the address of its first column.
+    pub struct AttentionArgs {
+        q: u64,
+        k: u64,
+        v: u64,
+        starts: u64,
+        y: u64,
+        k_stride: i64,
+        v_stride: i64,
+        tokens: i32,
+        sequences: i32,
+        heads: i32,
+        group: i32,
+        width: i32,
+        causal: i32,
+        scale_log2: f32,
+    }
+}
+
+crate::arguments! {
+    /// Of `cuda/attention_sm90.cu`.
+    pub struct AttentionSm90Args {
+        q: TensorMap,
+        k: TensorMap,
+        v: TensorMap,
+        starts: u64,
+        y: u64,
+        tokens: i32,
+        sequences: i32,
+        heads: i32,
+        group: i32,
+        causal: i32,
+        scale_log2: f32,
+    }
+}
+
+crate::arguments! {
+    /// Of `cuda/attention_backward.cu`. statistics [H, T, 2] (f32) is scratch.
+    pub struct AttentionBackwardArgs {
+        q: u64,
+        k: u64,
+        v: u64,
+        starts: u64,
+        dy: u64,
+        statistics: u64,
+        dq: u64,
+        dk: u64,
+        dv: u64,
+        k_stride: i64,
+        v_stride: i64,
+        tokens: i32,
+        sequences: i32,
+        heads: i32,
+        group: i32,
+        width: i32,
+        v_column: i32,
+        causal: i32,
+        add_dq: i32,
+        add_dk: i32,
+        add_dv: i32,
+        scale: f32,
+        scale_log2: f32,
+    }
+}
+
+/// The widths of heads that kernels are compiled for. A narrower head runs padded; one whose rows do not begin at
+/// multiples of 16 bytes is read element by element.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compiled {
+    W32,
+    W64,
+    W80,
+    W128,
+    Unaligned,
+}
+
+impl Compiled {
+    pub(super) fn of(op: &'static str, heads: &Heads) -> Result<Compiled> {
+        Ok(match heads.width {
+            1..=128 if heads.width % 8 != 0 => Compiled::Unaligned,
+            8..=32 => Compiled::W32,
+            40..=64 => Compiled::W64,
+            72..=80 => Compiled::W80,
+            88..=128 => Compiled::W128,
+            _ => {
+                let wanted = "heads at most 128 wide, or --device cpu".into();
+                return Err(Error::Contract { op, argument: "heads", wanted, got: format!("{heads:?}") });
+            }
+        })
+    }
+
+    /// Bytes of a row in shared memory.
+    pub(super) fn row_bytes(self) -> u32 {
+        match self {
+            Compiled::W32 => 64,
+            Compiled::W64 => 128,
+            Compiled::W80 => 176,
+            Compiled::W128 | Compiled::Unaligned => 256,
+        }
+    }
+}
+
+/// Queries or keys of a tile, and threads of a block.
+const TILE: usize = 64;
+pub(super) const THREADS: u32 = 128;
+/// The kernels begin at the first multiple of this in their shared memory.
+pub(super) const SHARED_ALIGNMENT: u32 = 256;
+
+/// One block for each head and slot of `tile_rows` rows: the tiles of each sequence, rounded up, have slots of their own.
+pub(super) fn slots(op: &'static str, rows: usize, tile_rows: usize, sequences: usize) -> Result<u32> {
+    let slots = rows / tile_rows + sequences;
+    let fits = slots <= 65_535 && i32::try_from(rows).is_ok();
+    require(op, "tokens", fits, || format!("at most {} rows in one pass", 65_535 * tile_rows), &rows)?;
+    Ok(slots as u32)
+}
+
+fn plan(op: &'static str, kernels: [&'static str; 5], per_head: usize, tiles: u32, f: &Attention) -> Result<Launch> {
+    let compiled = Compiled::of(op, &f.heads)?;
+    let grid = [per_head as u32, slots(op, f.q.shape.rows(), TILE, f.starts.shape.elements() - 1)?, 1];
+    let shared_bytes = tiles * TILE as u32 * compiled.row_bytes() + SHARED_ALIGNMENT;
+    Ok(Launch { kernel: kernels[compiled as usize], grid, block: THREADS, shared_bytes })
+}
 
 /// q [T, H E], k [T, G E]; v are columns of `v` [T, any] from `v_column`; starts [B + 1] (i32): sequence b has tokens
 /// starts[b]..starts[b + 1]; y [T, H E].
@@ -27,6 +153,66 @@ pub struct Attention {
     /// Sum over the sequences of the pairs that attend to each other, for the cost.
     pub pairs: u64,
     pub y: Tensor,
+}
+
+/// Queries of a block of the Hopper kernel, and its tiles: queries, keys and values twice.
+const WIDE: usize = 128;
+const WIDE_SHARED_BYTES: u32 = 5 * 2 * (WIDE * WIDE) as u32 + 1024;
+
+impl Attention {
+    /// How a device with kernels runs it.
+    pub fn plan(&self, facts: &Facts) -> Result<Launch> {
+        if self.hopper(facts) {
+            let slots = slots("attention", self.q.shape.rows(), WIDE, self.starts.shape.elements() - 1)?;
+            let grid = [self.heads.queries as u32, slots, 1];
+            let kernel = "attention_fwd_w128_sm90_bf16";
+            return Ok(Launch { kernel, grid, block: 384, shared_bytes: WIDE_SHARED_BYTES });
+        }
+        let kernels = [
+            "attention_fwd_w32_bf16",
+            "attention_fwd_w64_bf16",
+            "attention_fwd_w80_bf16",
+            "attention_fwd_w128_bf16",
+            "attention_fwd_unaligned_bf16",
+        ];
+        // two tiles of keys, one of values
+        plan("attention", kernels, self.heads.queries, 3, self)
+    }
+
+    fn hopper(&self, facts: &Facts) -> bool {
+        facts.is_hopper() && self.heads.width == WIDE
+    }
+
+    fn causal(&self) -> i32 {
+        i32::from(self.mask == Mask::Causal)
+    }
+
+    fn sm90_arguments(&self, gpu: &Accelerator, at: &Addresses) -> Result<AttentionSm90Args> {
+        let rows = self.q.shape.rows() as u64;
+        let map = |tensor: &Tensor, column: usize, heads: usize| {
+            gpu.tensor_map(&TensorMapShape {
+                dtype: MapType::Bf16,
+                address: at.of(tensor)? + 2 * column as u64,
+                sizes: &[(heads * WIDE) as u64, rows],
+                strides_bytes: &[2 * tensor.shape.width() as u64],
+                box_sizes: &[64, WIDE as u32],
+                swizzle: Swizzle::Bytes128,
+            })
+        };
+        Ok(AttentionSm90Args {
+            q: map(&self.q, 0, self.heads.queries)?,
+            k: map(&self.k, 0, self.heads.keys)?,
+            v: map(&self.v, self.v_column, self.heads.keys)?,
+            starts: at.of(&self.starts)?,
+            y: at.of(&self.y)?,
+            tokens: rows as i32,
+            sequences: (self.starts.shape.elements() - 1) as i32,
+            heads: self.heads.queries as i32,
+            group: (self.heads.queries / self.heads.keys) as i32,
+            causal: self.causal(),
+            scale_log2: self.scale * std::f32::consts::LOG2_E,
+        })
+    }
 }
 
 impl Op for Attention {
@@ -47,7 +233,9 @@ impl Op for Attention {
             &self.v.shape,
         )?;
         require("attention", "heads", h.queries % h.keys == 0, || "groups of equal size".into(), h)?;
+        require("attention", "scale", self.scale > 0.0, || "a positive number".into(), &self.scale)?;
         whole("attention", "starts", &self.starts)?;
+        require("attention", "starts", self.starts.shape.elements() > 0, || "a first one".into(), &self.starts.shape)?;
         shape("attention", "y", &self.y, self.q.shape)
     }
 
@@ -75,7 +263,39 @@ impl Op for Attention {
                 lent.output(self.y)?
                     .fill(|y| attention_tuned::attention(&q, k, v, starts, self.heads, self.mask, self.scale, y))
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                bf16("attention", &[&self.q, &self.k, &self.v, &self.y])?;
+                let launch = self.plan(gpu.facts())?;
+                let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                check_starts("attention", gpu.memory.indices(&self.starts)?, self.q.shape.rows())?;
+                if self.q.shape.rows() == 0 {
+                    return Ok(());
+                }
+                if self.hopper(gpu.facts()) {
+                    let args = self.sm90_arguments(gpu, &at)?;
+                    // SAFETY: as below; reads go through tensor maps of the tensors' own sizes.
+                    return unsafe { gpu.launch("attention", &launch, &args) };
+                }
+                let args = AttentionArgs {
+                    q: at.of(&self.q)?,
+                    k: at.of(&self.k)?,
+                    v: at.of(&self.v)? + 2 * self.v_column as u64,
+                    starts: at.of(&self.starts)?,
+                    y: at.of(&self.y)?,
+                    k_stride: self.k.shape.width() as i64,
+                    v_stride: self.v.shape.width() as i64,
+                    tokens: self.q.shape.rows() as i32,
+                    sequences: (self.starts.shape.elements() - 1) as i32,
+                    heads: self.heads.queries as i32,
+                    group: (self.heads.queries / self.heads.keys) as i32,
+                    width: self.heads.width as i32,
+                    causal: self.causal(),
+                    scale_log2: self.scale * std::f32::consts::LOG2_E,
+                };
+                // SAFETY: `contract` holds the shapes together and the starts rise to the number of rows, so that the
+                // kernel reads rows that q, k, v have and columns that the strides have, and writes y's.
+                unsafe { gpu.launch("attention", &launch, &args) }
+            }
         }
     }
 }
@@ -89,6 +309,29 @@ pub struct AttentionBackward {
     pub dq: Gradient,
     pub dk: Gradient,
     pub dv: Gradient,
+}
+
+impl AttentionBackward {
+    /// How a device with kernels runs it: dq and the statistics of the queries first, then dk and dv.
+    pub fn plan(&self) -> Result<[Launch; 2]> {
+        let (op, f) = ("attention_backward", &self.forward);
+        let dq = [
+            "attention_bwd_dq_w32_bf16",
+            "attention_bwd_dq_w64_bf16",
+            "attention_bwd_dq_w80_bf16",
+            "attention_bwd_dq_w128_bf16",
+            "attention_bwd_dq_unaligned_bf16",
+        ];
+        let dkv = [
+            "attention_bwd_dkv_w32_bf16",
+            "attention_bwd_dkv_w64_bf16",
+            "attention_bwd_dkv_w80_bf16",
+            "attention_bwd_dkv_w128_bf16",
+            "attention_bwd_dkv_unaligned_bf16",
+        ];
+        // queries and dy, two tiles of keys, two of values; and keys, values, twice half a tile of queries and of dy
+        Ok([plan(op, dq, f.heads.queries, 6, f)?, plan(op, dkv, f.heads.keys, 4, f)?])
+    }
 }
 
 impl Op for AttentionBackward {
@@ -146,7 +389,46 @@ impl Op for AttentionBackward {
                 [dq, dk, dv].into_iter().for_each(|g| g.close());
                 Ok(())
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let (op, f) = ("attention_backward", &self.forward);
+                bf16(op, &[&f.q, &f.k, &f.v, &self.dy, &self.dq.tensor, &self.dk.tensor, &self.dv.tensor])?;
+                let launches = self.plan()?;
+                let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                check_starts(op, gpu.memory.indices(&f.starts)?, f.q.shape.rows())?;
+                let [statistics] = gpu.scratch([f.q.shape.rows() * f.heads.queries * 2 * size_of::<f32>()])?;
+                let adds = |g: &Gradient| i32::from(g.accumulate == Accumulate::Add);
+                let args = AttentionBackwardArgs {
+                    q: at.of(&f.q)?,
+                    k: at.of(&f.k)?,
+                    v: at.of(&f.v)?,
+                    starts: at.of(&f.starts)?,
+                    dy: at.of(&self.dy)?,
+                    statistics,
+                    dq: at.of(&self.dq.tensor)?,
+                    dk: at.of(&self.dk.tensor)?,
+                    dv: at.of(&self.dv.tensor)?,
+                    k_stride: f.k.shape.width() as i64,
+                    v_stride: f.v.shape.width() as i64,
+                    tokens: f.q.shape.rows() as i32,
+                    sequences: (f.starts.shape.elements() - 1) as i32,
+                    heads: f.heads.queries as i32,
+                    group: (f.heads.queries / f.heads.keys) as i32,
+                    width: f.heads.width as i32,
+                    v_column: f.v_column as i32,
+                    causal: f.causal(),
+                    add_dq: adds(&self.dq),
+                    add_dk: adds(&self.dk),
+                    add_dv: adds(&self.dv),
+                    scale: f.scale,
+                    scale_log2: f.scale * std::f32::consts::LOG2_E,
+                };
+                for launch in &launches {
+                    // SAFETY: as of forward, whose contract this one extends to the gradients; the scratch memory holds
+                    // two numbers for each query of each head.
+                    unsafe { gpu.launch(op, launch, &args)? }
+                }
+                Ok(())
+            }
         }
     }
 }

@@ -1,15 +1,49 @@
 //! `attention_cached`: the newest tokens of each sequence attend to all its keys and values, found through a table of
 //! blocks.
 //!
-//! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`. Rounding point: y.
+//! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`; kernels:
+//! `cuda/attention_cached.cu`. Rounding point: y. A token's result does not depend on what else is in the batch.
 
-use super::attention::check_starts;
-use super::{Op, indices, require, shape, whole};
+use super::attention::{Compiled, SHARED_ALIGNMENT, THREADS, check_starts, slots};
+use super::{Op, bf16, indices, require, shape, whole};
 use crate::base::{Error, Result};
-use crate::device::Device;
+use crate::device::{Device, Launch};
 use crate::host::attention::{BlockTable, Heads};
 use crate::host::attention_tuned;
 use crate::tensor::Tensor;
+
+crate::arguments! {
+    /// Of `cuda/attention_cached.cu`. partial (f32) is scratch: for each row of a launch's slots and each split the sum of
+    /// values [E], the largest score and the sum of the weights.
+    pub struct AttentionCachedArgs {
+        q: u64,
+        keys: u64,
+        values: u64,
+        starts: u64,
+        lengths: u64,
+        blocks: u64,
+        partial: u64,
+        y: u64,
+        tokens: i32,
+        sequences: i32,
+        heads: i32,
+        group: i32,
+        width: i32,
+        block: i32,
+        max_blocks: i32,
+        pool_blocks: i32,
+        splits: i32,
+        first_slot: i32,
+        scale_log2: f32,
+    }
+}
+
+/// Keys of a split, whatever the batch: a sum is then always made of the same parts.
+const SPLIT: usize = 256;
+/// Queries of a block.
+const ROWS: usize = 16;
+/// What the splits of one launch may leave in scratch memory; more slots than that take more launches.
+const MOST_SCRATCH_BYTES: usize = 64 << 20;
 
 /// q [T, H E]: rows starts[b]..starts[b + 1] are the last ones of sequence b, which has lengths[b] tokens in the pools
 /// `keys` and `values` [rows, G E], these included. Token i of sequence b lies in pool row
@@ -26,6 +60,65 @@ pub struct AttentionCached {
     pub heads: Heads,
     pub scale: f32,
     pub y: Tensor,
+}
+
+/// How a device with kernels runs [`AttentionCached`]: for each run of slots the splits, then what joins them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// First slot, splits, join.
+    pub launches: Vec<(u32, Launch, Launch)>,
+    pub splits: usize,
+    pub scratch_bytes: usize,
+}
+
+impl AttentionCached {
+    /// That tokens, lengths and blocks are what a kernel may follow.
+    fn check(&self, starts: &[i32], lengths: &[i32], blocks: &[i32]) -> Result<()> {
+        let op = "attention_cached";
+        check_starts(op, starts, self.q.shape.rows())?;
+        let width = self.blocks.shape.width();
+        for (b, (pair, length)) in starts.windows(2).zip(lengths).enumerate() {
+            let (new, held) = (pair[1] - pair[0], width * self.block);
+            if *length < new || *length as usize > held {
+                return Err(Error::Contract {
+                    op,
+                    argument: "lengths",
+                    wanted: format!("{new} to {held} for sequence {b}"),
+                    got: length.to_string(),
+                });
+            }
+            let row = &blocks[b * width..][..(*length as usize).div_ceil(self.block)];
+            indices(op, "blocks", row, self.keys.shape.rows() / self.block, false)?;
+        }
+        Ok(())
+    }
+
+    pub fn plan(&self) -> Result<Plan> {
+        let op = "attention_cached";
+        let (t, h) = (self.q.shape.rows(), &self.heads);
+        let compiled = Compiled::of(op, h)?;
+        let kernels = [
+            "attention_cached_fwd_w32_bf16",
+            "attention_cached_fwd_w64_bf16",
+            "attention_cached_fwd_w80_bf16",
+            "attention_cached_fwd_w128_bf16",
+            "attention_cached_fwd_unaligned_bf16",
+        ];
+        let n_slots = slots(op, t * (h.queries / h.keys), ROWS, self.lengths.shape.elements())?;
+        let splits = (self.blocks.shape.width() * self.block).div_ceil(SPLIT);
+        let slot_bytes = h.keys * ROWS * splits * (h.width + 2) * size_of::<f32>();
+        let run = (MOST_SCRATCH_BYTES / slot_bytes.max(1)).clamp(1, n_slots.max(1) as usize) as u32;
+        // keys and values, two tiles of 64 each, and the queries
+        let shared_bytes = (4 * 64 + ROWS as u32) * compiled.row_bytes() + SHARED_ALIGNMENT;
+        let launches = (0..n_slots).step_by(run as usize).map(|first| {
+            let grid = [splits as u32, h.keys as u32, run.min(n_slots - first)];
+            let split = Launch { kernel: kernels[compiled as usize], grid, block: THREADS, shared_bytes };
+            let grid = [1, grid[1], grid[2]];
+            let join = Launch { kernel: "attention_cached_fwd_join_bf16", grid, block: THREADS, shared_bytes: 0 };
+            (first, split, join)
+        });
+        Ok(Plan { launches: launches.collect(), splits, scratch_bytes: run as usize * slot_bytes })
+    }
 }
 
 impl Op for AttentionCached {
@@ -48,6 +141,7 @@ impl Op for AttentionCached {
             &self.block,
         )?;
         require(op, "heads", h.queries % h.keys == 0, || "groups of equal size".into(), h)?;
+        require(op, "scale", self.scale > 0.0, || "a positive number".into(), &self.scale)?;
         shape(op, "starts", &self.starts, [b + 1])?;
         shape(op, "blocks", &self.blocks, [b, self.blocks.shape.width()])?;
         for (name, tensor) in [("starts", &self.starts), ("lengths", &self.lengths), ("blocks", &self.blocks)] {
@@ -78,21 +172,7 @@ impl Op for AttentionCached {
                 let (starts, lengths, blocks) =
                     (lent.i32(self.starts)?, lent.i32(self.lengths)?, lent.i32(self.blocks)?);
                 let table = BlockTable { blocks, max_blocks: self.blocks.shape.width(), block: self.block };
-                check_starts("attention_cached", starts, self.q.shape.rows())?;
-                for (b, (pair, length)) in starts.windows(2).zip(lengths).enumerate() {
-                    let (new, held) = (pair[1] - pair[0], table.max_blocks * table.block);
-                    if *length < new || *length as usize > held {
-                        return Err(Error::Contract {
-                            op: "attention_cached",
-                            argument: "lengths",
-                            wanted: format!("{new} to {held} for sequence {b}"),
-                            got: length.to_string(),
-                        });
-                    }
-                    let used = (*length as usize).div_ceil(table.block);
-                    let row = &blocks[b * table.max_blocks..][..used];
-                    indices("attention_cached", "blocks", row, self.keys.shape.rows() / self.block, false)?;
-                }
+                self.check(starts, lengths, blocks)?;
                 let (q, keys, values) = (lent.f32(self.q)?, lent.f32(self.keys)?, lent.f32(self.values)?);
                 lent.output(self.y)?.fill(|y| {
                     attention_tuned::attention_cached(
@@ -100,7 +180,45 @@ impl Op for AttentionCached {
                     )
                 })
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let (op, h) = ("attention_cached", &self.heads);
+                bf16(op, &[&self.q, &self.keys, &self.values, &self.y])?;
+                let plan = self.plan()?;
+                let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
+                let whole = |t| gpu.memory.indices(t);
+                self.check(whole(&self.starts)?, whole(&self.lengths)?, whole(&self.blocks)?)?;
+                let [partial] = gpu.scratch([plan.scratch_bytes])?;
+                let mut args = AttentionCachedArgs {
+                    q: at.of(&self.q)?,
+                    keys: at.of(&self.keys)?,
+                    values: at.of(&self.values)?,
+                    starts: at.of(&self.starts)?,
+                    lengths: at.of(&self.lengths)?,
+                    blocks: at.of(&self.blocks)?,
+                    partial,
+                    y: at.of(&self.y)?,
+                    tokens: self.q.shape.rows() as i32,
+                    sequences: self.lengths.shape.elements() as i32,
+                    heads: h.queries as i32,
+                    group: (h.queries / h.keys) as i32,
+                    width: h.width as i32,
+                    block: self.block as i32,
+                    max_blocks: self.blocks.shape.width() as i32,
+                    pool_blocks: (self.keys.shape.rows() / self.block) as i32,
+                    splits: plan.splits as i32,
+                    first_slot: 0,
+                    scale_log2: self.scale * std::f32::consts::LOG2_E,
+                };
+                for (first, split, join) in &plan.launches {
+                    args.first_slot = *first as i32;
+                    for launch in [split, join] {
+                        // SAFETY: `contract` holds the shapes together, `check` found all tokens and blocks in their
+                        // range, and `plan` sized the scratch memory for all slots of a launch.
+                        unsafe { gpu.launch(op, launch, &args)? }
+                    }
+                }
+                Ok(())
+            }
         }
     }
 }

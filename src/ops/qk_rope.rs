@@ -1,16 +1,87 @@
 //! `qk_rope`: norm of each query and key head (text only), rotation, and where asked keys and values into the cache.
 //!
-//! Specification: `host/qk_rope.rs`. The angles' table is made once for all layers (`qwen3vl/positions.rs`): M-RoPE and
+//! Specification: `host/qk_rope.rs`; kernels: `cuda/qk_rope.cu`. The angles' table is made once for all layers (`qwen3vl/positions.rs`): M-RoPE and
 //! the tower's 2-D rotary are then the same rotation. Rounding points: the normalised head before and after its weight,
 //! and the rotated head; cos and sin stay f32.
 
-use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
+use super::{Gradient, Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
-use crate::device::Device;
+use crate::device::{Accumulate, Device, Launch};
 use crate::host;
 use crate::host::attention::Heads;
 use crate::tensor::{Tensor, Weight};
 use rayon::prelude::*;
+
+crate::arguments! {
+    /// Of `cuda/qk_rope.cu`. Weights are absent together; so are slots and pools.
+    pub struct QkRopeArgs {
+        qkv: u64,
+        angles: u64,
+        q_weight: u64,
+        k_weight: u64,
+        q: u64,
+        k: u64,
+        slots: u64,
+        keys: u64,
+        values: u64,
+        tokens: i32,
+        heads: i32,
+        key_heads: i32,
+        width: i32,
+        lanes: i32,
+        pool_rows: i32,
+        eps: f32,
+    }
+}
+
+crate::arguments! {
+    /// Of `cuda/qk_rope.cu`. partial [2, chunks, E] (f32) is scratch.
+    pub struct QkRopeBackwardArgs {
+        qkv: u64,
+        angles: u64,
+        q_weight: u64,
+        k_weight: u64,
+        dq: u64,
+        dk: u64,
+        dqkv: u64,
+        partial: u64,
+        dq_weight: u64,
+        dk_weight: u64,
+        tokens: i32,
+        heads: i32,
+        key_heads: i32,
+        width: i32,
+        lanes: i32,
+        add: i32,
+        chunks: i32,
+        eps: f32,
+    }
+}
+
+const THREADS: usize = 256;
+/// Tokens whose heads one block adds up for the gradient of the norms' weights.
+const CHUNK: usize = 64;
+/// The widest head whose norm can be trained.
+const WIDEST_TRAINED: usize = 256;
+
+/// Numbers that a lane moves at once (as index of a variant, and how many), and the lanes that share a head: half a head
+/// lies at a multiple of them.
+fn lanes(width: usize) -> (usize, usize) {
+    let (variant, numbers) = match width {
+        w if w % 16 == 0 => (0, 8),
+        w if w % 8 == 0 => (1, 4),
+        _ => (2, 1),
+    };
+    (variant, (width / 2).div_ceil(numbers).next_power_of_two().min(32))
+}
+
+fn plan(op: &'static str, kernels: [&'static str; 3], tokens: usize, n_heads: usize, width: usize) -> Result<Launch> {
+    let (variant, lanes) = lanes(width);
+    let blocks = (tokens * n_heads * lanes).div_ceil(THREADS);
+    let fits = i32::try_from(blocks).is_ok() && i32::try_from(tokens).is_ok();
+    require(op, "tokens", fits, || "fewer in one pass".into(), &tokens)?;
+    Ok(Launch::of(kernels[variant], blocks as u32, THREADS as u32))
+}
 
 /// RMS norms of query and key heads, weights [E].
 #[derive(Debug, Clone)]
@@ -41,6 +112,16 @@ pub struct QkRope {
     pub precision: Precision,
     pub q: Tensor,
     pub k: Tensor,
+}
+
+impl QkRope {
+    /// How a device with kernels runs it: a few lanes a head, the values' too where they go into the cache.
+    pub fn plan(&self) -> Result<Launch> {
+        let kernels = ["qk_rope_fwd_v8_bf16", "qk_rope_fwd_v4_bf16", "qk_rope_fwd_v1_bf16"];
+        let h = &self.heads;
+        let n_heads = h.queries + h.keys * if self.append.is_some() { 2 } else { 1 };
+        plan("qk_rope", kernels, self.qkv.shape.rows(), n_heads, h.width)
+    }
 }
 
 impl Op for QkRope {
@@ -125,7 +206,37 @@ impl Op for QkRope {
                 lent.output(append.keys)?.write_rows(slots, keys)?;
                 lent.output(append.values)?.write_rows(slots, new_values)
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let (h, append) = (&self.heads, self.append.as_ref());
+                bf16("qk_rope", &[&self.qkv, &self.q, &self.k])?;
+                append.map_or(Ok(()), |a| bf16("qk_rope", &[&a.keys, &a.values]))?;
+                let launch = self.plan()?;
+                let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
+                if let Some(a) = append {
+                    indices("qk_rope", "slots", gpu.memory.indices(&a.slots)?, a.keys.shape.rows(), false)?;
+                }
+                let weight = |norm: Option<&Weight>| norm.map_or(Ok(0), |w| at.weight(w));
+                let args = QkRopeArgs {
+                    qkv: at.of(&self.qkv)?,
+                    angles: at.of(&self.angles)?,
+                    q_weight: weight(self.norms.as_ref().map(|n| &n.query))?,
+                    k_weight: weight(self.norms.as_ref().map(|n| &n.key))?,
+                    q: at.of(&self.q)?,
+                    k: at.of(&self.k)?,
+                    slots: at.of_optional(append.map(|a| &a.slots))?,
+                    keys: at.of_optional(append.map(|a| &a.keys))?,
+                    values: at.of_optional(append.map(|a| &a.values))?,
+                    tokens: self.qkv.shape.rows() as i32,
+                    heads: h.queries as i32,
+                    key_heads: h.keys as i32,
+                    width: h.width as i32,
+                    lanes: lanes(h.width).1 as i32,
+                    pool_rows: append.map_or(0, |a| a.keys.shape.rows() as i32),
+                    eps: self.norms.as_ref().map_or(0.0, |n| n.eps),
+                };
+                // SAFETY: `contract` holds the shapes together, and the slots are rows of the pools.
+                unsafe { gpu.launch("qk_rope", &launch, &args) }
+            }
         }
     }
 }
@@ -138,6 +249,25 @@ pub struct QkRopeBackward {
     pub dq: Tensor,
     pub dk: Tensor,
     pub dqkv: Gradient,
+}
+
+impl QkRopeBackward {
+    /// How a device with kernels runs it: dqkv; then, where norms are trained, chunks of their gradient and the sum.
+    pub fn plan(&self) -> Result<(Launch, Option<[Launch; 2]>)> {
+        let (op, f) = ("qk_rope_backward", &self.forward);
+        let kernels = ["qk_rope_bwd_v8_bf16", "qk_rope_bwd_v4_bf16", "qk_rope_bwd_v1_bf16"];
+        let (t, h) = (f.qkv.shape.rows(), &f.heads);
+        let cleared = if self.dqkv.accumulate == Accumulate::Overwrite { h.keys } else { 0 };
+        let main = plan(op, kernels, t, h.queries + h.keys + cleared, h.width)?;
+        if trained(self.weights()).is_empty() || t == 0 {
+            return Ok((main, None));
+        }
+        let wanted = || format!("trained norms of heads at most {WIDEST_TRAINED} wide");
+        require(op, "heads", h.width <= WIDEST_TRAINED, wanted, h)?;
+        let grid = [t.div_ceil(CHUNK) as u32, 2, 1];
+        let chunks = Launch { kernel: "qk_rope_bwd_dweight_bf16", grid, block: THREADS as u32, shared_bytes: 0 };
+        Ok((main, Some([chunks, Launch::of("qk_rope_bwd_dweight_sum_f32", 2, THREADS as u32)])))
+    }
 }
 
 impl Op for QkRopeBackward {
@@ -196,7 +326,45 @@ impl Op for QkRopeBackward {
                 dqkv.close();
                 Ok(())
             }
-            Device::Launch(_) => Err(super::no_kernel(self.name())),
+            Device::Launch(gpu) => {
+                let (op, f) = ("qk_rope_backward", &self.forward);
+                bf16(op, &[&f.qkv, &self.dq, &self.dk, &self.dqkv.tensor])?;
+                let (main, of_weights) = self.plan()?;
+                let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
+                let (t, h) = (f.qkv.shape.rows(), &f.heads);
+                let chunks = t.div_ceil(CHUNK);
+                let bytes = if of_weights.is_some() { 2 * chunks * h.width * size_of::<f32>() } else { 0 };
+                let [partial] = gpu.scratch([bytes])?;
+                let weight = |norm: Option<&Weight>| norm.map_or(Ok(0), |w| at.weight(w));
+                let gradient = |norm: Option<&Weight>| norm.map_or(Ok(0), |w| at.gradient(w));
+                let (query, key) = (f.norms.as_ref().map(|n| &n.query), f.norms.as_ref().map(|n| &n.key));
+                let args = QkRopeBackwardArgs {
+                    qkv: at.of(&f.qkv)?,
+                    angles: at.of(&f.angles)?,
+                    q_weight: weight(query)?,
+                    k_weight: weight(key)?,
+                    dq: at.of(&self.dq)?,
+                    dk: at.of(&self.dk)?,
+                    dqkv: at.of(&self.dqkv.tensor)?,
+                    partial,
+                    dq_weight: gradient(query)?,
+                    dk_weight: gradient(key)?,
+                    tokens: t as i32,
+                    heads: h.queries as i32,
+                    key_heads: h.keys as i32,
+                    width: h.width as i32,
+                    lanes: lanes(h.width).1 as i32,
+                    add: i32::from(self.dqkv.accumulate == Accumulate::Add),
+                    chunks: chunks as i32,
+                    eps: f.norms.as_ref().map_or(0.0, |n| n.eps),
+                };
+                for launch in std::iter::once(&main).chain(of_weights.iter().flatten()) {
+                    // SAFETY: `contract` holds the shapes together, those of weights and their gradients too; the scratch
+                    // memory holds both sides' sums of each chunk.
+                    unsafe { gpu.launch(op, launch, &args)? }
+                }
+                Ok(())
+            }
         }
     }
 }

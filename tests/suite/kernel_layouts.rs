@@ -7,10 +7,12 @@ use vlm::ops::{
     swiglu,
 };
 use vlm::ops::{adamw, deepstack_add, embed, grad_norm, norm, sample, swiglu};
+use vlm::ops::{attention, attention_cached, norm, qk_rope};
 
 /// Every argument struct of the program.
 fn structs() -> Vec<StructLayout> {
     vec![
+        CastArgs::layout(),
         adamw::AdamWArgs::layout(),
         attention::AttentionArgs::layout(),
         attention::AttentionBackwardArgs::layout(),

@@ -1,6 +1,6 @@
 //! What the tests share: the one comparison ([`close`]), reference values ([`golden`]), central differences
 //! ([`differences`]), kernels against the host ([`kernels`]), numbers to compute with ([`random`]), an HTTP server that
-//! misbehaves ([`server`]) and weights as files hold them ([`stored`]).
+//! misbehaves ([`server`]), weights as files hold them ([`stored`]) and a small model in training ([`tiny`]).
 
 pub mod close;
 pub mod differences;

@@ -1,0 +1,255 @@
+// The gradients of attention over packed sequences.
+//
+// Maths, with p_ij the probabilities of forward, computed again: dv_j = sum_i p_ij dy_i; dp_ij = dy_i . v_j;
+// delta_i = sum_j p_ij dp_ij; ds_ij = p_ij (dp_ij - delta_i) scale; dq_i = sum_j ds_ij k_j; dk_j = sum_i ds_ij q_i.
+// Query heads that share a key head add to the same dk and dv. Specification: src/host/attention.rs.
+//
+//   tensor         shape         dtype  layout
+//   q, dy, dq      [T, H E]      bf16   contiguous
+//   k, dk          [T, G E]      bf16   rows of k_stride
+//   v, dv          [T, any]      bf16   rows of v_stride, G E columns from v_column
+//   starts         [B + 1]       i32    sequence b has tokens starts[b] .. starts[b + 1]
+//   statistics     [H, T, 2]     f32    scratch: log2 of the sum of 2^(scores log2 e), and delta
+// A gradient is overwritten or, with add_*, added to what is there in f32 and rounded once. Where dv is overwritten, its
+// other columns become 0: they are parts of a gradient too, which others add to.
+//
+// Numerics: as in attention.cu; p and ds enter products as two bf16 each. delta is the sum itself, not dy . y, whose y is
+// rounded. Rounding points: dq, dk, dv.
+//
+// attention_bwd_dq: a warp owns 16 queries of one head, a block 64; it walks over their keys twice, first for the
+// statistics, then for dq. attention_bwd_dkv: a warp owns 16 keys of one key head, a block 64; it walks over the query
+// heads of its group in order and over the queries that see the keys, 32 at a time, with keys as the rows of s and dp, so
+// that p^T and ds^T are the left operands of their products as they come out. Nine products, two of them counted twice
+// for the split, where five would do: the price of sums in a fixed order without atomics and without a second pass over
+// partial dq in device memory, and of a forward that leaves nothing behind.
+//
+//   dq:  for both walks, for each tile of keys: s = q k^T, dp = dy v^T
+//          first:  m, l, delta as in forward;  second:  ds = 2^(s - lse) (dp - delta) scale, dq += ds k
+//   dkv: for each head, for each tile of queries: s^T = k q^T, dp^T = v dy^T, dv += p^T dy, dk += ds^T q
+//
+// 1. Tiles are loaded one step ahead into the other half of a double buffer: one barrier a step.
+// 2. Results go out through the shared rows of the warp's own operands, in chunks of 16 bytes.
+//
+// Limits: E at most 128. Shared memory at width 128: 96 KiB (dq), 65 KiB (dkv). Deterministic: each element of a gradient
+// is one warp's sum in one order.
+#include "attention.cuh"
+
+struct AttentionBackwardArgs {
+  const bf16* q;
+  const bf16* k;
+  const bf16* v;
+  const int32_t* starts;
+  const bf16* dy;
+  float* statistics;
+  bf16* dq;
+  bf16* dk;
+  bf16* dv;
+  int64_t k_stride;
+  int64_t v_stride;
+  int32_t tokens;
+  int32_t sequences;
+  int32_t heads;
+  int32_t group;
+  int32_t width;
+  int32_t v_column;
+  int32_t causal;
+  int32_t add_dq;
+  int32_t add_dk;
+  int32_t add_dv;
+  float scale;
+  float scale_log2;
+};
+LAYOUT(AttentionBackwardArgs, q, k, v, starts, dy, statistics, dq, dk, dv, k_stride, v_stride, tokens, sequences, heads,
+       group, width, v_column, causal, add_dq, add_dk, add_dv, scale, scale_log2);
+
+namespace attention {
+
+// Both statistics of a query of a head lie together: its log2-sum-exp2, and delta = sum_j p_j dp_j.
+DEV float* statistics_of(const AttentionBackwardArgs& a, int head, int token) {
+  return a.statistics + ((int64_t)head * a.tokens + token) * 2;
+}
+
+// dq of 64 queries of one head. The first walk over the keys finds the statistics, the second the gradient.
+template <int W, bool Aligned> DEV void backward_dq(const AttentionBackwardArgs& a) {
+  constexpr int kBytes = Tile<W>::kBytes;
+  uint8_t *s_q = shared_memory(), *s_dy = s_q + kBytes, *s_k = s_q + 2 * kBytes, *s_v = s_q + 4 * kBytes;
+  const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5) * 16, head = blockIdx.x;
+  int sequence;
+  const int slot = (int)(gridDim.y - 1 - blockIdx.y);
+  const Span span = find_tile(a.starts, a.sequences, a.tokens, 1, kTile, slot, sequence);
+  const int first = span.tile * kTile, n = span.length;
+  if (first >= n) return;
+
+  const int64_t q_stride = (int64_t)a.heads * a.width, at = (span.from + first) * q_stride + head * a.width;
+  const bf16* k = a.k + span.from * a.k_stride + head / a.group * a.width;
+  const bf16* v = a.v + span.from * a.v_stride + a.v_column + head / a.group * a.width;
+  const int n_tiles = a.causal ? span.tile + 1 : (n + kTile - 1) / kTile;
+
+  load_rows<W, kTile, Aligned>(s_q, a.q + at, q_stride, n - first, a.width);
+  load_rows<W, kTile, Aligned>(s_dy, a.dy + at, q_stride, n - first, a.width);
+  load_rows<W, kTile, Aligned>(s_k, k, a.k_stride, n, a.width);
+  load_rows<W, kTile, Aligned>(s_v, v, a.v_stride, n, a.width);
+  cp_async_commit();
+
+  Rows<W> dq;
+  dq.clear();
+  float m[2] = {-INFINITY, -INFINITY}, l[2] = {0.f, 0.f}, delta[2] = {0.f, 0.f};
+  for (int step = 0; step < 2 * n_tiles; step++) {
+    const int j = step < n_tiles ? step : step - n_tiles, stage = (step & 1) * kBytes;
+    cp_async_wait<0>();
+    __syncthreads();                       // tile j is here, and everyone is done with the one before
+    if (step + 1 < 2 * n_tiles) {
+      const int next = j + 1 < n_tiles ? j + 1 : 0, other = kBytes - stage;
+      load_rows<W, kTile, Aligned>(s_k + other, k + (int64_t)next * kTile * a.k_stride, a.k_stride, n - next * kTile, a.width);
+      load_rows<W, kTile, Aligned>(s_v + other, v + (int64_t)next * kTile * a.v_stride, a.v_stride, n - next * kTile, a.width);
+    }
+    cp_async_commit();
+
+    float s[8][4], dp[8][4];
+    rows_by_rows<W, 8>(s, smem_u32(s_q), row, smem_u32(s_k) + stage, lane);
+    rows_by_rows<W, 8>(dp, smem_u32(s_dy), row, smem_u32(s_v) + stage, lane);
+    // scaled apart, and not in one instruction with what follows: the largest score is then exactly m, a lone key's p
+    // exactly 1 and its ds 0
+    UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) s[i][c] = __fmul_rn(s[i][c], a.scale_log2);
+    if (j == n_tiles - 1) {
+      UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) {
+        int query = first + row + (lane >> 2) + (c >> 1) * 8, key = j * kTile + i * 8 + (lane & 3) * 2 + (c & 1);
+        if (key >= n || (a.causal && key > query)) s[i][c] = -INFINITY;
+      }
+    }
+    if (step < n_tiles) {
+      UNROLL for (int h = 0; h < 2; h++) {
+        float top = -INFINITY;
+        UNROLL for (int i = 0; i < 8; i++) top = fmaxf(top, fmaxf(s[i][h * 2], s[i][h * 2 + 1]));
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
+        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+        top = fmaxf(m[h], top);
+        const float base = top == -INFINITY ? 0.f : top, shrink = ex2(m[h] - base);
+        m[h] = top, l[h] *= shrink, delta[h] *= shrink;
+        UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = h * 2; c < h * 2 + 2; c++) {
+          float p = ex2(s[i][c] - base);
+          l[h] += p;
+          delta[h] = fmaf(p, dp[i][c], delta[h]);
+        }
+      }
+      if (step == n_tiles - 1) {
+        UNROLL for (int h = 0; h < 2; h++) {
+          l[h] += __shfl_xor_sync(~0u, l[h], 1);
+          l[h] += __shfl_xor_sync(~0u, l[h], 2);
+          delta[h] += __shfl_xor_sync(~0u, delta[h], 1);
+          delta[h] += __shfl_xor_sync(~0u, delta[h], 2);
+          delta[h] /= l[h];
+          m[h] += log2f(l[h]);
+          const int query = first + row + (lane >> 2) + h * 8;
+          if ((lane & 3) == 0 && query < n) {
+            float* to = statistics_of(a, head, span.from + query);
+            to[0] = m[h], to[1] = delta[h];
+          }
+        }
+      }
+    } else {
+      UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) {
+        s[i][c] = ex2(s[i][c] - m[c >> 1]) * (dp[i][c] - delta[c >> 1]) * a.scale;
+      }
+      UNROLL for (int kk = 0; kk < kTile / 16; kk++) dq.add_product(s[kk * 2], s[kk * 2 + 1], smem_u32(s_k) + stage, kk * 16, lane);
+    }
+  }
+  __syncwarp();                            // the rows of queries are this warp's own; they make room for their gradient
+  store_rows<W, Aligned>(dq, s_q, row, a.dq + at + row * q_stride, q_stride, n - first - row, a.width, a.add_dq, lane);
+}
+
+constexpr int kQueries = 32;               // of a step in backward_dkv: two gradients leave registers for no more
+
+// dk and dv of 64 keys of one key head: over the query heads of its group in order, and their queries in order.
+template <int W, bool Aligned> DEV void backward_dkv(const AttentionBackwardArgs& a) {
+  constexpr int kBytes = Tile<W>::kBytes, kHalf = kBytes / 2;
+  uint8_t *s_k = shared_memory(), *s_v = s_k + kBytes, *s_q = s_k + 2 * kBytes, *s_dy = s_k + 3 * kBytes;
+  const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5) * 16, key_head = blockIdx.x;
+  int sequence;
+  const Span span = find_tile(a.starts, a.sequences, a.tokens, 1, kTile, (int)blockIdx.y, sequence);
+  const int first = span.tile * kTile, n = span.length;
+  if (first >= n) return;
+
+  const int64_t q_stride = (int64_t)a.heads * a.width;
+  const int64_t k_at = (span.from + first) * a.k_stride + key_head * a.width;
+  const int64_t v_at = (span.from + first) * a.v_stride + a.v_column + key_head * a.width;
+  const int64_t q_at = span.from * q_stride + (int64_t)key_head * a.group * a.width;
+  // under a causal mask the first query that sees a key of this tile is the first of them
+  const int begin = a.causal ? first / kQueries : 0, n_tiles = (n + kQueries - 1) / kQueries - begin;
+  SHARED(float, s_statistics, [2][2 * kQueries]);
+  auto load = [&](int step, int stage) {
+    const int i = begin + step % n_tiles;
+    const int64_t from = q_at + (int64_t)i * kQueries * q_stride + step / n_tiles * a.width;
+    load_rows<W, kQueries, Aligned>(s_q + stage, a.q + from, q_stride, n - i * kQueries, a.width);
+    load_rows<W, kQueries, Aligned>(s_dy + stage, a.dy + from, q_stride, n - i * kQueries, a.width);
+    if (threadIdx.x < 2 * kQueries) {
+      const float* statistics = statistics_of(a, key_head * a.group + step / n_tiles, span.from);
+      const int at = i * kQueries * 2 + threadIdx.x;
+      const bool valid = at < n * 2;
+      cp_async4(smem_u32(&s_statistics[stage != 0][threadIdx.x]), valid ? statistics + at : statistics, valid);
+    }
+  };
+  load_rows<W, kTile, Aligned>(s_k, a.k + k_at, a.k_stride, n - first, a.width);
+  load_rows<W, kTile, Aligned>(s_v, a.v + v_at, a.v_stride, n - first, a.width);
+  load(0, 0);
+  cp_async_commit();
+
+  Rows<W> dk, dv;
+  dk.clear();
+  dv.clear();
+  const int n_steps = a.group * n_tiles;
+  for (int step = 0; step < n_steps; step++) {
+    const int stage = (step & 1) * kHalf, i = begin + step % n_tiles;
+    cp_async_wait<0>();
+    __syncthreads();                       // this step's queries are here, and everyone is done with those before
+    if (step + 1 < n_steps) load(step + 1, kHalf - stage);
+    cp_async_commit();
+
+    // with keys as rows: both come out as the A fragments that the products below want
+    float p[4][4], ds[4][4];
+    rows_by_rows<W, 4>(p, smem_u32(s_k), row, smem_u32(s_q) + stage, lane);
+    rows_by_rows<W, 4>(ds, smem_u32(s_v), row, smem_u32(s_dy) + stage, lane);
+    const bool edge = (a.causal && i * kQueries < first + kTile) || (i + 1) * kQueries > n;
+    UNROLL for (int c = 0; c < 4; c++) {
+      const float4 pair = *(const float4*)&s_statistics[step & 1][(c * 8 + (lane & 3) * 2) * 2];
+      UNROLL for (int e = 0; e < 4; e++) {
+        const float lse = e & 1 ? pair.z : pair.x, delta = e & 1 ? pair.w : pair.y;
+        p[c][e] = ex2(__fmul_rn(p[c][e], a.scale_log2) - lse);
+        if (edge) {
+          const int key = first + row + (lane >> 2) + (e >> 1) * 8, query = i * kQueries + c * 8 + (lane & 3) * 2 + (e & 1);
+          if (query >= n || (a.causal && key > query)) p[c][e] = 0.f;
+        }
+        ds[c][e] = p[c][e] * (ds[c][e] - delta) * a.scale;
+      }
+    }
+    UNROLL for (int kk = 0; kk < kQueries / 16; kk++) {
+      dv.add_product(p[kk * 2], p[kk * 2 + 1], smem_u32(s_dy) + stage, kk * 16, lane);
+      dk.add_product(ds[kk * 2], ds[kk * 2 + 1], smem_u32(s_q) + stage, kk * 16, lane);
+    }
+  }
+  __syncwarp();                            // the rows of keys and values are this warp's own
+  const int n_valid = n - first - row;
+  store_rows<W, Aligned>(dk, s_k, row, a.dk + k_at + row * a.k_stride, a.k_stride, n_valid, a.width, a.add_dk, lane);
+  store_rows<W, Aligned>(dv, s_v, row, a.dv + v_at + row * a.v_stride, a.v_stride, n_valid, a.width, a.add_dv, lane);
+  if (a.add_dv) return;
+  // the columns around the values' have no gradient from here: each key head clears its part of them
+  const int64_t key_heads = a.heads / a.group, outside = a.v_stride - key_heads * a.width;
+  const int64_t low = outside * key_head / key_heads, high = outside * (key_head + 1) / key_heads;
+  for (int r = threadIdx.x >> 5; r < min(kTile, n - first); r += kThreads / 32) {
+    bf16* to = a.dv + (span.from + first + r) * a.v_stride;
+    for (int64_t c = low + lane; c < high; c += 32) to[c < a.v_column ? c : c + key_heads * a.width] = bf16{0};
+  }
+}
+
+}  // namespace attention
+
+KERNEL(attention_bwd_dq_w32_bf16, 128, 2, const __grid_constant__ AttentionBackwardArgs a) { attention::backward_dq<32, true>(a); }
+KERNEL(attention_bwd_dq_w64_bf16, 128, 2, const __grid_constant__ AttentionBackwardArgs a) { attention::backward_dq<64, true>(a); }
+KERNEL(attention_bwd_dq_w80_bf16, 128, 2, const __grid_constant__ AttentionBackwardArgs a) { attention::backward_dq<80, true>(a); }
+KERNEL(attention_bwd_dq_w128_bf16, 128, 1, const __grid_constant__ AttentionBackwardArgs a) { attention::backward_dq<128, true>(a); }
+KERNEL(attention_bwd_dq_unaligned_bf16, 128, 1, const __grid_constant__ AttentionBackwardArgs a) { attention::backward_dq<128, false>(a); }
+KERNEL(attention_bwd_dkv_w32_bf16, 128, 2, const __grid_constant__ AttentionBackwardArgs a) { attention::backward_dkv<32, true>(a); }
+KERNEL(attention_bwd_dkv_w64_bf16, 128, 2, const __grid_constant__ AttentionBackwardArgs a) { attention::backward_dkv<64, true>(a); }
+KERNEL(attention_bwd_dkv_w80_bf16, 128, 2, const __grid_constant__ AttentionBackwardArgs a) { attention::backward_dkv<80, true>(a); }
+KERNEL(attention_bwd_dkv_w128_bf16, 128, 1, const __grid_constant__ AttentionBackwardArgs a) { attention::backward_dkv<128, true>(a); }
+KERNEL(attention_bwd_dkv_unaligned_bf16, 128, 1, const __grid_constant__ AttentionBackwardArgs a) { attention::backward_dkv<128, false>(a); }

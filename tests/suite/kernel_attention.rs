@@ -1,0 +1,264 @@
+//! The kernels of `attention` and `attention_cached` against the host, in the emulator.
+
+use crate::support::kernels::{Case, ROW};
+use std::collections::BTreeSet;
+use vlm::base::DType;
+use vlm::device::{Accumulate, Device, Facts};
+use vlm::ops::attention::{Attention, AttentionBackward, Heads, Mask};
+use vlm::ops::attention_cached::AttentionCached;
+use vlm::ops::{Gradient, Op};
+
+/// Heads: every compiled width, whole and padded, and widths whose rows are not aligned; one, two and three query heads
+/// for a key head.
+const HEADS: [(usize, usize, usize); 12] = [
+    (2, 1, 16),
+    (1, 1, 32),
+    (2, 2, 40),
+    (2, 1, 64),
+    (1, 1, 72),
+    (2, 2, 80),
+    (1, 1, 96),
+    (3, 1, 128),
+    (2, 1, 1),
+    (1, 1, 20),
+    (2, 2, 37),
+    (1, 1, 127),
+];
+
+/// Lengths of sequences: one token, a prime, a tile and one more or less, none at all, several side by side.
+const LENGTHS: [&[usize]; 7] = [&[1], &[63], &[64], &[65], &[0, 3, 0, 62, 67], &[131], &[]];
+
+const CAPABILITIES: [(i32, i32); 2] = [(8, 6), (9, 0)];
+
+fn facts(capability: (i32, i32)) -> Facts {
+    match Device::emulated(capability).expect("an emulator") {
+        Device::Launch(gpu) => gpu.facts().clone(),
+        Device::Host(_) => panic!("an emulated device runs kernels"),
+    }
+}
+
+fn starts(case: &mut Case, lengths: &[usize]) -> (vlm::tensor::Tensor, usize) {
+    let mut starts = vec![0];
+    for n in lengths {
+        starts.push(starts[starts.len() - 1] + *n as i32);
+    }
+    let tokens = starts[starts.len() - 1] as usize;
+    (case.whole([starts.len()], starts), tokens)
+}
+
+/// v is the last columns of a tensor as a projection leaves it.
+fn attention(
+    case: &mut Case,
+    lengths: &[usize],
+    (queries, keys, width): (usize, usize, usize),
+    mask: Mask,
+) -> Attention {
+    let heads = Heads { queries, keys, width };
+    let (starts, t) = starts(case, lengths);
+    let (q, k) = (case.bf16([t, queries * width]), case.bf16([t, keys * width]));
+    let v = case.bf16([t, (queries + 2 * keys) * width]);
+    let y = case.output(DType::Bf16, [t, queries * width]);
+    let (v_column, scale) = ((queries + keys) * width, (width as f32).powf(-0.5));
+    Attention { q, k, v, v_column, starts, heads, mask, scale, pairs: 0, y }
+}
+
+#[test]
+fn forward_agrees_with_the_host() {
+    let mut reached = BTreeSet::new();
+    for (i, heads) in HEADS.into_iter().enumerate() {
+        for (j, lengths) in LENGTHS.into_iter().enumerate() {
+            let mask = if (i + j) % 2 == 0 { Mask::Causal } else { Mask::Full };
+            let mut case = Case::new((i * 100 + j) as u64);
+            let op = attention(&mut case, lengths, heads, mask);
+            reached.extend(CAPABILITIES.map(|c| op.plan(&facts(c)).expect("a plan").kernel));
+            case.agrees(&op);
+        }
+    }
+    assert_eq!(reached.len(), 6, "{reached:?}");
+}
+
+#[test]
+fn hoppers_tiles_agree_with_the_host() {
+    for (j, lengths) in [[127].as_slice(), &[128], &[129], &[0, 257, 0, 1, 300]].into_iter().enumerate() {
+        for mask in [Mask::Causal, Mask::Full] {
+            let mut case = Case::new(j as u64);
+            let op = attention(&mut case, lengths, (2, 1, 128), mask);
+            assert_eq!(op.plan(&facts((9, 0))).expect("a plan").kernel, "attention_fwd_w128_sm90_bf16");
+            case.agrees_on(&op, (9, 0), ROW);
+        }
+    }
+}
+
+#[test]
+fn a_neighbours_nan_stays_out() {
+    // the last tile of the first sequence reaches into the second, whose values are NaN; both kernels
+    for width in [64, 128] {
+        let mut case = Case::new(3);
+        let heads = Heads { queries: 1, keys: 1, width };
+        let (starts, t) = starts(&mut case, &[70, 5]);
+        let (q, k) = (case.bf16([t, width]), case.bf16([t, width]));
+        let mut numbers = case.random().f32s(t * width, 1.0);
+        numbers[70 * width..].fill(f32::NAN);
+        let v = case.values(DType::Bf16, [t, width], numbers);
+        let y = case.output(DType::Bf16, [t, width]);
+        case.agrees(&Attention { q, k, v, v_column: 0, starts, heads, mask: Mask::Full, scale: 0.2, pairs: 0, y });
+    }
+}
+
+#[test]
+fn large_scores_lose_no_weight() {
+    // scores of about 150: exp alone would overflow, and a maximum that is not carried along loses everything
+    let mut case = Case::new(1);
+    let heads = Heads { queries: 1, keys: 1, width: 64 };
+    let (starts, t) = starts(&mut case, &[150]);
+    let [q, k] = [(); 2].map(|_| case.numbers(DType::Bf16, [t, 64], 4.0));
+    let (v, y) = (case.bf16([t, 64]), case.output(DType::Bf16, [t, 64]));
+    let mask = Mask::Full;
+    case.agrees(&Attention { q, k, v, v_column: 0, starts, heads, mask, scale: 0.5, pairs: 0, y });
+}
+
+#[test]
+fn a_nan_reaches_its_own_row_of_a_full_mask() {
+    let mut case = Case::new(2);
+    let heads = Heads { queries: 1, keys: 1, width: 32 };
+    let (starts, t) = starts(&mut case, &[5, 70]);
+    let mut numbers = case.random().f32s(t * 32, 1.0);
+    numbers[9 * 32 + 3] = f32::NAN;
+    let q = case.values(DType::Bf16, [t, 32], numbers);
+    let (k, v) = (case.bf16([t, 32]), case.bf16([t, 32]));
+    let y = case.output(DType::Bf16, [t, 32]);
+    case.agrees(&Attention { q, k, v, v_column: 0, starts, heads, mask: Mask::Full, scale: 0.2, pairs: 0, y });
+}
+
+#[test]
+fn backward_agrees_with_the_host() {
+    let mut reached = BTreeSet::new();
+    for (i, heads) in HEADS.into_iter().enumerate() {
+        for (j, lengths) in [[1].as_slice(), &[33], &[64], &[0, 65, 0, 3], &[]].into_iter().enumerate() {
+            let mask = if (i + j) % 2 == 0 { Mask::Causal } else { Mask::Full };
+            let mut case = Case::new((i * 100 + j) as u64);
+            let forward = attention(&mut case, lengths, heads, mask);
+            let dy = case.bf16(forward.y.shape);
+            let mut gradient = |of: vlm::tensor::Tensor, add: bool| match add {
+                true => Gradient { tensor: case.bf16(of.shape), accumulate: Accumulate::Add },
+                false => Gradient { tensor: case.output(DType::Bf16, of.shape), accumulate: Accumulate::Overwrite },
+            };
+            let [dq, dk, dv] = [(forward.q, i % 2 == 0), (forward.k, j % 2 == 0), (forward.v, (i + j) % 3 == 0)]
+                .map(|(of, add)| gradient(of, add));
+            let op = AttentionBackward { forward, dy, dq, dk, dv };
+            reached.extend(op.plan().expect("a plan").map(|launch| launch.kernel));
+            case.agrees(&op);
+        }
+    }
+    assert_eq!(reached.len(), 10, "{reached:?}");
+}
+
+/// New tokens and tokens held of each sequence; blocks lie in the pools in a mixed order.
+fn cached(case: &mut Case, new: &[usize], held: &[i32], heads: (usize, usize, usize), block: usize) -> AttentionCached {
+    let (queries, keys, width) = heads;
+    let (starts, t) = starts(case, new);
+    let b = new.len();
+    let max_blocks = held.iter().map(|n| (*n as usize).div_ceil(block)).max().unwrap_or(0) + 1;
+    let n_blocks = b * max_blocks + 1;
+    let lengths = case.whole([b], held.to_vec());
+    let table = (0..b * max_blocks).map(|i| ((i * 7 + 3) % n_blocks) as i32);
+    // what lies past a sequence's length is never read
+    let table =
+        table.enumerate().map(|(i, at)| if (i % max_blocks) * block < held[i / max_blocks] as usize { at } else { -9 });
+    let blocks = case.whole([b, max_blocks], table.collect());
+    let pool = [n_blocks * block, keys * width];
+    let (k, v) = (case.bf16(pool), case.bf16(pool));
+    let q = case.bf16([t, queries * width]);
+    let y = case.output(DType::Bf16, [t, queries * width]);
+    let (heads, scale) = (Heads { queries, keys, width }, (width as f32).powf(-0.5));
+    AttentionCached { q, keys: k, values: v, starts, lengths, blocks, block, heads, scale, y }
+}
+
+#[test]
+fn every_plan_fits_the_smaller_gpus() {
+    let most = 99 * 1024;
+    for (queries, keys, width) in HEADS {
+        let mut case = Case::new(0);
+        let forward = attention(&mut case, &[64], (queries, keys, width), Mask::Full);
+        assert!(forward.plan(&facts((8, 6))).expect("a plan").shared_bytes <= most);
+        let dy = case.bf16(forward.y.shape);
+        let gradient = |tensor| Gradient { tensor, accumulate: Accumulate::Add };
+        let (dq, dk, dv) = (gradient(forward.q), gradient(forward.k), gradient(forward.v));
+        let backward = AttentionBackward { forward, dy, dq, dk, dv };
+        assert!(backward.plan().expect("a plan").iter().all(|launch| launch.shared_bytes <= most));
+        let cached = cached(&mut case, &[1], &[9], (queries, keys, width), 4);
+        let plan = cached.plan().expect("a plan");
+        assert!(plan.launches.iter().all(|(_, split, join)| split.shared_bytes.max(join.shared_bytes) <= most));
+    }
+}
+
+#[test]
+fn what_no_kernel_takes_is_said() {
+    let mut case = Case::new(0);
+    let op = attention(&mut case, &[3], (1, 1, 136), Mask::Full);
+    let said = op.plan(&facts((8, 6))).expect_err("too wide").to_string();
+    assert!(said.contains("heads at most 128 wide, or --device cpu"), "{said}");
+}
+
+#[test]
+fn a_long_cache_takes_several_launches() {
+    // 40 tokens of 16 heads over a table of 16384 keys: the splits of all slots together leave more than fits
+    let mut case = Case::new(5);
+    let op = cached(&mut case, &[40], &[300], (16, 16, 16), 16);
+    let wide = case.whole([1, 1024], vec![0; 1024]);
+    let plan = AttentionCached { blocks: wide, ..op.clone() }.plan().expect("a plan");
+    assert!(plan.scratch_bytes <= 64 << 20);
+    let wide = case.whole([1, 1 << 15], vec![0; 1 << 15]);
+    let mut long = op.clone();
+    long.blocks = wide;
+    let plan = long.plan().expect("a plan");
+    assert!(plan.launches.len() > 1 && plan.scratch_bytes <= 64 << 20, "{plan:?}");
+    let firsts: Vec<u32> = plan.launches.iter().map(|(first, ..)| *first).collect();
+    let ends = plan.launches.iter().map(|(first, split, _)| first + split.grid[2]);
+    assert_eq!(firsts[1..], ends.collect::<Vec<_>>()[..firsts.len() - 1]);
+}
+
+#[test]
+fn a_token_alone_gives_the_bits_that_it_gives_in_a_batch() {
+    let run = |new: &[usize], held: &[i32], tables: &[i32], q: &[f32]| {
+        let mut case = Case::new(9);
+        let (width, block, b) = (64, 16, new.len());
+        let pool = [40 * block, width];
+        let (keys, values) = (case.bf16(pool), case.bf16(pool));
+        let (starts, t) = starts(&mut case, new);
+        let lengths = case.whole([b], held.to_vec());
+        let blocks = case.whole([b, tables.len() / b], tables.to_vec());
+        let q = case.values(DType::Bf16, [t, width], q.to_vec());
+        let y = case.output(DType::Bf16, [t, width]);
+        let heads = Heads { queries: 1, keys: 1, width };
+        let op = AttentionCached { q, keys, values, starts, lengths, blocks, block, heads, scale: 0.1, y };
+        let mut device = Device::emulated((8, 6)).expect("an emulator");
+        case.begin(&mut device).expect("room");
+        op.contract().expect("a contract that holds");
+        op.forward(&mut device).expect("a run");
+        device.memory().read_f32(y).expect("y")
+    };
+    let q: Vec<f32> = (0..64).map(|i| ((i * 37 % 19) as f32 - 9.0) / 8.0).collect();
+    let own: Vec<i32> = (0..19).map(|i| 39 - i).collect();
+    let alone = run(&[1], &[290], &own, &q);
+    let others: Vec<i32> = (0..19).map(|i| i % 7).collect();
+    let together =
+        run(&[2, 1, 1], &[40, 290, 3], &[others.clone(), own, others].concat(), &[&q[..], &q, &q, &q].concat());
+    assert_eq!(alone, together[128..192]);
+}
+
+#[test]
+fn cached_agrees_with_the_host() {
+    let mut reached = BTreeSet::new();
+    for (i, heads) in HEADS.into_iter().enumerate() {
+        let batches: [(&[usize], &[i32], usize); 4] =
+            [(&[1], &[1], 16), (&[1, 1, 1], &[255, 256, 257], 16), (&[3, 0, 18], &[3, 40, 300], 7), (&[], &[], 4)];
+        for (j, (new, held, block)) in batches.into_iter().enumerate() {
+            let mut case = Case::new((i * 100 + j) as u64);
+            let op = cached(&mut case, new, held, heads, block);
+            reached.extend(op.plan().expect("a plan").launches.iter().map(|(_, split, _)| split.kernel));
+            case.agrees(&op);
+        }
+    }
+    assert_eq!(reached.len(), 5, "{reached:?}");
+}
