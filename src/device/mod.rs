@@ -7,6 +7,7 @@
 
 pub mod accelerator;
 mod arguments;
+mod available;
 mod borrowed;
 mod cast;
 pub mod cuda;
@@ -21,6 +22,7 @@ mod weights;
 
 pub use accelerator::{Accelerator, Addresses};
 pub use arguments::{Arguments, Field, StructLayout};
+pub use available::available_memory;
 pub use borrowed::{Accumulate, Borrowed, Opened};
 pub use cast::CastArgs;
 pub use launcher::{Facts, Launch, Launcher};

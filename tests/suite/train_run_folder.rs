@@ -69,7 +69,7 @@ impl Toy {
             eval_accuracy,
             eval_correct: k,
             eval_samples: 20,
-            eval_loss: None,
+            eval_loss: 0.5,
             eval_seconds: 1.0,
         }
     }

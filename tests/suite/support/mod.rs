@@ -1,6 +1,6 @@
 //! What the tests share: the one comparison ([`close`]), reference values ([`golden`]), central differences
-//! ([`differences`]), numbers to compute with ([`random`]), an HTTP server that misbehaves ([`server`]) and weights as files
-//! hold them ([`stored`]).
+//! ([`differences`]), numbers to compute with ([`random`]), an HTTP server that misbehaves ([`server`]), weights as files
+//! hold them ([`stored`]) and a small model in training ([`tiny`]).
 
 pub mod close;
 pub mod differences;
@@ -8,6 +8,7 @@ pub mod golden;
 pub mod random;
 pub mod server;
 pub mod stored;
+pub mod tiny;
 
 use proptest::prelude::ProptestConfig;
 
