@@ -19,7 +19,7 @@ mod preprocess;
 mod progress;
 mod report;
 mod table;
-mod train;
+pub mod train;
 mod verify;
 
 use crate::base::Result;

@@ -69,6 +69,8 @@ fn seconds_of(tape: &Tape, device: &mut Device, input: Tensor) -> Result<f64> {
 /// A run's needs. Bytes are those of arenas: what an operation holds while it runs comes on top.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
+    /// Weights, where the device holds them: the host reads them from their file.
+    pub weight_bytes: usize,
     /// Values, gradients and moments of what is trained.
     pub trained_bytes: usize,
     /// Image features of the frozen tower, kept from epoch to epoch: of `features_kept` samples.
@@ -97,12 +99,12 @@ pub struct Plan {
 impl Plan {
     /// All arenas together.
     pub fn bytes(&self) -> usize {
-        self.trained_bytes + self.features_bytes + self.step_bytes.max(self.tower_bytes)
+        self.weight_bytes + self.trained_bytes + self.features_bytes + self.step_bytes.max(self.tower_bytes)
     }
 
     /// The least that a budget can be.
     fn least(&self) -> usize {
-        self.trained_bytes + self.step_bytes_at_least.max(self.tower_bytes)
+        self.weight_bytes + self.trained_bytes + self.step_bytes_at_least.max(self.tower_bytes)
     }
 }
 
@@ -110,6 +112,8 @@ pub struct Planner<'a> {
     pub model: &'a Model,
     pub trainable: &'a Trainable,
     pub precision: Precision,
+    /// What the weights take on the device.
+    pub weight_bytes: usize,
     /// All samples, without pixels.
     pub measured: &'a [Example],
 }
@@ -122,14 +126,14 @@ impl Planner<'_> {
         let tapes = self.largest(order)?.into_iter().map(|batch| Ok((self.forward(&batch)?, batch)));
         let tapes = tapes.collect::<Result<Vec<(Tape, Vec<&Example>)>>>()?;
         let trained_bytes = self.trainable.bytes();
+        let fixed = self.weight_bytes + trained_bytes;
         let mut least = 0;
         for (tape, _) in &tapes {
             least = least.max(tape.fit(Some(0))?.bytes);
         }
         let tower_bytes = self.tower_bytes()?;
-        let (features_kept, features_bytes) =
-            self.features(budget.saturating_sub(trained_bytes + least.max(tower_bytes)));
-        let rest = budget.saturating_sub(trained_bytes + features_bytes);
+        let (features_kept, features_bytes) = self.features(budget.saturating_sub(fixed + least.max(tower_bytes)));
+        let rest = budget.saturating_sub(fixed + features_bytes);
         let (mut largest, mut without) = (None::<(Fitted, &Vec<&Example>)>, 0);
         for (tape, batch) in &tapes {
             without = without.max(tape.at_level(0)?.bytes);
@@ -145,6 +149,7 @@ impl Planner<'_> {
         let per_sample = |at: &usize| self.measured[*at].sequence.ids.len() as u64;
         let tokens = order.steps_after(0).flat_map(|step| step.micro_batches.concat()).map(|at| per_sample(&at)).sum();
         Ok(Plan {
+            weight_bytes: self.weight_bytes,
             trained_bytes,
             features_bytes,
             features_kept,
@@ -292,7 +297,7 @@ impl Planner<'_> {
             table(plan),
             plan.least()
         );
-        let fixed = plan.trained_bytes.max(1);
+        let fixed = plan.weight_bytes + plan.trained_bytes;
         let fits = |batch: &[&Example]| -> Result<bool> {
             Ok(fixed + self.forward(batch)?.fit(Some(0))?.bytes.max(plan.tower_bytes) <= budget)
         };
@@ -318,6 +323,7 @@ pub fn table(plan: &Plan) -> String {
     let step =
         format!("activations of the largest batch ({} samples, {} tokens)", plan.largest_samples, plan.largest_tokens);
     let rows = [
+        ("weights on the device (the host reads them from their file)", plan.weight_bytes),
         ("what is trained, its gradients and moments", plan.trained_bytes),
         ("image features kept from epoch to epoch", plan.features_bytes),
         (&step, plan.step_bytes),

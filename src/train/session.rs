@@ -14,13 +14,14 @@ use crate::base::rng::Stream;
 use crate::base::{Error, Precision, Result};
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
-use crate::device::{Device, available_memory};
+use crate::device::Device;
 use crate::infer::engine::Engine;
 use crate::io::{HostData, HostTensor, host_tensor};
 use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::adapter_write::{Pair, write_adapter};
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::model::Model;
+use crate::qwen3vl::names::Counts;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::processor::read_patch_spec;
 use crate::qwen3vl::save::save_trained;
@@ -138,15 +139,24 @@ pub fn train(
     watch: &mut Watch,
 ) -> Result<End> {
     let started = Instant::now();
+    if let (Device::Launch(_), true) = (&device, settings.dropout > 0.0) {
+        let said = format!(
+            "--dropout {}: there is no kernel for it yet; use --device cpu, or leave it at 0",
+            settings.dropout
+        );
+        return Err(Error::Unsupported(said));
+    }
     let Inputs { checkpoint, preparer, samples: all, evaluation, kind, init, trainable, order } =
         Inputs::read(settings, watch)?;
-    let identity = identity_of(settings, fingerprints(settings, &all, evaluation.as_ref())?)?;
     let most_tokens = checkpoint.config.text.max_position_embeddings;
     let samples = Samples { file: &settings.data, all: &all, preparer: &preparer, most_tokens };
     let model = Model::training(&checkpoint, &trainable)?;
+    // before anything else that reads the photos: its errors name the line
     let measured = samples.measure()?;
-    let planner = Planner { model: &model, trainable: &trainable, precision, measured: &measured };
-    let (budget, asked) = budget(settings);
+    let identity = identity_of(settings, fingerprints(settings, &all, evaluation.as_ref())?)?;
+    let weight_bytes = device.weight_bytes(Counts::of(&checkpoint.config).parameters());
+    let planner = Planner { model: &model, trainable: &trainable, precision, weight_bytes, measured: &measured };
+    let (budget, asked) = budget(settings, &device);
     let plan = planner.plan(&order, budget, None)?;
     planner.refusal(&plan, budget, asked, settings.batch_size)?;
     if let Kind::Lora(_) = kind {
@@ -174,7 +184,7 @@ pub fn train(
         state = serde_json::from_value(from.about.state.clone()).unwrap_or_default();
         (watch.said)(Said::Note(format!("goes on after step {done}")));
     }
-    let left = budget.saturating_sub(plan.trained_bytes + plan.features_bytes);
+    let left = budget.saturating_sub(plan.weight_bytes + plan.trained_bytes + plan.features_bytes);
     let trainer = Trainer { engine: Engine::new(model, device, precision), trainable, budget: Some(left) };
     (watch.said)(Said::Note(format!(
         "{} samples, {} steps, {} trained parameters in {} tensors",
@@ -219,8 +229,10 @@ pub fn dry_run(
     let samples = Samples { file: &settings.data, all: &inputs.samples, preparer: &inputs.preparer, most_tokens };
     let measured = samples.measure()?;
     let model = Model::training(&inputs.checkpoint, &inputs.trainable)?;
-    let planner = Planner { model: &model, trainable: &inputs.trainable, precision, measured: &measured };
-    let (budget, asked) = budget(settings);
+    let weight_bytes = device.weight_bytes(Counts::of(config).parameters());
+    let trainable = &inputs.trainable;
+    let planner = Planner { model: &model, trainable, precision, weight_bytes, measured: &measured };
+    let (budget, asked) = budget(settings, device);
     let roof = match stated {
         Some(roof) => roof,
         None => Roof::measure(device, precision, config.text.hidden_size)?,
@@ -234,10 +246,10 @@ pub fn dry_run(
 }
 
 /// Bytes that the arenas may take together, and who says so.
-fn budget(settings: &Settings) -> (usize, &'static str) {
+fn budget(settings: &Settings, device: &Device) -> (usize, &'static str) {
     match settings.memory {
         Some(bytes) => (usize::try_from(bytes).unwrap_or(usize::MAX), "--memory"),
-        None => (available_memory().unwrap_or(usize::MAX), "the free memory of this machine,"),
+        None => (device.free_bytes().unwrap_or(usize::MAX), "the device's free memory,"),
     }
 }
 
