@@ -275,9 +275,9 @@ impl Planner<'_> {
         let steps = spread(batches.len()).map(|i| Ok(self.forward(&self.of(&batches[i]))?.fit(Some(budget))?.tape));
         add(steps.collect::<Result<_>>()?, batches.len() as f64);
         if !self.trainable.trains_vision() {
-            let mut passes = vec![0; self.measured.len()];
+            let mut passes = vec![0usize; self.measured.len()];
             batches.iter().flatten().for_each(|at| passes[*at] += 1);
-            let passes: usize = passes.iter().enumerate().map(|(at, n)| if at < kept { 1.min(*n) } else { *n }).sum();
+            let passes: usize = passes.iter().enumerate().map(|(at, n)| if at < kept { (*n).min(1) } else { *n }).sum();
             let pictured: Vec<&Example> = self.measured.iter().filter(|e| !e.sequence.grids.is_empty()).collect();
             let part = pictured.len() as f64 / self.measured.len() as f64;
             let tapes = spread(pictured.len()).map(|i| self.tower(&pictured[i].sequence)).collect::<Result<_>>()?;
@@ -326,7 +326,7 @@ pub fn table(plan: &Plan) -> String {
         ("weights on the device (the host reads them from their file)", plan.weight_bytes),
         ("what is trained, its gradients and moments", plan.trained_bytes),
         ("image features kept from epoch to epoch", plan.features_bytes),
-        (&step, plan.step_bytes),
+        (step.as_str(), plan.step_bytes),
         ("  the same with nothing computed twice", plan.step_bytes_without_recompute),
         ("  the same with all that can be computed twice", plan.step_bytes_at_least),
         ("activations of the frozen tower alone", plan.tower_bytes),

@@ -1,6 +1,7 @@
 //! Whole runs on a small model: what they leave, what they refuse, and that a run that was stopped ends as the one that
 //! was not.
 
+use crate::support::json_lines;
 use crate::support::tiny::cases;
 use std::cell::Cell;
 use std::fs;
@@ -8,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use vlm::base::{Precision, Result};
 use vlm::device::Device;
-use vlm::train::metrics::read;
 use vlm::train::plan::Roof;
 use vlm::train::run_folder::Start;
 use vlm::train::session::{Begin, End, Said, Watch, dry_run, train};
@@ -84,7 +84,7 @@ fn log(out: &Path) -> Vec<String> {
         ["seconds", "tokens_per_second", "eval_seconds"].iter().for_each(|key| _ = line.remove(*key));
         serde_json::Value::Object(line).to_string()
     };
-    read(&out.join("metrics.jsonl")).unwrap().into_iter().map(timeless).collect()
+    json_lines(&out.join("metrics.jsonl")).into_iter().map(timeless).collect()
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn the_validation_loss_is_a_mean_over_label_tokens() {
         (s.learning_rate, s.batch_size) = (0.0, 3);
     });
     bench.run(&settings, Start::New, None).unwrap();
-    let lines = read(&settings.out.join("metrics.jsonl")).unwrap();
+    let lines = json_lines(&settings.out.join("metrics.jsonl"));
     let [step, evaluation] = [0, 1].map(|i| &lines[i]);
     let (loss, eval_loss) = (step["loss"].as_f64().unwrap(), evaluation["eval_loss"].as_f64().unwrap());
     assert!((loss - eval_loss).abs() <= 1e-5 * loss, "{loss} {eval_loss}");
@@ -153,7 +153,7 @@ fn an_overfit_check_ends_when_every_answer_is_right_or_says_why_not() {
     let End::Done { loss: Some(loss), .. } = bench.run(&settings, Start::New, None).unwrap() else { panic!() };
     assert!(loss < 0.01, "{loss}");
     // every sample's last step, not one alone
-    let lines = read(&settings.out.join("metrics.jsonl")).unwrap();
+    let lines = json_lines(&settings.out.join("metrics.jsonl"));
     assert!(lines[lines.len() - 3..].iter().all(|l| l["loss"].as_f64().unwrap() < 0.01));
     let settings = bench.settings(|s| {
         (s.overfit, s.epochs, s.max_steps, s.out) = (Some(3), None, Some(2), bench.path("short"));

@@ -17,6 +17,12 @@ pub fn shapes(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
+/// The objects of a JSONL file.
+pub fn json_lines(path: &std::path::Path) -> Vec<serde_json::Map<String, serde_json::Value>> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect()
+}
+
 /// The result of `f` on one thread and on three.
 pub fn threads<T: Send>(f: impl Fn() -> T + Sync) -> [T; 2] {
     [1, 3].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("threads").install(&f))
