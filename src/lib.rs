@@ -49,9 +49,12 @@
 //!
 //! | what happens | file | function |
 //! |---|---|---|
+//! | what a run will need, before it begins | `src/train/plan.rs` | `plan` |
 //! | what is trained: numbers, gradients and moments, side by side | `src/qwen3vl/trainable.rs` | `lora` |
 //! | the label tokens' loss at the end of a pass | `src/ops/linear_loss.rs` | `forward` |
 //! | the tape walks its records backward | `src/tape/rules.rs` | `backward` |
+//! | what is computed twice, so that activations fit | `src/tape/recompute.rs` | `fit` |
+//! | what drops out before an adapter | `src/host/dropout.rs` | `factors` |
 //! | gradients of a micro-batch are added | `src/train/step.rs` | `micro_batch` |
 //! | their norm, clipping, AdamW | `src/train/step.rs` | `update` |
 //!

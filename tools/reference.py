@@ -13,6 +13,8 @@
         computes every case and run of such a folder again and compares
     reference.py ops --out tests/golden/ops.safetensors
         single operations, forward and gradients (the list: tools/peer/ops.py)
+    reference.py dropout --out tests/golden/dropout.safetensors
+        a linear with LoRA behind a dropout whose mask is given
     reference.py merged --model DIR --reference-adapter DIR --merged DIR
         loads what `vlm merge` wrote and compares its logits with base and adapter
 
@@ -44,6 +46,8 @@ def main():
     verify.add_argument("--cases", required=True)
     ops = sub.add_parser("ops")
     ops.add_argument("--out", required=True)
+    dropout = sub.add_parser("dropout")
+    dropout.add_argument("--out", required=True)
     merged = sub.add_parser("merged")
     merged.add_argument("--model", required=True)
     merged.add_argument("--reference-adapter", required=True)
@@ -70,6 +74,10 @@ def main():
         sys.exit(not part.verify(a.cases))
     elif a.command == "ops":
         from peer import ops as part
+
+        part.write(a.out)
+    elif a.command == "dropout":
+        from peer import dropout as part
 
         part.write(a.out)
     else:

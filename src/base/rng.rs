@@ -41,12 +41,23 @@ impl Stream {
     /// The stream of `seed` and `ids` (step, sample, module …). Each id is folded into the key with one Philox
     /// block; the third counter word tells such a block (1) from those of elements (0).
     pub fn new(seed: u64, ids: &[u64]) -> Self {
-        let mut key = halves(seed);
-        for &id in ids {
-            let [low, high] = halves(id);
-            let [k0, k1, _, _] = philox([low, high, 1, 0], key);
-            key = [k0, k1];
-        }
+        ids.iter().fold(Stream { key: halves(seed) }, |stream, id| stream.with(*id))
+    }
+
+    /// The stream of one more id: `Stream::new(seed, ids).with(id)` is `Stream::new(seed, ids and id)`.
+    pub fn with(self, id: u64) -> Self {
+        let [low, high] = halves(id);
+        let [k0, k1, _, _] = philox([low, high, 1, 0], self.key);
+        Stream { key: [k0, k1] }
+    }
+
+    /// The stream as two words, to be kept in a tensor.
+    pub fn key(self) -> [u32; 2] {
+        self.key
+    }
+
+    /// The stream of [`Stream::key`].
+    pub fn of_key(key: [u32; 2]) -> Self {
         Stream { key }
     }
 
@@ -55,6 +66,11 @@ impl Stream {
     pub fn bits(self, i: u64) -> u32 {
         let [low, high] = halves(i / 4);
         philox([low, high, 0, 0], self.key)[(i % 4) as usize]
+    }
+
+    /// `out[j] = self.bits(j)`, several times faster.
+    pub fn fill_bits(self, out: &mut [u32]) {
+        fill_words(self.key, out);
     }
 
     /// Uniform in [0, 1), a multiple of 2^-24: the upper bits of [`Stream::bits`].
@@ -79,6 +95,11 @@ impl Stream {
         }
         fill_blocks(self.key, first.div_ceil(4), body);
     }
+}
+
+/// A name as an id of a stream.
+pub fn id(name: &str) -> u64 {
+    name.bytes().fold(0, |h: u64, b| h.wrapping_mul(0x0100_0000_01b3) ^ u64::from(b))
 }
 
 fn halves(x: u64) -> [u32; 2] {
@@ -113,6 +134,21 @@ fn fill_blocks(key: [u32; 2], first_block: u64, out: &mut [f32]) {
         }
         piece.copy_from_slice(&values[..piece.len()]);
         block = block.wrapping_add(LANES as u64);
+    }
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512dq+avx512vl", "x86_64+avx2", "aarch64+neon"))]
+fn fill_words(key: [u32; 2], out: &mut [u32]) {
+    for (block, piece) in (0..).step_by(LANES).zip(out.chunks_mut(4 * LANES)) {
+        let mut low = [0; LANES];
+        let mut high = [0; LANES];
+        for lane in 0..LANES {
+            [low[lane], high[lane]] = halves(block + lane as u64);
+        }
+        let words = rounds([low, high, [0; LANES], [0; LANES]], key);
+        for (i, out) in piece.iter_mut().enumerate() {
+            *out = words[i % 4][i / 4];
+        }
     }
 }
 
@@ -222,6 +258,17 @@ mod tests {
                     assert_eq!(x.to_bits(), stream.normal(i).to_bits(), "{first} {length} {i}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn bits_filled_are_the_single_ones_and_ids_can_be_added_one_by_one() {
+        let stream = Stream::new(9, &[4, 2]);
+        assert_eq!(stream, Stream::of_key(Stream::new(9, &[4]).with(2).key()));
+        for length in [0, 1, 5, 63, 64, 65, 200] {
+            let mut out = vec![0; length];
+            stream.fill_bits(&mut out);
+            assert!(out.iter().zip(0..).all(|(word, i)| *word == stream.bits(i)), "{length}");
         }
     }
 

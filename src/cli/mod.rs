@@ -21,7 +21,7 @@ mod progress;
 mod report;
 mod sweep;
 mod table;
-mod train;
+pub mod train;
 mod verify;
 
 use crate::base::Result;

@@ -5,6 +5,7 @@ use super::interrupt;
 use super::progress::Progress;
 use crate::base::Result;
 use crate::train::config_file;
+use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::Start;
 use crate::train::session::{self, Begin, End, Said, Watch};
 use crate::train::settings::Settings;
@@ -32,6 +33,21 @@ pub struct Train {
     /// Write every trained tensor's gradient at step 1, before clipping, under the adapter's names
     #[arg(long, value_name = "FILE")]
     pub dump_first_gradients: Option<PathBuf>,
+    /// What an hour of this machine costs: the run's cost then stands in its summary.json
+    #[arg(long, value_name = "X", value_parser = positive)]
+    pub dollars_per_hour: Option<f64>,
+    /// Say what the run would need, from a dry run on its own data, and stop: bytes, seconds, dollars
+    #[arg(long)]
+    pub dry_run: bool,
+    /// With --dry-run: reckon with this speed of products instead of timing the device
+    #[arg(long, value_name = "X", value_parser = positive, requires_all = ["dry_run", "peak_gbs"])]
+    pub peak_tflops: Option<f64>,
+    /// With --dry-run: reckon with this bandwidth, in gigabytes a second
+    #[arg(long, value_name = "X", value_parser = positive, requires_all = ["dry_run", "peak_tflops"])]
+    pub peak_gbs: Option<f64>,
+    /// With --dry-run: one JSON object
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
 }
 
 /// Settings that were given as flags; what is None or false was not.
@@ -169,7 +185,7 @@ pub struct Given {
 impl Train {
     pub fn run(&self) -> Result<()> {
         let settings = self.settings()?;
-        let (device, precision) = Compute::of(settings.device, settings.precision).open()?;
+        let (mut device, precision) = Compute::of(settings.device, settings.precision).open()?;
         let start = match (self.resume, self.overwrite) {
             (true, _) => Start::Resume,
             (false, true) => Start::Overwrite,
@@ -181,11 +197,12 @@ impl Train {
         let mut said = |said: Said| match said {
             Said::Note(text) => bar.note(&text),
             Said::Eval(e) => bar.note(&format!(
-                "step {}: {} of {} right, {:.1} %",
+                "step {}: {} of {} right, {:.1} %, loss {:.4}",
                 e.step,
                 e.eval_correct,
                 e.eval_samples,
-                100.0 * e.eval_accuracy
+                100.0 * e.eval_accuracy,
+                e.eval_loss
             )),
             Said::Step(m, total) => {
                 bar.at(m.step, total);
@@ -196,7 +213,13 @@ impl Train {
             }
         };
         let mut watch = Watch { said: &mut said, interrupted: &interrupt::asked };
-        let begin = Begin { start, first_gradients: self.dump_first_gradients.clone() };
+        if self.dry_run {
+            let plan = session::dry_run(&settings, &mut device, precision, self.stated(), &mut watch)?;
+            drop(bar);
+            return self.print_plan(&plan);
+        }
+        let first_gradients = self.dump_first_gradients.clone();
+        let begin = Begin { start, first_gradients, dollars_per_hour: self.dollars_per_hour };
         let end = session::train(&settings, device, precision, &begin, &mut watch)?;
         drop(bar);
         let result = if settings.full { session::model_folder(&settings.out) } else { settings.out.clone() };
@@ -211,10 +234,46 @@ impl Train {
         }
     }
 
+    fn stated(&self) -> Option<Roof> {
+        let (tflops, gbs) = self.peak_tflops.zip(self.peak_gbs)?;
+        Some(Roof { flops_per_second: 1e12 * tflops, bytes_per_second: 1e9 * gbs })
+    }
+
+    fn print_plan(&self, plan: &Plan) -> Result<()> {
+        let dollars = self.dollars_per_hour.zip(plan.seconds).map(|(rate, seconds)| rate * seconds / 3600.0);
+        if self.json {
+            let mut object = serde_json::json!(plan);
+            object["bytes"] = plan.bytes().into();
+            object["dollars"] = dollars.into();
+            return super::print_json(&object);
+        }
+        let mut said = format!("{}\n", plan::table(plan));
+        if plan.recompute_level > 0 {
+            said += &format!("computes values twice: level {} of {}\n", plan.recompute_level, plan.recompute_levels);
+        }
+        said += &format!(
+            "{} steps over {} samples, {} tokens: {:.2} TFLOP\n",
+            plan.steps,
+            plan.samples,
+            plan.tokens,
+            plan.flops / 1e12
+        );
+        if let Some(seconds) = plan.seconds {
+            said += &format!("about {seconds:.0} s at what the device reaches, evaluations apart");
+            said += &dollars.map_or("\n".into(), |dollars| format!("; {dollars:.2} dollars\n"));
+        }
+        super::print(&said)
+    }
+
     /// The flags on top of the file of --config, checked. Errors: see [`config_file::settings`].
     pub fn settings(&self) -> Result<Settings> {
         config_file::settings(self.config.as_deref(), &self.given)
     }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok();
+    number.filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| "wanted a number above 0".into())
 }
 
 fn betas(text: &str) -> Result<[f64; 2], String> {

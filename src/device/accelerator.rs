@@ -70,6 +70,11 @@ impl Accelerator {
         self.launcher.facts()
     }
 
+    /// Bytes of the device that nobody holds; None where the launcher does not say.
+    pub fn free_bytes(&self) -> Option<usize> {
+        self.launcher.memory_bytes().map(|(free, _)| free)
+    }
+
     /// How often each kernel was launched so far.
     pub fn launches(&self) -> &BTreeMap<&'static str, u64> {
         &self.launches

@@ -7,6 +7,7 @@
 
 pub mod accelerator;
 mod arguments;
+mod available;
 mod borrowed;
 mod cast;
 pub mod conformance;
@@ -30,6 +31,7 @@ pub use nvtx::Range;
 
 use crate::base::{Result, env};
 use crate::tensor::Weight;
+use available::available_memory;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -65,6 +67,23 @@ impl Device {
         match self {
             Device::Host(memory) => memory,
             Device::Launch(gpu) => &mut gpu.memory,
+        }
+    }
+
+    /// Bytes that arenas can still take; None where nobody says.
+    pub fn free_bytes(&self) -> Option<usize> {
+        match self {
+            Device::Host(_) => available_memory(),
+            Device::Launch(gpu) => gpu.free_bytes().or_else(available_memory),
+        }
+    }
+
+    /// Bytes that a device takes for so many parameters of a checkpoint: the host reads them from their file, others
+    /// hold them in bf16.
+    pub fn weight_bytes(&self, parameters: u64) -> usize {
+        match self {
+            Device::Host(_) => 0,
+            Device::Launch(_) => 2 * parameters as usize,
         }
     }
 

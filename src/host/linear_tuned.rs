@@ -80,12 +80,31 @@ pub struct Segment<'a> {
     pub low_rank: Option<LowRank<'a>>,
 }
 
-/// A LoRA pair: s = x A^T is kept in columns of `s`, B adds scale * s B^T.
+/// A LoRA pair: s = x A^T is kept in columns of `s`, B adds scale * s B^T. With `keep` [m, k], the factors of a dropout,
+/// A reads x times them.
 pub struct LowRank<'a> {
     pub a: Matrix<'a>,
     pub b: Matrix<'a>,
     pub scale: f32,
     pub s_column: usize,
+    pub keep: Option<Vec<f32>>,
+}
+
+impl LowRank<'_> {
+    /// What A reads.
+    pub(super) fn input<'x>(&self, x: &'x [f32]) -> Cow<'x, [f32]> {
+        match &self.keep {
+            None => Cow::Borrowed(x),
+            Some(keep) => {
+                let mut kept = vec![0.0; x.len()];
+                let pieces = kept.par_chunks_mut(ELEMENTS).zip(x.par_chunks(ELEMENTS)).zip(keep.par_chunks(ELEMENTS));
+                pieces.for_each(|((y, x), keep)| {
+                    y.iter_mut().zip(x.iter().zip(keep)).for_each(|(y, (x, keep))| *y = x * keep)
+                });
+                Cow::Owned(kept)
+            }
+        }
+    }
 }
 
 /// x [m, k]; the segments' columns side by side in rows of y; s [m, `s_stride`] receives x A^T of every adapter, stored
@@ -106,7 +125,7 @@ pub fn linear(
         return;
     }
     for l in segments.iter().filter_map(|seg| seg.low_rank.as_ref()) {
-        for panel in products(x, m, &[(&l.a, None)]) {
+        for panel in products(&l.input(x), m, &[(&l.a, None)]) {
             for (s, block) in s.chunks_exact_mut(s_stride).zip(panel.block.chunks_exact(panel.rows.len())) {
                 for (s, v) in s[l.s_column + panel.rows.start..].iter_mut().zip(block) {
                     *s = l.a.precision.round(*v);

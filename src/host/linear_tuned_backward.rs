@@ -142,7 +142,17 @@ fn add_dx(
             if let Some(l) = &segment.low_rank {
                 let left = View::rows(&ds[rows.start * s_stride + l.s_column..], s_stride);
                 let (a, stride) = l.a.block(0..l.a.rows, (*wanted).clone());
-                gemm(m, l.a.rows, width, 1.0, left, View::rows(&a, stride), 1.0, &mut block, width);
+                let Some(keep) = &l.keep else {
+                    gemm(m, l.a.rows, width, 1.0, left, View::rows(&a, stride), 1.0, &mut block, width);
+                    continue;
+                };
+                let mut behind = vec![0.0; m * width];
+                gemm(m, l.a.rows, width, 1.0, left, View::rows(&a, stride), 0.0, &mut behind, width);
+                let rows = block.chunks_exact_mut(width).zip(behind.chunks_exact(width)).zip(rows.start..);
+                for ((block, behind), i) in rows {
+                    let keep = &keep[i * k + wanted.start..][..width];
+                    block.iter_mut().zip(behind.iter().zip(keep)).for_each(|(dx, (v, keep))| *dx += v * keep);
+                }
             }
         }
         block
@@ -163,7 +173,8 @@ fn add_dx(
     });
 }
 
-/// da += ds^T x, all adapters in one product of a block of columns.
+/// da += ds^T x: the adapters that read x itself in one product of a block of columns, each behind a dropout in one of
+/// its own.
 fn add_da(
     x: &[f32],
     k: usize,
@@ -173,28 +184,48 @@ fn add_da(
     s_stride: usize,
     gradients: &mut [Gradients],
 ) {
-    if gradients.iter().all(|g| g.da.is_none()) {
-        return;
+    let low_rank = |seg: usize| segments[seg].low_rank.as_ref();
+    let wanted = (0..segments.len()).filter(|i| gradients[*i].da.is_some() && low_rank(*i).is_some());
+    let (apart, together): (Vec<_>, Vec<_>) = wanted.partition(|i| low_rank(*i).is_some_and(|l| l.keep.is_some()));
+    if !together.is_empty() {
+        let sums = column_blocks(x, k, m, ds, s_stride, s_stride);
+        for i in together {
+            let (Some(l), Some(da)) = (low_rank(i), &mut gradients[i].da) else { continue };
+            add_rows(&sums, l.s_column, k, da);
+        }
     }
-    let blocks = cut(k, COLUMNS);
-    let sums: Vec<Vec<f32>> = blocks
-        .par_iter()
-        .with_max_len(1)
-        .map(|columns| {
-            let width = columns.len();
-            let mut block = vec![0.0; s_stride * width];
-            let (left, right) = (View::transposed(ds, s_stride), View::rows(&x[columns.start..], k));
-            gemm(s_stride, m, width, 1.0, left, right, 0.0, &mut block, width);
-            block
-        })
-        .collect();
-    for (segment, gradients) in segments.iter().zip(gradients) {
-        let (Some(l), Some(da)) = (&segment.low_rank, &mut gradients.da) else { continue };
-        for (r, row) in da.chunks_exact_mut(k).enumerate() {
-            for (columns, block) in blocks.iter().zip(&sums) {
-                let sum = &block[(l.s_column + r) * columns.len()..];
-                row[columns.clone()].iter_mut().zip(sum).for_each(|(da, v)| *da += *v);
-            }
+    for i in apart {
+        let (Some(l), Some(da)) = (low_rank(i), &mut gradients[i].da) else { continue };
+        let sums = column_blocks(&l.input(x), k, m, &ds[l.s_column..], s_stride, l.a.rows);
+        add_rows(&sums, 0, k, da);
+    }
+}
+
+/// ds^T x [rank, k], in blocks of columns; ds has rows of `s_stride`.
+fn column_blocks(
+    x: &[f32],
+    k: usize,
+    m: usize,
+    ds: &[f32],
+    s_stride: usize,
+    rank: usize,
+) -> Vec<(Range<usize>, Vec<f32>)> {
+    let compute = |columns: Range<usize>| {
+        let width = columns.len();
+        let mut block = vec![0.0; rank * width];
+        let (left, right) = (View::transposed(ds, s_stride), View::rows(&x[columns.start..], k));
+        gemm(rank, m, width, 1.0, left, right, 0.0, &mut block, width);
+        (columns, block)
+    };
+    cut(k, COLUMNS).into_par_iter().with_max_len(1).map(compute).collect()
+}
+
+/// da [rank, k] += the rows of the blocks that begin at `from`.
+fn add_rows(blocks: &[(Range<usize>, Vec<f32>)], from: usize, k: usize, da: &mut [f32]) {
+    for (r, row) in da.chunks_exact_mut(k).enumerate() {
+        for (columns, block) in blocks {
+            let sum = &block[(from + r) * columns.len()..];
+            row[columns.clone()].iter_mut().zip(sum).for_each(|(da, v)| *da += *v);
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod adamw;
 pub mod attention;
 pub mod attention_tuned;
 pub mod deepstack_add;
+pub mod dropout;
 pub mod embed;
 pub mod gemm;
 pub mod grad_norm;

@@ -17,25 +17,34 @@ pub struct Linear {
 }
 
 impl Linear {
-    /// y = act(x W^T + b) + residual, adapters included; x [T, K] to y [T, sum of N].
+    /// y = act(x W^T + b) + residual, adapters included; x [T, K] to y [T, sum of N]. Adapters that have a dropout need
+    /// `noise` [T, 2] in training, the keys of x's rows.
     pub fn apply(
         &self,
         tape: &mut Tape,
         x: Tensor,
+        noise: Option<Tensor>,
         activation: Activation,
         residual: Option<Tensor>,
     ) -> Result<Tensor> {
-        self.record(tape, x, None, activation, residual, tape.precision().dtype())
+        self.record(tape, x, None, noise, activation, residual, tape.precision().dtype())
     }
 
     /// y = x W^T + b + residual of the rows [R] of x and residual that `rows` names: y [R, sum of N].
-    pub fn apply_rows(&self, tape: &mut Tape, x: Tensor, rows: Tensor, residual: Tensor) -> Result<Tensor> {
-        self.record(tape, x, Some(rows), Activation::None, Some(residual), tape.precision().dtype())
+    pub fn apply_rows(
+        &self,
+        tape: &mut Tape,
+        x: Tensor,
+        rows: Tensor,
+        noise: Option<Tensor>,
+        residual: Tensor,
+    ) -> Result<Tensor> {
+        self.record(tape, x, Some(rows), noise, Activation::None, Some(residual), tape.precision().dtype())
     }
 
     /// x W^T kept in f32 whatever the precision: logits.
     pub fn logits(&self, tape: &mut Tape, x: Tensor) -> Result<Tensor> {
-        self.record(tape, x, None, Activation::None, None, DType::F32)
+        self.record(tape, x, None, None, Activation::None, None, DType::F32)
     }
 
     fn weights(&self) -> impl Iterator<Item = &Weight> {
@@ -45,11 +54,13 @@ impl Linear {
         })
     }
 
+    #[allow(clippy::too_many_arguments, reason = "what one record holds")]
     fn record(
         &self,
         tape: &mut Tape,
         x: Tensor,
         rows: Option<Tensor>,
+        noise: Option<Tensor>,
         activation: Activation,
         residual: Option<Tensor>,
         dtype: DType,
@@ -61,7 +72,10 @@ impl Linear {
         let segments = self.segments.clone();
         let trains = self.weights().any(|w| w.as_trained().is_some()) || tape.requires_gradient(&x);
         let z = (activation != Activation::None && trains).then(|| tape.activation(y.shape));
-        tape.push(linear::Linear { x, rows, segments, activation, residual, s, z, precision: tape.precision(), y })?;
+        // only what an adapter drops out needs keys
+        let noise = noise.filter(|_| segments.iter().flat_map(|seg| &seg.adapter).any(|a| a.dropout.is_some()));
+        let precision = tape.precision();
+        tape.push(linear::Linear { x, rows, segments, activation, residual, noise, s, z, precision, y })?;
         Ok(y)
     }
 }

@@ -6,20 +6,28 @@ use super::config::Config;
 use super::pack::Packed;
 use super::parameters::Parameters;
 use super::positions::{Frequencies, Position};
-use super::text::{Attend, CacheInputs, TextModel, Visual};
+use super::text::{self, Attend, CacheInputs, TextModel, Visual};
 use super::trainable::Trainable;
 use super::vision::{self, Features, VisionTower};
+use crate::base::rng::Stream;
 use crate::base::{DType, Result};
 use crate::device::Device;
 use crate::ops::sample::{Choice, Sample};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 
+/// What the keys of a dropout are of, so that no two rows share one.
+const TOKENS: u64 = 0;
+const PATCHES: u64 = 1;
+const MERGED: u64 = 2;
+
 pub struct Model {
     pub config: Config,
     vision: VisionTower,
     text: TextModel,
     frequencies: Frequencies,
+    /// Whether a pass that is learnt from needs keys for a dropout.
+    drops_out: bool,
 }
 
 /// For which tokens logits are wanted.
@@ -56,9 +64,16 @@ pub struct LossPass {
     rows: Tensor,
     labels: Tensor,
     scale: Tensor,
+    noise: Option<Noise>,
     images: Option<LossImages>,
     /// f32 [R], one a label token.
     pub losses: Tensor,
+}
+
+/// Keys of a dropout.
+struct Noise {
+    text: text::Noise,
+    vision: Option<vision::Noise>,
 }
 
 struct LossImages {
@@ -173,25 +188,26 @@ pub struct StepSizes {
 
 impl Model {
     pub fn load(checkpoint: &Checkpoint, adapter: Option<&Adapter>) -> Result<Model> {
-        Model::build(&checkpoint.config, &Parameters::new(checkpoint, adapter))
+        Model::build(&checkpoint.config, &Parameters::new(checkpoint, adapter), false)
     }
 
     /// A model of which some parameters are trained.
     pub fn training(checkpoint: &Checkpoint, trainable: &Trainable) -> Result<Model> {
-        Model::build(&checkpoint.config, &Parameters::training(checkpoint, trainable))
+        Model::build(&checkpoint.config, &Parameters::training(checkpoint, trainable), trainable.drops_out())
     }
 
     /// A model without weights: its tapes can be planned, costed and printed, and not run.
     pub fn dry(config: &Config, dtype: DType) -> Result<Model> {
-        Model::build(config, &Parameters::dry(config, dtype))
+        Model::build(config, &Parameters::dry(config, dtype), false)
     }
 
-    fn build(config: &Config, parameters: &Parameters) -> Result<Model> {
+    fn build(config: &Config, parameters: &Parameters, drops_out: bool) -> Result<Model> {
         Ok(Model {
             vision: VisionTower::load(parameters, &config.vision)?,
             text: TextModel::load(parameters, config)?,
             frequencies: Frequencies::text(&config.text),
             config: config.clone(),
+            drops_out,
         })
     }
 
@@ -220,7 +236,7 @@ impl Model {
         let mut pixels = None;
         let visual = match &images {
             Some(images) => {
-                let features = self.vision.forward(tape, &images.vision, packed.patch_pairs())?;
+                let features = self.vision.forward(tape, &images.vision, packed.patch_pairs(), None)?;
                 if trace {
                     pixels = Some(tape.keep(images.vision.pixels));
                     tape.keep(features.embeds);
@@ -230,7 +246,7 @@ impl Model {
             }
             None => None,
         };
-        let hidden = self.text.forward(tape, ids, angles, visual.as_ref(), &attend, rows, trace)?;
+        let hidden = self.text.forward(tape, ids, angles, visual.as_ref(), &attend, rows, None, trace)?;
         let logits = self.text.logits(tape, hidden.last)?;
         let features = visual.map(|v| (v.features.embeds, v.features.deepstack));
         Ok(PromptPass { ids, angles, starts, rows, slots, images, features, pixels, hidden: hidden.trace, logits })
@@ -259,7 +275,7 @@ impl Model {
     /// Appends a pass of the tower over the images of packed sequences; the features are kept.
     pub fn vision(&self, tape: &mut Tape, packed: &Packed) -> Result<VisionPass> {
         let inputs = self.vision.inputs(tape, packed.patches(), packed.grids.len());
-        let features = self.vision.forward(tape, &inputs, packed.patch_pairs())?;
+        let features = self.vision.forward(tape, &inputs, packed.patch_pairs(), None)?;
         tape.keep(features.embeds);
         features.deepstack.iter().for_each(|f| _ = tape.keep(*f));
         Ok(VisionPass { inputs, features })
@@ -299,23 +315,43 @@ impl Model {
         let rows = tape.input(DType::I32, [n_labels]);
         let labels = tape.input(DType::I32, [n_labels]);
         let scale = tape.input(DType::F32, [1]);
+        let noise = (self.drops_out && direction == Direction::Both).then(|| {
+            let mut keys = |n: usize| tape.input(DType::I32, [n, 2]);
+            let text = text::Noise { tokens: keys(t), rows: keys(n_labels) };
+            let pixels = images.as_ref().is_some_and(|i| matches!(i.source, LossSource::Pixels(_)));
+            let vision = pixels.then(|| vision::Noise { patches: keys(packed.patches()), merged: keys(u) });
+            Noise { text, vision }
+        });
         let attend = Attend::Prompt { starts, pairs: packed.causal_pairs(), cache: None };
         let visual = match &images {
             Some(images) => {
                 let features = match &images.source {
-                    LossSource::Pixels(inputs) => self.vision.forward(tape, inputs, packed.patch_pairs())?,
+                    LossSource::Pixels(inputs) => {
+                        let keys = noise.as_ref().and_then(|n| n.vision.as_ref());
+                        self.vision.forward(tape, inputs, packed.patch_pairs(), keys)?
+                    }
                     LossSource::Features(features) => features.clone(),
                 };
                 Some(Visual { features, rows: images.rows, tokens: images.tokens })
             }
             None => None,
         };
-        let hidden = self.text.forward(tape, ids, angles, visual.as_ref(), &attend, Some(rows), false)?;
+        let hidden = self.text.forward(
+            tape,
+            ids,
+            angles,
+            visual.as_ref(),
+            &attend,
+            Some(rows),
+            noise.as_ref().map(|n| n.text),
+            false,
+        )?;
         let losses = self.text.loss(tape, hidden.last, labels, scale, direction)?;
-        Ok(LossPass { ids, angles, starts, rows, labels, scale, images, losses })
+        Ok(LossPass { ids, angles, starts, rows, labels, scale, noise, images, losses })
     }
 
-    /// Writes a loss pass's inputs. The gradients are those of `scale` times the sum of the losses.
+    /// Writes a loss pass's inputs. The gradients are those of `scale` times the sum of the losses. `draws` has a random
+    /// stream for each sequence: what drops out of it follows from that and the place in it alone.
     pub fn write_loss(
         &self,
         device: &mut Device,
@@ -324,7 +360,11 @@ impl Model {
         labels: &Labels,
         scale: f32,
         images: Images,
+        draws: &[Stream],
     ) -> Result<()> {
+        if let Some(noise) = &pass.noise {
+            self.write_noise(device, noise, packed, labels, draws)?;
+        }
         if let Some(to) = &pass.images {
             match (&to.source, images) {
                 (LossSource::Pixels(inputs), _) => self.vision.write(device, inputs, &packed.pixels, &packed.grids)?,
@@ -350,6 +390,37 @@ impl Model {
         memory.write_f32(pass.scale, &[scale])
     }
 
+    /// Writes the keys of a dropout: of tokens, patches and merged rows, each by its place in its own sequence.
+    fn write_noise(
+        &self,
+        device: &mut Device,
+        noise: &Noise,
+        packed: &Packed,
+        labels: &Labels,
+        draws: &[Stream],
+    ) -> Result<()> {
+        let lengths = |n_of: &dyn Fn(usize) -> usize| -> Vec<usize> { (0..draws.len()).map(n_of).collect() };
+        let keys = |kind: u64, lengths: Vec<usize>| -> Vec<i32> {
+            let of = |(draw, n): (&Stream, usize)| {
+                let stream = draw.with(kind);
+                (0..n as u64).flat_map(move |i| stream.with(i).key().map(|word| word as i32))
+            };
+            draws.iter().zip(lengths).flat_map(of).collect()
+        };
+        let memory = device.memory();
+        let tokens = keys(TOKENS, lengths(&|b| (packed.starts[b + 1] - packed.starts[b]) as usize));
+        let rows: Vec<i32> = labels.rows.iter().flat_map(|row| &tokens[2 * *row as usize..][..2]).copied().collect();
+        memory.write_i32(noise.text.tokens, &tokens)?;
+        memory.write_i32(noise.text.rows, &rows)?;
+        if let Some(vision) = &noise.vision {
+            let merged = |b: usize| packed.visual_tokens_of(b);
+            let merge = self.config.vision.merge_size.pow(2);
+            memory.write_i32(vision.patches, &keys(PATCHES, lengths(&|b| merged(b) * merge)))?;
+            memory.write_i32(vision.merged, &keys(MERGED, lengths(&merged)))?;
+        }
+        Ok(())
+    }
+
     /// Appends a step through the cache; logits of every new token.
     pub fn step(&self, tape: &mut Tape, sizes: StepSizes, pools: &[(Tensor, Tensor)]) -> Result<StepPass> {
         let StepSizes { sequences: b, tokens: t, max_blocks, block } = sizes;
@@ -360,7 +431,7 @@ impl Model {
         let lengths = tape.input(DType::I32, [b]);
         let blocks = tape.input(DType::I32, [b, max_blocks]);
         let attend = Attend::Cached { cache: CacheInputs { pools, slots }, starts, lengths, blocks, block };
-        let hidden = self.text.forward(tape, ids, angles, None, &attend, None, false)?;
+        let hidden = self.text.forward(tape, ids, angles, None, &attend, None, None, false)?;
         let logits = self.text.logits(tape, hidden.last)?;
         Ok(StepPass { ids, angles, starts, slots, lengths, blocks, logits })
     }

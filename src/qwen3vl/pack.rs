@@ -77,6 +77,12 @@ impl Packed {
         self.grids.iter().map(|g| g.iter().product::<usize>()).sum()
     }
 
+    /// Image tokens of one sequence.
+    pub fn visual_tokens_of(&self, sequence: usize) -> usize {
+        let tokens = self.starts[sequence]..self.starts[sequence + 1];
+        self.visual_tokens.iter().filter(|t| tokens.contains(t)).count()
+    }
+
     /// Pairs of patches that attend to each other.
     pub fn patch_pairs(&self) -> u64 {
         self.grids.iter().map(|g| (g.iter().product::<usize>() as u64).pow(2)).sum()

@@ -71,11 +71,12 @@ impl<'a> Parameters<'a> {
             Some(module) => {
                 let a = Weight::from_f32(&format!("{path}.lora_A"), [module.rank, module.inputs], &module.a)?;
                 let b = Weight::from_f32(&format!("{path}.lora_B"), [module.outputs, module.rank], &module.b)?;
-                Some(linear::Adapter { a, b, scale: module.scale })
+                Some(linear::Adapter { a, b, scale: module.scale, dropout: None })
             }
             None => self.trainable.and_then(|t| t.lora_pair(path)).map(|pair| {
                 let weight = |side: &str, trained| Weight::trained(&format!("{path}.{side}"), trained);
-                linear::Adapter { a: weight("lora_A", pair.a), b: weight("lora_B", pair.b), scale: pair.scale }
+                let (a, b) = (weight("lora_A", pair.a), weight("lora_B", pair.b));
+                linear::Adapter { a, b, scale: pair.scale, dropout: pair.dropout }
             }),
         };
         Ok(Segment { weight, bias, adapter })

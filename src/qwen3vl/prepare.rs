@@ -48,14 +48,32 @@ impl Preparer {
                 self.spec.patches(&rgb)
             })
             .collect::<Result<Vec<_>>>()?;
+        let mut prepared = self.prompt(conversation, patches.iter().map(|p| p.grid).collect(), ending)?;
+        prepared.sequence.pixels = patches.into_iter().flat_map(|p| p.values).collect();
+        Ok(prepared)
+    }
+
+    /// The same without pixels: of pictures in files only the headers are read.
+    pub fn measure(&self, conversation: &Conversation, ending: Ending) -> Result<Prepared> {
+        let grid = |source: &ImageSource| {
+            let (width, height) = match source {
+                ImageSource::File(path) => image::dimensions(path)?,
+                ImageSource::Bytes { name, bytes } => {
+                    let rgb = image::decode(bytes, Path::new(name))?;
+                    (rgb.width, rgb.height)
+                }
+            };
+            let (height, width) = self.spec.target_size(height, width)?;
+            Ok([1, height / self.spec.patch, width / self.spec.patch])
+        };
+        self.prompt(conversation, conversation.images().map(grid).collect::<Result<_>>()?, ending)
+    }
+
+    fn prompt(&self, conversation: &Conversation, grids: Vec<[usize; 3]>, ending: Ending) -> Result<Prepared> {
         let merge = self.spec.merge * self.spec.merge;
-        let tokens: Vec<usize> = patches.iter().map(|p| p.grid.iter().product::<usize>() / merge).collect();
+        let tokens: Vec<usize> = grids.iter().map(|g| g.iter().product::<usize>() / merge).collect();
         let prompt = self.prompts.build(conversation, &tokens, ending)?;
-        let mut sequence = Sequence { ids: prompt.ids, is_image: prompt.is_image, ..Sequence::default() };
-        for p in patches {
-            sequence.grids.push(p.grid);
-            sequence.pixels.extend(p.values);
-        }
+        let sequence = Sequence { ids: prompt.ids, is_image: prompt.is_image, grids, pixels: Vec::new() };
         Ok(Prepared { sequence, labels: prompt.labels })
     }
 }

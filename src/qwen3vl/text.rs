@@ -59,6 +59,13 @@ pub enum Attend<'a> {
     Cached { cache: CacheInputs<'a>, starts: Tensor, lengths: Tensor, blocks: Tensor, block: usize },
 }
 
+/// Keys of a dropout (i32): of every token [T, 2], and of the rows that go on after the last attention [R, 2].
+#[derive(Clone, Copy)]
+pub struct Noise {
+    pub tokens: Tensor,
+    pub rows: Tensor,
+}
+
 /// What a forward pass leaves on the tape.
 pub struct Hidden {
     /// Embeddings with the image rows in place, then the output of each layer before its deepstack add; the last one
@@ -111,7 +118,7 @@ impl TextModel {
     }
 
     /// ids [T] and angles [T, E] become hidden states of the rows that `rows` names, or of all where None. With `trace`
-    /// those of every layer are kept.
+    /// those of every layer are kept. `noise` holds the keys of a dropout.
     #[allow(clippy::too_many_arguments, reason = "the inputs of the text model")]
     pub fn forward(
         &self,
@@ -121,6 +128,7 @@ impl TextModel {
         visual: Option<&Visual>,
         attend: &Attend,
         rows: Option<Tensor>,
+        noise: Option<Noise>,
         trace: bool,
     ) -> Result<Hidden> {
         tape.scope("text.embed");
@@ -134,7 +142,7 @@ impl TextModel {
         let narrow = |l: usize| rows.filter(|_| l + 1 == self.layers.len() && taps <= l);
         for (l, layer) in self.layers.iter().enumerate() {
             tape.scope(format!("text.layer.{l}"));
-            x = self.layer(tape, layer, l, x, angles, attend, narrow(l))?;
+            x = self.layer(tape, layer, l, x, angles, attend, narrow(l), noise)?;
             if trace && l + 1 < self.layers.len() {
                 kept.push(tape.keep(x));
             }
@@ -197,11 +205,13 @@ impl TextModel {
         angles: Tensor,
         attend: &Attend,
         rows: Option<Tensor>,
+        noise: Option<Noise>,
     ) -> Result<Tensor> {
+        let keys = noise.map(|n| n.tokens);
         let (t, heads, precision) = (x.shape.rows(), self.heads, tape.precision());
         let (q_width, k_width) = (heads.queries * heads.width, heads.keys * heads.width);
         let y = layer.input_norm.apply(tape, x)?;
-        let qkv = layer.qkv.apply(tape, y, Activation::None, None)?;
+        let qkv = layer.qkv.apply(tape, y, keys, Activation::None, None)?;
         let (q, k, y) = (tape.activation([t, q_width]), tape.activation([t, k_width]), tape.activation([t, q_width]));
         let scale = (heads.width as f32).powf(-0.5);
         let append = match attend {
@@ -225,13 +235,14 @@ impl TextModel {
             }
         }
         let x = match rows {
-            Some(rows) => layer.o.apply_rows(tape, y, rows, x)?,
-            None => layer.o.apply(tape, y, Activation::None, Some(x))?,
+            Some(rows) => layer.o.apply_rows(tape, y, rows, keys, x)?,
+            None => layer.o.apply(tape, y, keys, Activation::None, Some(x))?,
         };
+        let keys = noise.map(|n| if rows.is_some() { n.rows } else { n.tokens });
         let y = layer.post_norm.apply(tape, x)?;
-        let gate_up = layer.gate_up.apply(tape, y, Activation::None, None)?;
+        let gate_up = layer.gate_up.apply(tape, y, keys, Activation::None, None)?;
         let y = tape.activation([x.shape.rows(), gate_up.shape.width() / 2]);
         tape.push(Swiglu { gate_up, y })?;
-        layer.down.apply(tape, y, Activation::None, Some(x))
+        layer.down.apply(tape, y, keys, Activation::None, Some(x))
     }
 }

@@ -7,10 +7,11 @@
 use super::adapter::Adapter;
 use super::checkpoint::Checkpoint;
 use super::names::{self, LinearModule, Part};
-use crate::base::rng::Stream;
+use crate::base::rng::{self, Stream};
 use crate::base::{DType, Precision, Result, dtype};
 use crate::device::memory::ALIGNMENT;
 use crate::device::{Device, Layout, Place};
+use crate::ops::linear::Dropout;
 use crate::tensor::{Arena, Tensor, Trained, new_generation};
 use std::collections::HashMap;
 
@@ -44,6 +45,8 @@ pub struct LoraPair {
     pub a: Trained,
     pub b: Trained,
     pub scale: f32,
+    /// Of A's input while training.
+    pub dropout: Option<Dropout>,
 }
 
 pub struct Trainable {
@@ -85,10 +88,23 @@ impl Trainable {
         let by_name: HashMap<&str, Trained> = trainable.entries.iter().map(|e| (e.name.as_str(), e.trained)).collect();
         let pair = |path: &str| {
             let side = |side: &str| by_name.get(format!("{path}.{side}.weight").as_str()).copied();
-            Some(LoraPair { a: side("lora_A")?, b: side("lora_B")?, scale })
+            Some(LoraPair { a: side("lora_A")?, b: side("lora_B")?, scale, dropout: None })
         };
         trainable.lora = modules.iter().filter_map(|m| Some((m.path.clone(), pair(&m.path)?))).collect();
         trainable
+    }
+
+    /// The same with a dropout of probability `p` before every A; 0: none.
+    pub fn with_dropout(mut self, p: f64) -> Trainable {
+        for (path, pair) in &mut self.lora {
+            pair.dropout = (p > 0.0).then(|| Dropout { p, module: rng::id(path) });
+        }
+        self
+    }
+
+    /// Whether a pass in training is given keys for a dropout.
+    pub fn drops_out(&self) -> bool {
+        self.lora.values().any(|pair| pair.dropout.is_some())
     }
 
     /// Every tensor of the checkpoint. Biases and norms do not decay.
@@ -188,8 +204,7 @@ impl Trainable {
     /// module's numbers depend on the seed and its name only.
     pub fn start_lora(&self, device: &mut Device, seed: u64) -> Result<()> {
         for entry in self.entries.iter().filter(|e| e.name.ends_with(".lora_A.weight")) {
-            let name = entry.name.bytes().fold(0u64, |h, b| h.wrapping_mul(0x0100_0000_01b3) ^ b as u64);
-            let stream = Stream::new(seed, &[START, name]);
+            let stream = Stream::new(seed, &[START, rng::id(&entry.name)]);
             let bound = 1.0 / (entry.shape[1] as f32).sqrt();
             let n = entry.shape.iter().product::<usize>() as u64;
             let values: Vec<f32> = (0..n).map(|i| (2.0 * stream.uniform(i) - 1.0) * bound).collect();

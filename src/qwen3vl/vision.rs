@@ -54,6 +54,12 @@ pub struct Inputs {
     starts: Tensor,
 }
 
+/// Keys of a dropout (i32): of every patch [P, 2], and of every merged row [U, 2].
+pub struct Noise {
+    pub patches: Tensor,
+    pub merged: Tensor,
+}
+
 /// image_embeds [U, D], and the deepstack features [U, D] in the order of the text layers that they are added after.
 #[derive(Debug, Clone)]
 pub struct Features {
@@ -128,7 +134,8 @@ impl VisionTower {
     }
 
     /// The whole tower over packed images; `pairs` is the sum of the squares of their patch counts.
-    pub fn forward(&self, tape: &mut Tape, inputs: &Inputs, pairs: u64) -> Result<Features> {
+    /// `noise` holds the keys of a dropout.
+    pub fn forward(&self, tape: &mut Tape, inputs: &Inputs, pairs: u64, noise: Option<&Noise>) -> Result<Features> {
         tape.scope("vision.patch_embed");
         let c = self.config.hidden_size;
         let n = inputs.pixels.shape.rows();
@@ -144,39 +151,41 @@ impl VisionTower {
             precision: tape.precision(),
             y: x,
         })?;
+        let keys = noise.map(|n| n.patches);
         let mut deepstack = Vec::new();
         for (i, block) in self.blocks.iter().enumerate() {
             tape.scope(format!("vision.block.{i}"));
             let y = block.norm1.apply(tape, x)?;
-            let qkv = block.qkv.apply(tape, y, Activation::None, None)?;
+            let qkv = block.qkv.apply(tape, y, keys, Activation::None, None)?;
             let (q, k, y) = (tape.activation([n, c]), tape.activation([n, c]), tape.activation([n, c]));
             let (angles, precision) = (inputs.angles, tape.precision());
             tape.push(QkRope { qkv, angles, norms: None, heads, append: None, precision, q, k })?;
             let scale = (heads.width as f32).powf(-0.5);
             let (starts, mask) = (inputs.starts, Mask::Full);
             tape.push(Attention { q, k, v: qkv, v_column: 2 * c, starts, heads, mask, scale, pairs, y })?;
-            x = block.proj.apply(tape, y, Activation::None, Some(x))?;
+            x = block.proj.apply(tape, y, keys, Activation::None, Some(x))?;
             let y = block.norm2.apply(tape, x)?;
-            let y = block.fc1.apply(tape, y, Activation::GeluTanh, None)?;
-            x = block.fc2.apply(tape, y, Activation::None, Some(x))?;
+            let y = block.fc1.apply(tape, y, keys, Activation::GeluTanh, None)?;
+            x = block.fc2.apply(tape, y, keys, Activation::None, Some(x))?;
             // the features are handed on in the order of blocks, each through the merger at its place in the list
             if let Some(k) = self.config.deepstack_indexes.iter().position(|tap| *tap == i) {
                 tape.scope(format!("vision.deepstack.{k}"));
-                deepstack.push(self.deepstack[k].forward(tape, x, self.config.merge_size)?);
+                deepstack.push(self.deepstack[k].forward(tape, x, self.config.merge_size, noise)?);
             }
         }
         tape.scope("vision.merger");
-        Ok(Features { embeds: self.merger.forward(tape, x, self.config.merge_size)?, deepstack })
+        Ok(Features { embeds: self.merger.forward(tape, x, self.config.merge_size, noise)?, deepstack })
     }
 }
 
 impl Merger {
-    fn forward(&self, tape: &mut Tape, x: Tensor, merge: usize) -> Result<Tensor> {
+    fn forward(&self, tape: &mut Tape, x: Tensor, merge: usize, noise: Option<&Noise>) -> Result<Tensor> {
+        let keys = noise.map(|n| n.merged);
         let (n, c) = (x.shape.rows(), x.shape.width());
         let y = self.norm.apply(tape, x.reshaped([n * c / self.norm_width, self.norm_width]))?;
         let rows = n / (merge * merge);
-        let y = self.fc1.apply(tape, y.reshaped([rows, n * c / rows]), Activation::GeluErf, None)?;
-        self.fc2.apply(tape, y, Activation::None, None)
+        let y = self.fc1.apply(tape, y.reshaped([rows, n * c / rows]), keys, Activation::GeluErf, None)?;
+        self.fc2.apply(tape, y, keys, Activation::None, None)
     }
 }
 

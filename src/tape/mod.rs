@@ -3,13 +3,16 @@
 //!
 //! A tape is a flat list of records over shapes; nothing is computed or allocated while it is written. [`Tape::plan`]
 //! gives each value an interval of life and bytes of the activation arena, [`Tape::run`] runs the records in order.
-//! Floor 5: uses `ops`, `tensor`, `device`, `base`. Start at [`Tape`], then [`plan`].
+//! Floor 5: uses `ops`, `tensor`, `device`, `base`. Start at [`Tape`], then [`plan`];
+//! gradients are in [`rules`], what is computed twice to save memory in [`recompute`].
 
 mod plan;
 mod print;
+mod recompute;
 mod record;
 mod rules;
 
+pub use recompute::Fitted;
 pub use record::Record;
 
 use crate::base::{DType, Precision, Result, Shape};
@@ -30,11 +33,14 @@ struct Value {
 }
 
 /// Records in the order of execution, and the values that they name.
+#[derive(Clone)]
 pub struct Tape {
     generation: u32,
     precision: Precision,
     values: Vec<Value>,
     records: Vec<Record>,
+    /// For each record whether it runs a second time, for backward: see [`recompute`].
+    made_again: Vec<bool>,
     /// For each record the part of the model that it belongs to: an index into `scope_names`.
     scopes: Vec<usize>,
     scope_names: Vec<String>,
@@ -48,6 +54,7 @@ impl Tape {
             precision,
             values: Vec::new(),
             records: Vec::new(),
+            made_again: Vec::new(),
             scopes: Vec::new(),
             scope_names: vec![String::new()],
         }
@@ -103,6 +110,7 @@ impl Tape {
             }
         }
         self.records.push(record);
+        self.made_again.push(false);
         self.scopes.push(self.scope_names.len() - 1);
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! memory plan, the cost and the trace then cover both directions alike. Parameters' gradients lie outside the tape and
 //! are always added to; a value's gradient is written by its first contribution and added to by later ones.
 
+use super::recompute::Again;
 use super::{Record, Tape};
 use crate::base::{Error, Result};
 use crate::device::Accumulate;
@@ -58,6 +59,11 @@ impl Gradients {
 impl Tape {
     /// Appends the backward of everything recorded so far, starting from each `linear_loss`.
     pub fn backward(&mut self) -> Result<()> {
+        self.backward_after(&mut Again::none())
+    }
+
+    /// [`Tape::backward`], where the records of `again` run a second time before their results are read.
+    pub(super) fn backward_after(&mut self, again: &mut Again) -> Result<()> {
         let mut gradients = Gradients::default();
         for i in (0..self.records.len()).rev() {
             let record = self.records[i].clone();
@@ -65,12 +71,12 @@ impl Tape {
             if self.scope_names.last() != Some(&scope) {
                 self.scope(scope);
             }
-            self.rule(record, &mut gradients)?;
+            self.rule(record, &mut gradients, again)?;
         }
         Ok(())
     }
 
-    fn rule(&mut self, record: Record, gradients: &mut Gradients) -> Result<()> {
+    fn rule(&mut self, record: Record, gradients: &mut Gradients, again: &mut Again) -> Result<()> {
         match record {
             Record::LinearLoss(op) => {
                 if let Some(dx) = op.dx {
@@ -86,7 +92,7 @@ impl Tape {
                 let dresidual = part.and_then(|residual| gradients.to(self, residual));
                 let backward = LinearBackward { forward: op, dy, dx, dresidual };
                 if !backward.outputs().is_empty() {
-                    self.push(backward)?;
+                    self.push_backward(again, backward)?;
                 }
                 if let Some(residual) = whole {
                     gradients.pass_on(self, residual, dy)?;
@@ -95,31 +101,31 @@ impl Tape {
             Record::Norm(op) => {
                 let Some(dy) = gradients.of(op.y) else { return Ok(()) };
                 let dx = gradients.to(self, op.x);
-                self.push(NormBackward { forward: op, dy, dx })?;
+                self.push_backward(again, NormBackward { forward: op, dy, dx })?;
             }
             Record::Swiglu(op) => {
                 let Some(dy) = gradients.of(op.y) else { return Ok(()) };
                 if let Some(dgate_up) = gradients.to(self, op.gate_up) {
-                    self.push(SwigluBackward { forward: op, dy, dgate_up })?;
+                    self.push_backward(again, SwigluBackward { forward: op, dy, dgate_up })?;
                 }
             }
             Record::Attention(op) => {
                 let Some(dy) = gradients.of(op.y) else { return Ok(()) };
                 let (dq, dk) = (gradients.to(self, op.q), gradients.to(self, op.k));
                 if let (Some(dq), Some(dk), Some(dv)) = (dq, dk, gradients.to(self, op.v)) {
-                    self.push(AttentionBackward { forward: op, dy, dq, dk, dv })?;
+                    self.push_backward(again, AttentionBackward { forward: op, dy, dq, dk, dv })?;
                 }
             }
             Record::QkRope(op) => {
                 let (Some(dq), Some(dk)) = (gradients.of(op.q), gradients.of(op.k)) else { return Ok(()) };
                 if let Some(dqkv) = gradients.to(self, op.qkv) {
-                    self.push(QkRopeBackward { forward: op, dq, dk, dqkv })?;
+                    self.push_backward(again, QkRopeBackward { forward: op, dq, dk, dqkv })?;
                 }
             }
             Record::DeepstackAdd(op) => {
                 let Some(dy) = gradients.of(op.y) else { return Ok(()) };
                 if let Some(dfeatures) = gradients.to(self, op.features) {
-                    self.push(DeepstackAddBackward { rows: op.rows, dy, dfeatures })?;
+                    self.push_backward(again, DeepstackAddBackward { rows: op.rows, dy, dfeatures })?;
                 }
                 gradients.pass_on(self, op.x, dy)?;
             }
@@ -128,14 +134,14 @@ impl Tape {
                 let dfeatures = op.image.and_then(|(features, _)| gradients.to(self, features));
                 let backward = EmbedBackward { forward: op, dy, dfeatures };
                 if !backward.outputs().is_empty() {
-                    self.push(backward)?;
+                    self.push_backward(again, backward)?;
                 }
             }
             Record::PatchEmbed(op) => {
                 let Some(dy) = gradients.of(op.y) else { return Ok(()) };
                 let backward = PatchEmbedBackward { forward: op, dy };
                 if !backward.outputs().is_empty() {
-                    self.push(backward)?;
+                    self.push_backward(again, backward)?;
                 }
             }
             Record::AttentionCached(_) | Record::Sample(_) => {

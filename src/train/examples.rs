@@ -5,7 +5,8 @@ use super::order::{Order, Step};
 use super::step::{Example, Trainer};
 use crate::base::{Error, Result, error::Context};
 use crate::data::dataset::Sample;
-use crate::qwen3vl::prepare::Preparer;
+use crate::data::messages::Conversation;
+use crate::qwen3vl::prepare::{Prepared, Preparer};
 use crate::qwen3vl::template::Ending;
 use rayon::prelude::*;
 use std::collections::HashSet;
@@ -17,32 +18,57 @@ pub struct Samples<'a> {
     pub file: &'a Path,
     pub all: &'a [Sample],
     pub preparer: &'a Preparer,
+    /// Positions that the model has.
+    pub most_tokens: usize,
 }
 
 impl Samples<'_> {
-    /// One sample, ready to be learnt. Errors name its line: a picture that cannot be read, nothing to learn.
+    /// One sample, ready to be learnt. Errors name its line: a picture that cannot be read, nothing to learn, more
+    /// tokens than the model has positions for.
     pub fn prepare(&self, at: usize) -> Result<Example> {
+        self.example(at, Preparer::prepare)
+    }
+
+    /// All samples without their pixels, to plan with: of pictures only the headers are read.
+    pub fn measure(&self) -> Result<Vec<Example>> {
+        (0..self.all.len()).into_par_iter().map(|at| self.example(at, Preparer::measure)).collect()
+    }
+
+    fn example(
+        &self,
+        at: usize,
+        prepare: impl Fn(&Preparer, &Conversation, Ending) -> Result<Prepared>,
+    ) -> Result<Example> {
         let sample = &self.all[at];
-        let prepared = self.preparer.prepare(&sample.conversation, Ending::Complete).context(format!(
+        let prepared = prepare(self.preparer, &sample.conversation, Ending::Complete).context(format!(
             "{}, line {}",
             self.file.display(),
             sample.line
         ))?;
-        let example = Example { sequence: prepared.sequence, labels: prepared.labels, features: None };
+        let id = sample.line as u64;
+        let example = Example { id, sequence: prepared.sequence, labels: prepared.labels, features: None };
+        let refuse = |said: String| Err(Error::line(self.file, sample.line, said));
         if example.label_tokens() == 0 {
-            let said = "has no token to learn: no assistant turn, or an empty one";
-            return Err(Error::line(self.file, sample.line, said));
+            return refuse("has no token to learn: no assistant turn, or an empty one".into());
+        }
+        let tokens = example.sequence.ids.len();
+        if tokens > self.most_tokens {
+            return refuse(format!(
+                "has {tokens} tokens, and the model positions for {}: the label would be cut off; lower --max-pixels, or \
+                 shorten its text",
+                self.most_tokens
+            ));
         }
         Ok(example)
     }
 
-    /// Sends each step with the examples that were not sent before (all of them where `keep` is false), in order, until
-    /// nobody listens any more.
-    pub fn ahead(&self, order: &Order, done: u64, keep: bool, send: SyncSender<Result<(Step, Vec<Fresh>)>>) {
+    /// Sends each step with the examples that are needed and not kept, in order, until nobody listens any more. Those of
+    /// the first `keep` samples are kept once they were sent.
+    pub fn ahead(&self, order: &Order, done: u64, keep: usize, send: SyncSender<Result<(Step, Vec<Fresh>)>>) {
         let mut sent = HashSet::new();
         for step in order.steps_after(done) {
             let wanted: Vec<usize> =
-                step.micro_batches.iter().flatten().copied().filter(|at| !keep || sent.insert(*at)).collect();
+                step.micro_batches.iter().flatten().copied().filter(|at| *at >= keep || sent.insert(*at)).collect();
             let fresh: Result<Vec<Fresh>> =
                 wanted.par_iter().map(|at| Ok(Fresh { at: *at, example: self.prepare(*at)? })).collect();
             let failed = fresh.is_err();
@@ -62,18 +88,19 @@ pub struct Fresh {
 /// Examples at hand, by sample.
 pub struct Kept {
     examples: Vec<Option<Example>>,
-    keep: bool,
+    /// The first so many samples stay.
+    keep: usize,
 }
 
 impl Kept {
-    pub fn new(n: usize, keep: bool) -> Kept {
+    pub fn new(n: usize, keep: usize) -> Kept {
         Kept { examples: vec![None; n], keep }
     }
 
-    /// Takes fresh examples in; those whose features can be kept go through the tower, and lose their pixels.
+    /// Takes fresh examples in; where the tower is frozen they go through it, and lose their pixels.
     pub fn take(&mut self, trainer: &mut Trainer, fresh: Vec<Fresh>) -> Result<()> {
         for Fresh { at, mut example } in fresh {
-            if self.keep {
+            if trainer.keeps_features() {
                 example.features = trainer.features(&example.sequence)?;
                 example.sequence.pixels = Vec::new();
             }
@@ -89,8 +116,6 @@ impl Kept {
 
     /// Lets go of what is prepared again next time.
     pub fn release(&mut self, step: &Step) {
-        if !self.keep {
-            step.micro_batches.iter().flatten().for_each(|at| self.examples[*at] = None);
-        }
+        step.micro_batches.iter().flatten().filter(|at| **at >= self.keep).for_each(|at| self.examples[*at] = None);
     }
 }

@@ -33,8 +33,8 @@ pub struct EvalMetrics {
     pub eval_accuracy: f64,
     pub eval_correct: u64,
     pub eval_samples: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub eval_loss: Option<f64>,
+    /// Mean over the label tokens, as `loss` is.
+    pub eval_loss: f64,
     pub eval_seconds: f64,
 }
 
@@ -67,7 +67,6 @@ impl Record for EvalMetrics {
     }
 
     fn scalars(&self) -> Vec<(&'static str, f64)> {
-        let loss = self.eval_loss.map(|loss| ("eval_loss", loss));
-        [("eval_accuracy", self.eval_accuracy)].into_iter().chain(loss).collect()
+        vec![("eval_accuracy", self.eval_accuracy), ("eval_loss", self.eval_loss)]
     }
 }

@@ -1,8 +1,9 @@
 //! Training: the step, the loop, the run's folder.
 //!
 //! Floor 8: uses `infer`, `classify`, `qwen3vl`, `data`, `io`, `tape`, `device`, `base`. Start at [`session`], the loop,
-//! and [`step`]. Which samples a step learns from ([`order`]) and at which rate ([`schedule`]) follows from its number
-//! alone, so that a resumed run needs no state of theirs. [`run_folder`] owns a run's files; [`sweep`] searches over settings.
+//! and [`step`]; what a run needs is known before from [`plan`]. Which samples a step learns from ([`order`]) and at
+//! which rate ([`schedule`]) follows from its number alone, so that a resumed run needs no state of theirs.
+//! [`run_folder`] owns a run's files; [`sweep`] searches over settings.
 
 pub mod checkpoint;
 pub mod config_file;
@@ -12,6 +13,7 @@ pub mod fingerprint;
 pub mod lora;
 pub mod metrics;
 pub mod order;
+pub mod plan;
 pub mod run_folder;
 pub mod schedule;
 pub mod session;

@@ -4,6 +4,7 @@
 //! config.toml                    the settings; `vlm train --config` with it does the run again
 //! metrics.jsonl                  a line a step and a line an evaluation      \  append-only: cut back to where the
 //! events.out.tfevents.run.vlm    the same for TensorBoard                    /  checkpoint was when a run is resumed
+//! summary.json                   seconds, and dollars where --dollars-per-hour was given
 //! checkpoints/step-N.safetensors the last two
 //! adapter_model.safetensors, adapter_config.json      written by the loop
 //! ```
@@ -17,6 +18,7 @@ use super::metrics::Record;
 use super::settings::Settings;
 use super::{config_file, events};
 use crate::base::{Error, Result};
+use crate::io::atomic;
 use crate::io::log_file::LogFile;
 use serde_json::{Map, Value};
 use std::fs;
@@ -28,6 +30,7 @@ const METRICS: &str = "metrics.jsonl";
 /// TensorBoard looks for `tfevents` in a name.
 const EVENTS: &str = "events.out.tfevents.run.vlm";
 const CHECKPOINTS: &str = "checkpoints";
+const SUMMARY: &str = "summary.json";
 /// What the loop writes at the end, or at each better evaluation.
 const RESULTS: [&str; 2] = ["adapter_model.safetensors", "adapter_config.json"];
 
@@ -140,6 +143,12 @@ impl RunFolder {
         self.events.append(&events::scalars(wall_time, record.step(), &record.scalars()))
     }
 
+    /// Writes what the run took and came to.
+    pub fn write_summary(&self, summary: &Value) -> Result<()> {
+        let text = serde_json::to_string_pretty(summary).unwrap_or_default() + "\n";
+        atomic::write_file(&self.dir.join(SUMMARY), |out| out.write(text.as_bytes()))
+    }
+
     /// Writes a checkpoint: returns once it is on disk and older ones are gone. `state` comes back as it is.
     pub fn save(&mut self, position: Position, state: Value, arrays: &Arrays) -> Result<()> {
         self.metrics.sync()?;
@@ -183,7 +192,7 @@ fn remove_run(dir: &Path) -> Result<()> {
     for (_, path) in checkpoint::list(&dir.join(CHECKPOINTS))?.into_iter().rev() {
         fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
     }
-    for name in [METRICS, EVENTS, CONFIG].iter().chain(&RESULTS) {
+    for name in [METRICS, EVENTS, SUMMARY, CONFIG].iter().chain(&RESULTS) {
         let path = dir.join(name);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),

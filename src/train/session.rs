@@ -1,14 +1,16 @@
 //! A run from its settings to its adapter: the loop over steps, with evaluation, checkpoints and an early end.
 
 use super::checkpoint::Position;
-use super::examples::{Kept, Samples};
+use super::examples::{Fresh, Kept, Samples};
 use super::fingerprint;
 use super::lora::Lora;
 use super::metrics::{EvalMetrics, StepMetrics};
 use super::order::{Order, Spread, Step, pick};
+use super::plan::{Plan, Planner, Roof};
 use super::run_folder::{RunFolder, Start, identity_of};
 use super::settings::Settings;
 use super::step::{Optimizer, Trainer};
+use crate::base::rng::Stream;
 use crate::base::{Error, Precision, Result};
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
@@ -19,10 +21,12 @@ use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::adapter_write::{Pair, write_adapter};
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::model::Model;
+use crate::qwen3vl::names::Counts;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::processor::read_patch_spec;
 use crate::qwen3vl::save::save_trained;
 use crate::qwen3vl::trainable::Trainable;
+use rayon::prelude::*;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
@@ -30,6 +34,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// An overfit check is passed when the loss of a step is below this.
 const OVERFIT_LOSS: f64 = 0.01;
+
+/// The random numbers of what drops out ("drop").
+const DROPOUT: u64 = 0x6472_6f70;
 
 /// What the caller is told on the way, and asked.
 pub struct Watch<'a> {
@@ -50,6 +57,8 @@ pub struct Begin {
     pub start: Start,
     /// Write the gradients of step 1 here.
     pub first_gradients: Option<PathBuf>,
+    /// What an hour of this machine costs.
+    pub dollars_per_hour: Option<f64>,
 }
 
 /// How a run ended.
@@ -70,10 +79,39 @@ struct Best {
     since: u64,
 }
 
+/// What a checkpoint holds beside the numbers.
+#[derive(Debug, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+struct State {
+    best: Option<Best>,
+    below: u64,
+    seconds: f64,
+}
+
 /// What a run trains, and in what form its result is written.
 enum Kind {
     Lora(Box<Lora>),
     Full,
+}
+
+/// What a run stands on, read and checked, before anything is computed.
+struct Inputs {
+    checkpoint: Checkpoint,
+    preparer: Preparer,
+    samples: Vec<Sample>,
+    evaluation: Option<Evaluation>,
+    kind: Kind,
+    /// The adapter to start from.
+    init: Option<Adapter>,
+    trainable: Trainable,
+    order: Order,
+}
+
+/// A validation set and its answers.
+struct Evaluation {
+    file: PathBuf,
+    samples: Vec<Sample>,
+    classes: Vec<String>,
 }
 
 struct Session<'a> {
@@ -82,8 +120,14 @@ struct Session<'a> {
     kind: Kind,
     trainer: Trainer,
     folder: RunFolder,
-    evaluation: Option<(PathBuf, Vec<Sample>, Vec<String>)>,
+    evaluation: Option<Evaluation>,
     best: Option<Best>,
+    /// Steps in a row whose loss passes an overfit check.
+    below: u64,
+    /// Of earlier processes of this run.
+    seconds_before: f64,
+    started: Instant,
+    dollars_per_hour: Option<f64>,
 }
 
 /// Trains as `settings` say.
@@ -94,44 +138,31 @@ pub fn train(
     begin: &Begin,
     watch: &mut Watch,
 ) -> Result<End> {
-    if settings.dropout > 0.0 {
-        let said = format!("--dropout {}: adapters are trained without dropout; leave it at 0", settings.dropout);
+    let started = Instant::now();
+    if let (Device::Launch(_), true) = (&device, settings.dropout > 0.0) {
+        let said = format!(
+            "--dropout {}: there is no kernel for it yet; use --device cpu, or leave it at 0",
+            settings.dropout
+        );
         return Err(Error::Unsupported(said));
     }
-    let checkpoint = Checkpoint::open(&settings.model)?;
-    let mut spec = read_patch_spec(&settings.model)?;
-    spec.min_pixels = settings.min_pixels.unwrap_or(spec.min_pixels);
-    spec.max_pixels = settings.max_pixels.unwrap_or(spec.max_pixels);
-    let preparer = Preparer::open(&settings.model, &checkpoint.config, spec)?;
-    let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
-    let data = read_dataset(&settings.data, settings.prompt.as_deref(), on_bad)?;
-    data.skipped.iter().for_each(|e| (watch.said)(Said::Note(format!("left out: {e}"))));
-    let samples = chosen(settings, data.samples)?;
-    let evaluation = match &settings.eval_data {
-        Some(file) => {
-            let samples = read_dataset(file, settings.prompt.as_deref(), on_bad)?.samples;
-            let classes = Classes::of(file, &samples, false)?.names;
-            if classes.len() > MOST_CHOICES {
-                let said = format!("has {} answers; a run is evaluated on at most {MOST_CHOICES}", classes.len());
-                return Err(Error::file(file, said));
-            }
-            Some((file.clone(), samples, classes))
-        }
-        None => None,
-    };
-    let mut inputs = fingerprint::Fingerprints::new();
-    inputs.insert("the model".into(), fingerprint::of_model(&settings.model)?);
-    inputs.insert("the training set".into(), fingerprint::of_file(&settings.data)?);
-    inputs.insert("the photos of the training set".into(), fingerprint::of_photos(&samples)?);
-    let identity = identity_of(settings, inputs)?;
-    let init = settings.init_adapter.as_ref().map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
-    let (kind, trainable) = if settings.full {
-        (Kind::Full, Trainable::full(&checkpoint))
-    } else {
-        let lora = Lora::resolve(settings, init.as_ref().map(|a| &a.config), &checkpoint.config)?;
-        let trainable = Trainable::lora(&lora.modules, lora.config.rank, lora.scale);
-        (Kind::Lora(Box::new(lora)), trainable)
-    };
+    let Inputs { checkpoint, preparer, samples: all, evaluation, kind, init, trainable, order } =
+        Inputs::read(settings, watch)?;
+    let most_tokens = checkpoint.config.text.max_position_embeddings;
+    let samples = Samples { file: &settings.data, all: &all, preparer: &preparer, most_tokens };
+    let model = Model::training(&checkpoint, &trainable)?;
+    // before anything else that reads the photos: its errors name the line
+    let measured = samples.measure()?;
+    let identity = identity_of(settings, fingerprints(settings, &all, evaluation.as_ref())?)?;
+    let weight_bytes = device.weight_bytes(Counts::of(&checkpoint.config).parameters());
+    let planner = Planner { model: &model, trainable: &trainable, precision, weight_bytes, measured: &measured };
+    let (budget, asked) = budget(settings, &device);
+    let plan = planner.plan(&order, budget, None)?;
+    planner.refusal(&plan, budget, asked, settings.batch_size)?;
+    if let Kind::Lora(_) = kind {
+        planner.every_tensor_is_reached(&order)?;
+    }
+    drop(measured);
     let mut device = device;
     trainable.allocate(&mut device)?;
     match (&kind, &init) {
@@ -141,7 +172,7 @@ pub fn train(
     }
     let opened = RunFolder::open(settings, identity, begin.start, now())?;
     opened.warnings.iter().for_each(|w| (watch.said)(Said::Note(w.clone())));
-    let (mut done, mut best) = (0, None);
+    let (mut done, mut state) = (0, State::default());
     if let Some(from) = &opened.resumed {
         let n = trainable.values.shape.elements();
         let (mut values, mut first, mut second) = (vec![0.0; n], vec![0.0; n], vec![0.0; n]);
@@ -150,30 +181,137 @@ pub fn train(
         device.memory().write_f32(trainable.first, &first)?;
         device.memory().write_f32(trainable.second, &second)?;
         done = from.about.position.step;
-        best = serde_json::from_value(from.about.state["best"].clone()).unwrap_or_default();
+        state = serde_json::from_value(from.about.state.clone()).unwrap_or_default();
         (watch.said)(Said::Note(format!("goes on after step {done}")));
     }
-    let order = Order::new(
-        samples.len(),
-        settings.batch_size,
-        settings.grad_accumulation,
-        settings.sequence(),
-        settings.length(),
-    )?;
-    let model = Model::training(&checkpoint, &trainable)?;
-    let budget = settings.memory.map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
-    let trainer = Trainer { engine: Engine::new(model, device, precision), trainable, budget };
+    let left = budget.saturating_sub(plan.weight_bytes + plan.trained_bytes + plan.features_bytes);
+    let trainer = Trainer { engine: Engine::new(model, device, precision), trainable, budget: Some(left) };
     (watch.said)(Said::Note(format!(
         "{} samples, {} steps, {} trained parameters in {} tensors",
-        samples.len(),
+        all.len(),
         order.total_steps(),
         trainer.trainable.parameters(),
         trainer.trainable.entries.len()
     )));
-    let mut session =
-        Session { settings, checkpoint: &checkpoint, kind, trainer, folder: opened.folder, evaluation, best };
-    let samples = Samples { file: &settings.data, all: &samples, preparer: &preparer };
-    session.run(&samples, &order, done, begin, watch)
+    if plan.recompute_level > 0 {
+        (watch.said)(Said::Note(format!(
+            "computes some values twice so that the activations fit: level {} of {}",
+            plan.recompute_level, plan.recompute_levels
+        )));
+    }
+    let mut session = Session {
+        settings,
+        checkpoint: &checkpoint,
+        kind,
+        trainer,
+        folder: opened.folder,
+        evaluation,
+        best: state.best,
+        below: state.below,
+        seconds_before: state.seconds,
+        started,
+        dollars_per_hour: begin.dollars_per_hour,
+    };
+    session.run(&samples, &order, done, plan.features_kept, begin, watch)
+}
+
+/// What a run would need, without running it; `stated` is taken for what the device reaches, else it is timed.
+pub fn dry_run(
+    settings: &Settings,
+    device: &mut Device,
+    precision: Precision,
+    stated: Option<Roof>,
+    watch: &mut Watch,
+) -> Result<Plan> {
+    let inputs = Inputs::read(settings, watch)?;
+    let config = &inputs.checkpoint.config;
+    let most_tokens = config.text.max_position_embeddings;
+    let samples = Samples { file: &settings.data, all: &inputs.samples, preparer: &inputs.preparer, most_tokens };
+    let measured = samples.measure()?;
+    let model = Model::training(&inputs.checkpoint, &inputs.trainable)?;
+    let weight_bytes = device.weight_bytes(Counts::of(config).parameters());
+    let trainable = &inputs.trainable;
+    let planner = Planner { model: &model, trainable, precision, weight_bytes, measured: &measured };
+    let (budget, asked) = budget(settings, device);
+    let roof = match stated {
+        Some(roof) => roof,
+        None => Roof::measure(device, precision, config.text.hidden_size)?,
+    };
+    let plan = planner.plan(&inputs.order, budget, Some(roof))?;
+    planner.refusal(&plan, budget, asked, settings.batch_size)?;
+    if let Kind::Lora(_) = inputs.kind {
+        planner.every_tensor_is_reached(&inputs.order)?;
+    }
+    Ok(plan)
+}
+
+/// Bytes that the arenas may take together, and who says so.
+fn budget(settings: &Settings, device: &Device) -> (usize, &'static str) {
+    match settings.memory {
+        Some(bytes) => (usize::try_from(bytes).unwrap_or(usize::MAX), "--memory"),
+        None => (device.free_bytes().unwrap_or(usize::MAX), "the device's free memory,"),
+    }
+}
+
+impl Inputs {
+    fn read(settings: &Settings, watch: &mut Watch) -> Result<Inputs> {
+        let checkpoint = Checkpoint::open(&settings.model)?;
+        let mut spec = read_patch_spec(&settings.model)?;
+        spec.min_pixels = settings.min_pixels.unwrap_or(spec.min_pixels);
+        spec.max_pixels = settings.max_pixels.unwrap_or(spec.max_pixels);
+        let preparer = Preparer::open(&settings.model, &checkpoint.config, spec)?;
+        let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        let data = read_dataset(&settings.data, settings.prompt.as_deref(), on_bad)?;
+        data.skipped.iter().for_each(|e| (watch.said)(Said::Note(format!("left out: {e}"))));
+        let samples = chosen(settings, data.samples)?;
+        let evaluation = match &settings.eval_data {
+            Some(file) => Some(Evaluation::of(file, read_dataset(file, settings.prompt.as_deref(), on_bad)?.samples)?),
+            None => None,
+        };
+        let init = settings.init_adapter.as_ref().map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
+        let (kind, trainable) = if settings.full {
+            (Kind::Full, Trainable::full(&checkpoint))
+        } else {
+            let lora = Lora::resolve(settings, init.as_ref().map(|a| &a.config), &checkpoint.config)?;
+            let trainable = Trainable::lora(&lora.modules, lora.config.rank, lora.scale).with_dropout(settings.dropout);
+            (Kind::Lora(Box::new(lora)), trainable)
+        };
+        let (batch, accumulation) = (settings.batch_size, settings.grad_accumulation);
+        let order = Order::new(samples.len(), batch, accumulation, settings.sequence(), settings.length())?;
+        Ok(Inputs { checkpoint, preparer, samples, evaluation, kind, init, trainable, order })
+    }
+}
+
+impl Evaluation {
+    fn of(file: &Path, samples: Vec<Sample>) -> Result<Evaluation> {
+        let classes = Classes::of(file, &samples, false)?.names;
+        if classes.len() > MOST_CHOICES {
+            let said = format!("has {} answers; a run is evaluated on at most {MOST_CHOICES}", classes.len());
+            return Err(Error::file(file, said));
+        }
+        Ok(Evaluation { file: file.into(), samples, classes })
+    }
+}
+
+/// What must not change while a run is interrupted.
+fn fingerprints(
+    settings: &Settings,
+    samples: &[Sample],
+    evaluation: Option<&Evaluation>,
+) -> Result<fingerprint::Fingerprints> {
+    let mut inputs = fingerprint::Fingerprints::new();
+    inputs.insert("the model".into(), fingerprint::of_model(&settings.model)?);
+    inputs.insert("the training set".into(), fingerprint::of_file(&settings.data)?);
+    inputs.insert("the photos of the training set".into(), fingerprint::of_photos(samples)?);
+    if let Some(evaluation) = evaluation {
+        inputs.insert("the validation set".into(), fingerprint::of_file(&evaluation.file)?);
+        inputs.insert("the photos of the validation set".into(), fingerprint::of_photos(&evaluation.samples)?);
+    }
+    if let Some(dir) = &settings.init_adapter {
+        inputs
+            .insert("the adapter to start from".into(), fingerprint::of_file(&dir.join("adapter_model.safetensors"))?);
+    }
+    Ok(inputs)
 }
 
 /// The samples of `--subset` or `--overfit`, or all.
@@ -193,12 +331,20 @@ fn now() -> f64 {
 }
 
 impl Session<'_> {
-    fn run(&mut self, samples: &Samples, order: &Order, done: u64, begin: &Begin, watch: &mut Watch) -> Result<End> {
-        let keep = self.trainer.keeps_features();
+    /// `keep`: of so many samples, from the first, prepared examples stay.
+    fn run(
+        &mut self,
+        samples: &Samples,
+        order: &Order,
+        done: u64,
+        keep: usize,
+        begin: &Begin,
+        watch: &mut Watch,
+    ) -> Result<End> {
         let mut kept = Kept::new(samples.all.len(), keep);
         let total = order.total_steps();
         let per_epoch = order.steps_per_epoch();
-        let (mut at, mut loss) = (done, None);
+        let (mut at, mut loss, mut passed) = (done, None, false);
         std::thread::scope(|scope| {
             let (send, receive) = sync_channel(1);
             scope.spawn(move || samples.ahead(order, done, keep, send));
@@ -211,7 +357,8 @@ impl Session<'_> {
                 self.folder.log(&metrics, now())?;
                 (watch.said)(Said::Step(metrics, total));
                 (at, loss) = (step.number, Some(metrics.loss));
-                let overfitted = self.settings.overfit.is_some() && metrics.loss < OVERFIT_LOSS;
+                let overfitted =
+                    self.settings.overfit.is_some() && self.overfitted(samples, metrics.loss, per_epoch)?;
                 let last = at == total || overfitted;
                 let ends_epoch = at.is_multiple_of(per_epoch);
                 let mut stop = overfitted;
@@ -224,26 +371,80 @@ impl Session<'_> {
                     self.save(&step)?;
                 }
                 if interrupted && !last && !stop {
+                    self.summary(at, loss)?;
                     return Ok(End::Interrupted { steps: at });
+                }
+                if overfitted {
+                    passed = true;
                 }
                 if stop {
                     break;
                 }
             }
+            self.summary(at, loss)?;
             if self.best.is_none() {
                 self.write_result()?;
             }
-            if let (Some(n), Some(loss)) = (self.settings.overfit, loss)
-                && loss >= OVERFIT_LOSS
-            {
+            if let (Some(n), false, Some(loss)) = (self.settings.overfit, passed, loss) {
+                let right =
+                    self.answers(samples)?.map_or(String::new(), |right| format!(", {right} of {n} answers right"));
                 return Err(Error::Unsupported(format!(
-                    "the overfit check failed: after {at} steps the loss on {n} samples is {loss:.4}, not below \
-                     {OVERFIT_LOSS}; raise --learning-rate, --rank or --max-steps, or look for labels that contradict \
-                     each other"
+                    "the overfit check failed: after {at} steps the loss is {loss:.4}{right}; wanted are a loss below \
+                     {OVERFIT_LOSS} on each of the {n} samples' batches and every answer right; raise --learning-rate, \
+                     --rank or --max-steps, or look for labels that contradict each other"
                 )));
             }
             Ok(End::Done { steps: at, loss })
         })
+    }
+
+    /// Whether all samples are learnt: every batch of one pass over them has a loss below the bound, and every answer is
+    /// right.
+    fn overfitted(&mut self, samples: &Samples, loss: f64, per_epoch: u64) -> Result<bool> {
+        self.below = if loss < OVERFIT_LOSS { self.below + 1 } else { 0 };
+        if self.below < per_epoch {
+            return Ok(false);
+        }
+        Ok(self.answers(samples)?.is_none_or(|right| right == samples.all.len()))
+    }
+
+    /// How many of the samples are answered right; None where their answers are no closed set.
+    fn answers(&mut self, samples: &Samples) -> Result<Option<usize>> {
+        if samples.all.iter().any(|s| s.label.is_none()) {
+            return Ok(None);
+        }
+        let classes = Classes::of(samples.file, samples.all, false)?.names;
+        if classes.len() > MOST_CHOICES {
+            return Ok(None);
+        }
+        let (method, batch) = (Method::Choices(classes), self.settings.batch_size);
+        let mut right = 0;
+        let engine = &mut self.trainer.engine;
+        evaluate::evaluate(engine, samples.preparer, samples.file, samples.all, &method, batch, &mut |p| {
+            right += usize::from(p.right);
+            Ok(true)
+        })?;
+        Ok(Some(right))
+    }
+
+    /// Seconds of this run, of its earlier processes too.
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Writes summary.json: how long the run took, and what that cost.
+    fn summary(&self, steps: u64, loss: Option<f64>) -> Result<()> {
+        let seconds = self.seconds();
+        let mut summary = json!({"steps": steps, "loss": loss, "seconds": seconds,
+            "trained_parameters": self.trainer.trainable.parameters()});
+        if let Some(rate) = self.dollars_per_hour {
+            summary["dollars_per_hour"] = rate.into();
+            summary["dollars"] = (rate * seconds / 3600.0).into();
+        }
+        if let Some(best) = self.best {
+            summary["best_step"] = best.step.into();
+        }
+        self.folder.write_summary(&summary)
     }
 
     /// One step; what it logs.
@@ -260,9 +461,10 @@ impl Session<'_> {
         let label_tokens: usize = batches.iter().flatten().map(|e| e.label_tokens()).sum();
         let tokens: usize = batches.iter().flatten().map(|e| e.sequence.ids.len()).sum();
         self.trainer.zero_gradients()?;
+        let random = Stream::new(self.settings.seed, &[DROPOUT, step.number]);
         let mut loss = 0.0;
         for (examples, batch) in batches.iter().zip(&step.micro_batches) {
-            let losses = self.trainer.micro_batch(examples, 1.0 / label_tokens as f32)?;
+            let losses = self.trainer.micro_batch(examples, 1.0 / label_tokens as f32, random)?;
             if let Some(bad) = losses.iter().position(|l| !l.is_finite()) {
                 let line = samples.all[batch[bad]].line;
                 return Err(Error::line(
@@ -321,7 +523,7 @@ impl Session<'_> {
 
     /// Scores the evaluation set; keeps the result where it is the best so far. True: stop here.
     fn evaluate(&mut self, preparer: &Preparer, step: &Step, watch: &mut Watch) -> Result<bool> {
-        let Some((file, samples, classes)) = &self.evaluation else { return Ok(false) };
+        let Some(Evaluation { file, samples, classes }) = &self.evaluation else { return Ok(false) };
         let start = Instant::now();
         let method = Method::Choices(classes.clone());
         let (mut correct, mut n) = (0, 0);
@@ -331,13 +533,16 @@ impl Session<'_> {
             n += 1;
             Ok(true)
         })?;
+        let most_tokens = self.checkpoint.config.text.max_position_embeddings;
+        let samples = Samples { file, all: samples, preparer, most_tokens };
+        let eval_loss = mean_loss(&mut self.trainer, &samples, batch)?;
         let metrics = EvalMetrics {
             step: step.number,
             epoch: step.epochs_done,
             eval_accuracy: correct as f64 / n as f64,
             eval_correct: correct,
             eval_samples: n,
-            eval_loss: None,
+            eval_loss,
             eval_seconds: start.elapsed().as_secs_f64(),
         };
         self.folder.log(&metrics, now())?;
@@ -360,7 +565,7 @@ impl Session<'_> {
         let (values, first, second) =
             (memory.read_f32(t.values)?, memory.read_f32(t.first)?, memory.read_f32(t.second)?);
         let position = Position { step: step.number, epoch: step.epoch, in_epoch: step.in_epoch };
-        let state = json!({"best": self.best});
+        let state = json!(State { best: self.best, below: self.below, seconds: self.seconds() });
         self.folder.save(position, state, &[("values", &values), ("first", &first), ("second", &second)])
     }
 
@@ -398,6 +603,21 @@ impl Session<'_> {
             }),
         }
     }
+}
+
+/// Mean over the label tokens of all samples, as a step's loss is; without dropout.
+fn mean_loss(trainer: &mut Trainer, samples: &Samples, batch: usize) -> Result<f64> {
+    let (mut sum, mut tokens) = (0.0, 0);
+    let all: Vec<usize> = (0..samples.all.len()).collect();
+    for chunk in all.chunks(batch) {
+        let mut examples = Kept::new(samples.all.len(), 0);
+        let fresh = chunk.par_iter().map(|at| Ok(Fresh { at: *at, example: samples.prepare(*at)? }));
+        examples.take(trainer, fresh.collect::<Result<_>>()?)?;
+        let examples = examples.of(chunk);
+        sum += trainer.losses(&examples)?.iter().sum::<f64>();
+        tokens += examples.iter().map(|e| e.label_tokens()).sum::<usize>();
+    }
+    Ok(sum / tokens as f64)
 }
 
 /// Where `--full` leaves its model, below the run's folder.

@@ -1,13 +1,14 @@
 //! One optimiser step: micro-batches add to the gradients, their norm is taken, AdamW moves the parameters.
 
-use crate::base::{Error, Result};
+use crate::base::rng::Stream;
+use crate::base::{Error, Precision, Result};
 use crate::host::adamw;
 use crate::infer::engine::Engine;
 use crate::io::HostTensor;
 use crate::ops::Op;
 use crate::ops::adamw::AdamW;
 use crate::ops::grad_norm::GradNorm;
-use crate::qwen3vl::model::{Direction, ImageFeatures, Images, Labels};
+use crate::qwen3vl::model::{Direction, ImageFeatures, Images, Labels, LossPass, Model};
 use crate::qwen3vl::pack::{Packed, Sequence};
 use crate::qwen3vl::trainable::{Entry, Trainable};
 use crate::tape::Tape;
@@ -15,6 +16,8 @@ use crate::tape::Tape;
 /// One sample, ready to be learnt.
 #[derive(Debug, Clone)]
 pub struct Example {
+    /// Which sample it is, for what is random about it.
+    pub id: u64,
     /// Without pixels where the features are there.
     pub sequence: Sequence,
     /// Which ids are learnt.
@@ -27,6 +30,37 @@ impl Example {
     /// Tokens that are learnt: those marked, apart from a first one, which nothing predicts.
     pub fn label_tokens(&self) -> usize {
         self.labels.iter().skip(1).filter(|l| **l).count()
+    }
+}
+
+/// The pass of some examples up to their losses, on a tape, and what is to be written into it. `pass` is None where
+/// nothing is learnt.
+pub struct Forward {
+    pub tape: Tape,
+    pub pass: Option<LossPass>,
+    pub packed: Packed,
+    pub labels: Labels,
+}
+
+impl Forward {
+    /// Image features are inputs where they are kept, else the tower is part of the pass.
+    pub fn new(
+        model: &Model,
+        precision: Precision,
+        keeps_features: bool,
+        examples: &[&Example],
+        direction: Direction,
+    ) -> Result<Forward> {
+        let sequences: Vec<&Sequence> = examples.iter().map(|e| &e.sequence).collect();
+        let packed = Packed::new(&sequences, model.config.vision.merge_size)?;
+        let labels = labels(&packed, examples);
+        let images = if keeps_features { Images::Features(&[]) } else { Images::Pixels };
+        let mut tape = Tape::new(precision);
+        let pass = match labels.ids.len() {
+            0 => None,
+            n => Some(model.loss(&mut tape, &packed, n, images, direction)?),
+        };
+        Ok(Forward { tape, pass, packed, labels })
     }
 }
 
@@ -47,7 +81,7 @@ pub struct Optimizer {
 pub struct Trainer {
     pub engine: Engine,
     pub trainable: Trainable,
-    /// The most bytes that parameters and activations may take together.
+    /// The most bytes that the activations of a step may take; as little as possible is computed twice for that.
     pub budget: Option<usize>,
 }
 
@@ -68,9 +102,9 @@ impl Trainer {
     }
 
     /// Adds the gradients of `scale` times the sum of the losses of all label tokens of these examples. Returns each
-    /// example's losses, summed.
-    pub fn micro_batch(&mut self, examples: &[&Example], scale: f32) -> Result<Vec<f64>> {
-        self.pass(examples, Some(scale))
+    /// example's losses, summed. `random` is the step's stream, for what drops out.
+    pub fn micro_batch(&mut self, examples: &[&Example], scale: f32, random: Stream) -> Result<Vec<f64>> {
+        self.pass(examples, Some((scale, random)))
     }
 
     /// Each example's losses, summed, without gradients.
@@ -78,34 +112,34 @@ impl Trainer {
         self.pass(examples, None)
     }
 
-    fn pass(&mut self, examples: &[&Example], scale: Option<f32>) -> Result<Vec<f64>> {
+    fn pass(&mut self, examples: &[&Example], learn: Option<(f32, Stream)>) -> Result<Vec<f64>> {
         let keeps_features = self.keeps_features();
         let Engine { model, device, precision, .. } = &mut self.engine;
-        let sequences: Vec<&Sequence> = examples.iter().map(|e| &e.sequence).collect();
-        let packed = Packed::new(&sequences, model.config.vision.merge_size)?;
-        let labels = labels(&packed, examples);
-        if labels.ids.is_empty() {
-            return Ok(vec![0.0; examples.len()]);
-        }
+        let direction = if learn.is_some() { Direction::Both } else { Direction::Forward };
+        let Forward { tape, pass, packed, labels } =
+            Forward::new(model, *precision, keeps_features, examples, direction)?;
+        let Some(pass) = pass else { return Ok(vec![0.0; examples.len()]) };
+        let tape = match direction {
+            Direction::Forward => tape,
+            Direction::Both => {
+                let fitted = tape.fit(self.budget)?;
+                if let Some(budget) = self.budget.filter(|budget| fitted.bytes > *budget) {
+                    return Err(Error::Unsupported(format!(
+                        "--memory: a batch of {} tokens needs {} bytes for activations, and {budget} are left; raise \
+                         it, or lower --batch-size or --max-pixels",
+                        packed.tokens(),
+                        fitted.bytes
+                    )));
+                }
+                fitted.tape
+            }
+        };
+        tape.begin(device)?;
+        let (scale, random) = learn.unwrap_or((0.0, Stream::new(0, &[])));
+        let draws: Vec<Stream> = examples.iter().map(|e| random.with(e.id)).collect();
         let features: Vec<&ImageFeatures> = examples.iter().filter_map(|e| e.features.as_ref()).collect();
         let images = if keeps_features { Images::Features(&features) } else { Images::Pixels };
-        let mut tape = Tape::new(*precision);
-        let direction = if scale.is_some() { Direction::Both } else { Direction::Forward };
-        let pass = model.loss(&mut tape, &packed, labels.ids.len(), images, direction)?;
-        if direction == Direction::Both {
-            tape.backward()?;
-        }
-        let (needed, trained) = (tape.plan().bytes, self.trainable.bytes());
-        if self.budget.is_some_and(|budget| needed + trained > budget) {
-            return Err(Error::Unsupported(format!(
-                "--memory {}: a batch of {} tokens needs {needed} bytes for activations beside {trained} for what is \
-                 trained; raise it, or lower --batch-size or --max-pixels",
-                self.budget.unwrap_or(0),
-                packed.tokens()
-            )));
-        }
-        tape.begin(device)?;
-        model.write_loss(device, &pass, &packed, &labels, scale.unwrap_or(0.0), images)?;
+        model.write_loss(device, &pass, &packed, &labels, scale, images, &draws)?;
         tape.run(device, &mut |_, _| ())?;
         let losses = device.memory().read_f32(pass.losses)?;
         let mut losses = losses.iter().map(|l| *l as f64);

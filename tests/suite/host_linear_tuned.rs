@@ -66,6 +66,7 @@ impl Part {
             b: b.matrix(),
             scale: SCALE,
             s_column: *s_column,
+            keep: None,
         });
         Segment { weight: self.weight.matrix(), bias: self.bias.as_ref().map(|b| Cow::Borrowed(&b[..])), low_rank }
     }
@@ -263,7 +264,7 @@ fn ds_is_stored_in_bf16() {
     let zero = Stored::new(&[0.0; 2], 1, DType::F32, Precision::Bf16, 0);
     let (a, b) = ([1.0], [1.0, 1.0]);
     let [a, b] = [&a[..], &b].map(|v| Stored::new(v, 1, DType::F32, Precision::Bf16, 0));
-    let low_rank = LowRank { a: a.matrix(), b: b.matrix(), scale: 1.0, s_column: 0 };
+    let low_rank = LowRank { a: a.matrix(), b: b.matrix(), scale: 1.0, s_column: 0, keep: None };
     let segments = [Segment { weight: zero.matrix(), bias: None, low_rank: Some(low_rank) }];
     let mut dx = [0.0];
     linear_backward(&[1.0, 0.005], &[1.0], 1, &segments, &[1.0], 1, Some(&mut dx), &mut [Gradients::default()]);

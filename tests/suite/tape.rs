@@ -76,12 +76,12 @@ fn write(steps: &[Step], keep_all: bool) -> Written {
             0 => norm().apply(&mut tape, x).unwrap(),
             1 => {
                 let residual = (!other.same_value(&x)).then_some(other);
-                linear(D, D, i).apply(&mut tape, x, Activation::None, residual).unwrap()
+                linear(D, D, i).apply(&mut tape, x, None, Activation::None, residual).unwrap()
             }
             2 => {
                 // a product of two such sums: without the norm, a few in a row leave the range of f32
                 let x = norm().apply(&mut tape, x).unwrap();
-                let gate_up = linear(2 * D, D, i).apply(&mut tape, x, Activation::None, None).unwrap();
+                let gate_up = linear(2 * D, D, i).apply(&mut tape, x, None, Activation::None, None).unwrap();
                 let y = tape.activation([T, D]);
                 tape.push(Swiglu { gate_up, y }).unwrap();
                 y
@@ -217,7 +217,7 @@ fn a_chain_of_residuals_stays_in_place() {
     for i in 0..10 {
         let x = *stream.last().unwrap();
         let y = norm().apply(&mut tape, x).unwrap();
-        stream.push(linear(D, D, i).apply(&mut tape, y, Activation::None, Some(x)).unwrap());
+        stream.push(linear(D, D, i).apply(&mut tape, y, None, Activation::None, Some(x)).unwrap());
     }
     tape.keep(*stream.last().unwrap());
     let layout = tape.plan();
@@ -373,15 +373,18 @@ fn contracts_name_operation_argument_wanted_and_got() {
     let features = tape.input(DType::F32, [2, D]);
     is(contract(tape.push(add(features, floats))), ["deepstack_add", "rows", "i32", "F32"]);
     let wide = linear(D, D + 1, 0);
-    is(contract(wide.apply(&mut tape, x, Activation::None, None)), ["linear", "weight", "[72, 72]", "w f32 [72, 73]"]);
-    let plain = linear(D, D, 0);
-    is(contract(plain.apply(&mut tape, x, Activation::None, Some(half))), ["linear", "residual", "f32", "Bf16"]);
     is(
-        contract(plain.apply(&mut tape, x, Activation::None, Some(narrow))),
+        contract(wide.apply(&mut tape, x, None, Activation::None, None)),
+        ["linear", "weight", "[72, 72]", "w f32 [72, 73]"],
+    );
+    let plain = linear(D, D, 0);
+    is(contract(plain.apply(&mut tape, x, None, Activation::None, Some(half))), ["linear", "residual", "f32", "Bf16"]);
+    is(
+        contract(plain.apply(&mut tape, x, None, Activation::None, Some(narrow))),
         ["linear", "residual", "[5, 72]", "[2, 71]"],
     );
     let none = Linear { segments: Vec::new() };
-    is(contract(none.apply(&mut tape, x, Activation::None, None)), ["linear", "segments", "at least one", "[]"]);
+    is(contract(none.apply(&mut tape, x, None, Activation::None, None)), ["linear", "segments", "at least one", "[]"]);
     let (seen, uniform) = (tape.input(DType::I32, [T, 3]), tape.input(DType::F32, [T]));
     let sample =
         |n_valid| Sample { logits: x, seen, generated: seen, uniform, choice: Choice::GREEDY, n_valid, y: token };

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use vlm::base::Precision;
+use vlm::base::rng::Stream;
 use vlm::data::dataset::{OnBad, read_dataset};
 use vlm::device::Device;
 use vlm::infer::engine::Engine;
@@ -65,8 +66,9 @@ pub fn follow(mut device: Device, precision: Precision, bounds: [f64; 4]) -> (Ve
         .samples
         .iter()
         .map(|s| {
+            let id = s.line as u64;
             let prepared = preparer.prepare(&s.conversation, Ending::Complete).unwrap();
-            Example { sequence: prepared.sequence, labels: prepared.labels, features: None }
+            Example { id, sequence: prepared.sequence, labels: prepared.labels, features: None }
         })
         .collect();
     let metrics: Vec<serde_json::Value> = std::fs::read_to_string(run.join("metrics.jsonl"))
@@ -82,7 +84,9 @@ pub fn follow(mut device: Device, precision: Precision, bounds: [f64; 4]) -> (Ve
         let n: usize = batch.iter().map(Example::label_tokens).sum();
         trainer.zero_gradients().unwrap();
         let batch: Vec<&Example> = batch.iter().collect();
-        let loss: f64 = trainer.micro_batch(&batch, 1.0 / n as f32).unwrap().iter().sum::<f64>() / n as f64;
+        let loss: f64 =
+            trainer.micro_batch(&batch, 1.0 / n as f32, Stream::new(0, &[step])).unwrap().iter().sum::<f64>()
+                / n as f64;
         let norm = trainer.gradient_norm().unwrap();
         if step == 1 {
             let want = SafetensorsFile::open(&run.join("first_gradients.safetensors")).unwrap();

@@ -12,10 +12,12 @@ use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight
 use crate::base::{Precision, Result};
 use crate::device::{Borrowed, Device};
 use crate::host::linear_tuned::{self, LowRank, Matrix};
-use crate::host::linear_tuned_backward;
+use crate::host::{self, linear_tuned_backward};
 use crate::tensor::{Tensor, Weight};
+use rayon::prelude::*;
 use std::borrow::Cow;
 
+pub use crate::host::dropout::Dropout;
 pub use crate::host::linear::Activation;
 
 /// Columns of y that come from one weight [N, K], with its bias [N] and its adapter.
@@ -26,16 +28,18 @@ pub struct Segment {
     pub adapter: Option<Adapter>,
 }
 
-/// A LoRA pair: A [R, K], B [N, R].
+/// A LoRA pair: A [R, K], B [N, R]; where noise is given, A reads x after its dropout.
 #[derive(Debug, Clone)]
 pub struct Adapter {
     pub a: Weight,
     pub b: Weight,
     pub scale: f32,
+    pub dropout: Option<Dropout>,
 }
 
 /// x [M, K] becomes y [M, sum of N]. `s` [M, sum of R] keeps x A^T where a segment has an adapter. With `rows` [M]
-/// (i32) only those rows of x and of the residual are read, in that order; a row at most once.
+/// (i32) only those rows of x and of the residual are read, in that order; a row at most once. With `noise` [rows of x,
+/// 2] (i32), the keys of its rows, adapters drop out; without, as in evaluation, they do not.
 #[derive(Debug, Clone)]
 pub struct Linear {
     pub x: Tensor,
@@ -43,6 +47,7 @@ pub struct Linear {
     pub segments: Vec<Segment>,
     pub activation: Activation,
     pub residual: Option<Tensor>,
+    pub noise: Option<Tensor>,
     pub s: Option<Tensor>,
     /// Keeps the sum before the activation, for its gradient.
     pub z: Option<Tensor>,
@@ -77,6 +82,10 @@ impl Op for Linear {
         if let Some(rows) = &self.rows {
             whole("linear", "rows", rows)?;
         }
+        if let Some(noise) = &self.noise {
+            whole("linear", "noise", noise)?;
+            shape("linear", "noise", noise, [self.x.shape.rows(), 2])?;
+        }
         require("linear", "segments", !self.segments.is_empty(), || "at least one weight".into(), &self.segments)?;
         for seg in &self.segments {
             let n = seg.weight.shape().rows();
@@ -108,7 +117,7 @@ impl Op for Linear {
     }
 
     fn inputs(&self) -> Vec<Tensor> {
-        std::iter::once(self.x).chain(self.residual).chain(self.rows).collect()
+        std::iter::once(self.x).chain(self.residual).chain(self.rows).chain(self.noise).collect()
     }
 
     fn outputs(&self) -> Vec<Tensor> {
@@ -147,12 +156,13 @@ impl Op for Linear {
                     Some(r) if !memory.same_place(r, &self.y)? => Some(*r),
                     _ => None,
                 };
-                let inputs: Vec<_> = std::iter::once(self.x).chain(residual).chain(self.rows).collect();
+                let inputs: Vec<_> =
+                    std::iter::once(self.x).chain(residual).chain(self.rows).chain(self.noise).collect();
                 let mut lent = memory.borrow(&inputs, &self.weights(), &self.outputs())?;
                 let rows = lent_rows(&lent, self)?;
                 let x = gathered(lent.f32(self.x)?, self.x.shape.width(), rows);
                 let residual = residual.map(|r| Ok(gathered(lent.f32(r)?, r.shape.width(), rows))).transpose()?;
-                let segments = lent_segments(&lent, &self.segments, self.precision)?;
+                let segments = lent_segments(&lent, self, rows)?;
                 let rank = Linear::rank(&self.segments);
                 let k = self.x.shape.width();
                 let mut s_values = vec![0.0; self.s.map_or(0, |s| s.shape.elements())];
@@ -217,7 +227,7 @@ impl Op for LinearBackward {
 
     fn inputs(&self) -> Vec<Tensor> {
         let f = &self.forward;
-        [f.x, self.dy].into_iter().chain(f.s).chain(f.z).chain(f.rows).collect()
+        [f.x, self.dy].into_iter().chain(f.s).chain(f.z).chain(f.rows).chain(f.noise).collect()
     }
 
     fn outputs(&self) -> Vec<Tensor> {
@@ -263,7 +273,7 @@ impl Op for LinearBackward {
                     }
                     None => dy,
                 };
-                let segments = lent_segments(&lent, &f.segments, f.precision)?;
+                let segments = lent_segments(&lent, f, rows)?;
                 let mut dx = self.dx.map(|dx| dx.open(&mut lent)).transpose()?;
                 let mut opened = Vec::new();
                 for seg in &f.segments {
@@ -322,26 +332,45 @@ fn scatter(from: &[f32], width: usize, rows: Option<&[i32]>, to: &mut [f32]) {
     }
 }
 
+/// The factors of a dropout for every row that is read [M, K]; None where nothing drops out.
+fn lent_factors(
+    lent: &Borrowed,
+    op: &Linear,
+    rows: Option<&[i32]>,
+    dropout: Option<Dropout>,
+) -> Result<Option<Vec<f32>>> {
+    let (Some(noise), Some(dropout)) = (op.noise, dropout) else { return Ok(None) };
+    let (keys, k) = (lent.i32(noise)?.as_chunks::<2>().0, op.x.shape.width());
+    let mut factors = vec![0.0; op.m() * k];
+    factors.par_chunks_exact_mut(k).enumerate().for_each(|(i, row)| {
+        let key = keys[rows.map_or(i, |rows| rows[i] as usize)];
+        host::dropout::factors(dropout, key.map(|word| word as u32), row)
+    });
+    Ok(Some(factors))
+}
+
 /// The segments as the host's products read them; adapters side by side in s, in order.
 fn lent_segments<'w, 'a: 'w>(
     lent: &Borrowed<'a>,
-    segments: &'w [Segment],
-    precision: Precision,
+    op: &'w Linear,
+    rows: Option<&[i32]>,
 ) -> Result<Vec<linear_tuned::Segment<'w>>> {
+    let precision = op.precision;
     let mut s_column = 0;
     let mut segment = |seg: &'w Segment| {
         let low_rank = match &seg.adapter {
             Some(adapter) => {
                 let (a, b) = (matrix(lent, &adapter.a, precision)?, matrix(lent, &adapter.b, precision)?);
                 s_column += a.rows;
-                Some(LowRank { a, b, scale: adapter.scale, s_column: s_column - a.rows })
+                let keep = lent_factors(lent, op, rows, adapter.dropout)?;
+                Some(LowRank { a, b, scale: adapter.scale, s_column: s_column - a.rows, keep })
             }
             None => None,
         };
         let bias = seg.bias.as_ref().map(|b| lent.values(b, precision)).transpose()?;
         Ok(linear_tuned::Segment { weight: matrix(lent, &seg.weight, precision)?, bias, low_rank })
     };
-    segments.iter().map(&mut segment).collect()
+    op.segments.iter().map(&mut segment).collect()
 }
 
 /// A weight as the host's products read it.

@@ -81,7 +81,7 @@ pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
 fn attempt(trial: &Trial, host: &mut Host) -> Result<Option<Row>> {
     let (device, precision) = (host.open)(trial.settings.device, trial.settings.precision)?;
     let mut watch = Watch { said: &mut *host.said, interrupted: host.interrupted };
-    let begin = Begin { start: Start::Resume, first_gradients: None };
+    let begin = Begin { start: Start::Resume, first_gradients: None, dollars_per_hour: None };
     let outcome = match session::train(&trial.settings, device, precision, &begin, &mut watch) {
         Ok(End::Interrupted { .. }) => return Ok(None),
         Ok(End::Done { steps, loss }) => Outcome::of(&trial.settings.out, steps, loss)?,

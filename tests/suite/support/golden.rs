@@ -11,6 +11,12 @@ impl Golden {
         Golden(std::fs::read(path).unwrap_or_else(|e| panic!("{path}: {e}")))
     }
 
+    /// Linears with LoRA behind a dropout whose mask is given: `tools/peer/dropout.py`.
+    pub fn dropout() -> Golden {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/dropout.safetensors");
+        Golden(std::fs::read(path).unwrap_or_else(|e| panic!("{path}: {e}")))
+    }
+
     /// One operation's case, such as `linear.all`.
     pub fn case<'a>(&'a self, name: &'a str) -> Case<'a> {
         Case { tensors: SafeTensors::deserialize(&self.0).expect("a safetensors file"), name }

@@ -9,12 +9,19 @@ pub mod kernels;
 pub mod random;
 pub mod server;
 pub mod stored;
+pub mod tiny;
 
 use proptest::prelude::ProptestConfig;
 
 /// So many shapes; a failing one is printed, and kept in no file.
 pub fn shapes(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// The objects of a JSONL file.
+pub fn json_lines(path: &std::path::Path) -> Vec<serde_json::Map<String, serde_json::Value>> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect()
 }
 
 /// The result of `f` on one thread and on three.

@@ -1,0 +1,340 @@
+//! What a run needs, known before anything is allocated or computed: bytes from the plans of its own tapes over its own
+//! samples, seconds from their cost.
+//!
+//! Start at [`Planner::plan`]. What a sample measures follows from its text and from the headers of its pictures.
+
+use super::order::Order;
+use super::step::{Example, Forward};
+use crate::base::{Error, Precision, Result};
+use crate::device::Device;
+use crate::ops::linear::{Activation, Linear, Segment};
+use crate::ops::swiglu::Swiglu;
+use crate::qwen3vl::model::{Direction, Model};
+use crate::qwen3vl::pack::{Packed, Sequence};
+use crate::qwen3vl::trainable::Trainable;
+use crate::tape::{Fitted, Tape};
+use crate::tensor::{Tensor, Weight};
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+/// So many batches are costed at the most; a longer run is reckoned from these.
+const COSTED: usize = 64;
+
+/// What the words reach on a device.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Roof {
+    pub flops_per_second: f64,
+    pub bytes_per_second: f64,
+}
+
+/// Rows of the product that is timed.
+const TIMED_ROWS: usize = 512;
+const TIMED_WIDTH: usize = 2048;
+
+impl Roof {
+    /// Times a product of about a model's width, and an element-wise pass over memory, on the device itself.
+    pub fn measure(device: &mut Device, precision: Precision, width: usize) -> Result<Roof> {
+        let k = width.min(TIMED_WIDTH);
+        let weight = Weight::from_f32("timed", [4 * k, k], &vec![0.01; 4 * k * k])?;
+        let mut tape = Tape::new(precision);
+        let x = tape.input(precision.dtype(), [TIMED_ROWS, k]);
+        let y = tape.activation([TIMED_ROWS, 4 * k]);
+        let segments = vec![Segment { weight, bias: None, adapter: None }];
+        let (rows, residual, noise, s, z, activation) = (None, None, None, None, None, Activation::None);
+        tape.push(Linear { x, rows, segments, activation, residual, noise, s, z, precision, y })?;
+        let product = (tape.cost().flops as f64) / seconds_of(&tape, device, x)?;
+        let mut tape = Tape::new(precision);
+        let gate_up = tape.input(precision.dtype(), [8 * TIMED_ROWS, 2 * TIMED_WIDTH]);
+        let y = tape.activation([8 * TIMED_ROWS, TIMED_WIDTH]);
+        tape.push(Swiglu { gate_up, y })?;
+        let moved = (tape.cost().bytes as f64) / seconds_of(&tape, device, gate_up)?;
+        Ok(Roof { flops_per_second: product, bytes_per_second: moved })
+    }
+}
+
+/// The best of several runs.
+fn seconds_of(tape: &Tape, device: &mut Device, input: Tensor) -> Result<f64> {
+    tape.begin(device)?;
+    device.memory().write_f32(input, &vec![0.5; input.shape.elements()])?;
+    let mut best = f64::INFINITY;
+    for _ in 0..4 {
+        let start = Instant::now();
+        tape.run(device, &mut |_, _| ())?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    Ok(best.max(1e-9))
+}
+
+/// A run's needs. Bytes are those of arenas: what an operation holds while it runs comes on top.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// Weights, where the device holds them: the host reads them from their file.
+    pub weight_bytes: usize,
+    /// Values, gradients and moments of what is trained.
+    pub trained_bytes: usize,
+    /// Image features of the frozen tower, kept from epoch to epoch: of `features_kept` samples.
+    pub features_bytes: usize,
+    pub features_kept: usize,
+    /// Activations of the largest step, and of a pass of the frozen tower alone: the larger one is allocated.
+    pub step_bytes: usize,
+    pub tower_bytes: usize,
+    /// Of the largest step with nothing computed twice, and with everything.
+    pub step_bytes_without_recompute: usize,
+    pub step_bytes_at_least: usize,
+    /// 0: nothing is computed twice; see `tape`'s recompute.
+    pub recompute_level: usize,
+    pub recompute_levels: usize,
+    /// Where the largest step is: its samples and tokens.
+    pub largest_samples: usize,
+    pub largest_tokens: usize,
+    pub steps: u64,
+    pub samples: usize,
+    pub tokens: u64,
+    /// Of all steps and passes of the frozen tower, evaluations apart.
+    pub flops: f64,
+    pub seconds: Option<f64>,
+}
+
+impl Plan {
+    /// All arenas together.
+    pub fn bytes(&self) -> usize {
+        self.weight_bytes + self.trained_bytes + self.features_bytes + self.step_bytes.max(self.tower_bytes)
+    }
+
+    /// The least that a budget can be.
+    fn least(&self) -> usize {
+        self.weight_bytes + self.trained_bytes + self.step_bytes_at_least.max(self.tower_bytes)
+    }
+}
+
+pub struct Planner<'a> {
+    pub model: &'a Model,
+    pub trainable: &'a Trainable,
+    pub precision: Precision,
+    /// What the weights take on the device.
+    pub weight_bytes: usize,
+    /// All samples, without pixels.
+    pub measured: &'a [Example],
+}
+
+impl Planner<'_> {
+    /// The needs of a run in this order within `budget` bytes. Image features are kept as far as they fit beside the
+    /// smallest step, then as little as possible is computed twice. Where the budget is too small the plan is the
+    /// smallest there is, and [`Planner::refusal`] says what to do.
+    pub fn plan(&self, order: &Order, budget: usize, roof: Option<Roof>) -> Result<Plan> {
+        let tapes = self.largest(order)?.into_iter().map(|batch| Ok((self.forward(&batch)?, batch)));
+        let tapes = tapes.collect::<Result<Vec<(Tape, Vec<&Example>)>>>()?;
+        let trained_bytes = self.trainable.bytes();
+        let fixed = self.weight_bytes + trained_bytes;
+        let mut least = 0;
+        for (tape, _) in &tapes {
+            least = least.max(tape.fit(Some(0))?.bytes);
+        }
+        let tower_bytes = self.tower_bytes()?;
+        let (features_kept, features_bytes) = self.features(budget.saturating_sub(fixed + least.max(tower_bytes)));
+        let rest = budget.saturating_sub(fixed + features_bytes);
+        let (mut largest, mut without) = (None::<(Fitted, &Vec<&Example>)>, 0);
+        for (tape, batch) in &tapes {
+            without = without.max(tape.at_level(0)?.bytes);
+            let fitted = tape.fit(Some(rest))?;
+            if largest.as_ref().is_none_or(|(other, _)| other.bytes < fitted.bytes) {
+                largest = Some((fitted, batch));
+            }
+        }
+        let Some((fitted, batch)) = largest else {
+            return Err(Error::Usage("there are no samples to train on".into()));
+        };
+        let (flops, seconds) = self.cost(order, rest, features_kept, roof)?;
+        let per_sample = |at: &usize| self.measured[*at].sequence.ids.len() as u64;
+        let tokens = order.steps_after(0).flat_map(|step| step.micro_batches.concat()).map(|at| per_sample(&at)).sum();
+        Ok(Plan {
+            weight_bytes: self.weight_bytes,
+            trained_bytes,
+            features_bytes,
+            features_kept,
+            step_bytes: fitted.bytes,
+            tower_bytes,
+            step_bytes_without_recompute: without,
+            step_bytes_at_least: least,
+            recompute_level: fitted.level,
+            recompute_levels: fitted.tape.levels(),
+            largest_samples: batch.len(),
+            largest_tokens: batch.iter().map(|e| e.sequence.ids.len()).sum(),
+            steps: order.total_steps(),
+            samples: self.measured.len(),
+            tokens,
+            flops,
+            seconds,
+        })
+    }
+
+    /// The micro-batches that may need most: by tokens, by patches and by label tokens.
+    fn largest(&self, order: &Order) -> Result<Vec<Vec<&Example>>> {
+        let sizes: [fn(&Example) -> usize; 3] =
+            [|e| e.sequence.ids.len(), |e| patches(&e.sequence), Example::label_tokens];
+        let mut largest: [(usize, Vec<usize>); 3] = Default::default();
+        for batch in order.steps_after(0).flat_map(|step| step.micro_batches) {
+            for (most, size) in largest.iter_mut().zip(sizes) {
+                let of_batch = 1 + batch.iter().map(|at| size(&self.measured[*at])).sum::<usize>();
+                if of_batch > most.0 {
+                    *most = (of_batch, batch.clone());
+                }
+            }
+        }
+        let batches: BTreeSet<Vec<usize>> = largest.into_iter().map(|(_, batch)| batch).collect();
+        Ok(batches.iter().map(|batch| self.of(batch)).collect())
+    }
+
+    fn forward(&self, batch: &[&Example]) -> Result<Tape> {
+        let direction = Direction::Both;
+        Ok(Forward::new(self.model, self.precision, !self.trainable.trains_vision(), batch, direction)?.tape)
+    }
+
+    fn of(&self, batch: &[usize]) -> Vec<&Example> {
+        batch.iter().map(|at| &self.measured[*at]).collect()
+    }
+
+    /// The tapes of the largest batches must reach every trained tensor. Errors: names those that no sample gives a
+    /// gradient, which is most often a part of the vision tower and a set without pictures.
+    pub fn every_tensor_is_reached(&self, order: &Order) -> Result<()> {
+        let mut reached: Vec<Tensor> = Vec::new();
+        for batch in self.largest(order)? {
+            let tape = self.forward(&batch)?.at_level(0)?.tape;
+            reached.extend(tape.records().iter().flat_map(|r| r.op().outputs()));
+        }
+        let missed = |e: &&crate::qwen3vl::trainable::Entry| !reached.iter().any(|t| t.same_value(&e.trained.gradient));
+        let missed: Vec<String> = self.trainable.entries.iter().filter(missed).map(|e| e.name.clone()).collect();
+        if missed.is_empty() {
+            return Ok(());
+        }
+        let why = match self.measured.iter().any(|e| !e.sequence.grids.is_empty()) {
+            true => "nothing that is learnt lies behind them",
+            false => "no sample has a picture",
+        };
+        Err(Error::Unsupported(format!(
+            "{} trained tensors would get no gradient, because {why}: {}; leave their modules out of --target-modules, \
+             --lora-vision and --lora-merger",
+            missed.len(),
+            crate::base::error::first_of(&missed)
+        )))
+    }
+
+    /// Of how many samples, from the first, image features fit into `budget` bytes, and the bytes they take.
+    fn features(&self, budget: usize) -> (usize, usize) {
+        if self.trainable.trains_vision() {
+            return (0, 0);
+        }
+        let config = &self.model.config;
+        let taps = config.vision.deepstack_indexes.len();
+        let row = (1 + taps) * config.text.hidden_size * size_of::<f32>();
+        let (mut kept, mut bytes) = (0, 0);
+        for example in self.measured {
+            let more = bytes + row * patches(&example.sequence) / config.vision.merge_size.pow(2);
+            if more > budget {
+                break;
+            }
+            (kept, bytes) = (kept + 1, more);
+        }
+        (kept, bytes)
+    }
+
+    /// Activations of the frozen tower over the sample with the most patches; 0 where the tower is part of each step.
+    fn tower_bytes(&self) -> Result<usize> {
+        let most = self.measured.iter().map(|e| &e.sequence).max_by_key(|s| patches(s));
+        match most.filter(|s| !s.grids.is_empty() && !self.trainable.trains_vision()) {
+            Some(sequence) => Ok(self.tower(sequence)?.plan().bytes),
+            None => Ok(0),
+        }
+    }
+
+    fn tower(&self, sequence: &Sequence) -> Result<Tape> {
+        let packed = Packed::new(&[sequence], self.model.config.vision.merge_size)?;
+        let mut tape = Tape::new(self.precision);
+        self.model.vision(&mut tape, &packed)?;
+        Ok(tape)
+    }
+
+    /// FLOPs of the run and, under a roof, its seconds: each operation takes what its products or its bytes take.
+    fn cost(&self, order: &Order, budget: usize, kept: usize, roof: Option<Roof>) -> Result<(f64, Option<f64>)> {
+        let of = |tape: &Tape| {
+            let costs = tape.records().iter().map(|r| r.op().cost()).map(|c| (c.flops as f64, c.bytes as f64));
+            costs.fold((0.0, 0.0), |(flops, seconds), (f, b)| {
+                let took = roof.map_or(0.0, |r| (f / r.flops_per_second).max(b / r.bytes_per_second));
+                (flops + f, seconds + took)
+            })
+        };
+        let spread = |n: usize| (0..n).step_by(n.div_ceil(COSTED).max(1));
+        let batches: Vec<Vec<usize>> = order.steps_after(0).flat_map(|step| step.micro_batches).collect();
+        let mut all = (0.0, 0.0);
+        let mut add = |tapes: Vec<Tape>, times: f64| {
+            let n = tapes.len().max(1) as f64;
+            let sum = tapes.iter().map(of).fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
+            all = (all.0 + sum.0 / n * times, all.1 + sum.1 / n * times);
+        };
+        let steps = spread(batches.len()).map(|i| Ok(self.forward(&self.of(&batches[i]))?.fit(Some(budget))?.tape));
+        add(steps.collect::<Result<_>>()?, batches.len() as f64);
+        if !self.trainable.trains_vision() {
+            let mut passes = vec![0usize; self.measured.len()];
+            batches.iter().flatten().for_each(|at| passes[*at] += 1);
+            let passes: usize = passes.iter().enumerate().map(|(at, n)| if at < kept { (*n).min(1) } else { *n }).sum();
+            let pictured: Vec<&Example> = self.measured.iter().filter(|e| !e.sequence.grids.is_empty()).collect();
+            let part = pictured.len() as f64 / self.measured.len() as f64;
+            let tapes = spread(pictured.len()).map(|i| self.tower(&pictured[i].sequence)).collect::<Result<_>>()?;
+            add(tapes, passes as f64 * part);
+        }
+        Ok((all.0, roof.map(|_| all.1)))
+    }
+
+    /// That `plan` fits into `budget` bytes. Errors: a table of what needs how much, and what would make it fit; `asked`
+    /// names where the budget comes from.
+    pub fn refusal(&self, plan: &Plan, budget: usize, asked: &str, batch_size: usize) -> Result<()> {
+        if plan.bytes() <= budget {
+            return Ok(());
+        }
+        let mut said = format!(
+            "{asked} {budget}: this run needs more bytes than that\n{}\nit would fit with --memory {}",
+            table(plan),
+            plan.least()
+        );
+        let fixed = plan.weight_bytes + plan.trained_bytes;
+        let fits = |batch: &[&Example]| -> Result<bool> {
+            Ok(fixed + self.forward(batch)?.fit(Some(0))?.bytes.max(plan.tower_bytes) <= budget)
+        };
+        let mut by_size: Vec<&Example> = self.measured.iter().collect();
+        by_size.sort_by_key(|e| std::cmp::Reverse(e.sequence.ids.len()));
+        let smaller = std::iter::successors(Some(batch_size / 2), |n| Some(n / 2)).take_while(|n| *n > 0);
+        for n in smaller {
+            if fits(&by_size[..n.min(by_size.len())])? {
+                said += &format!(", or --batch-size {n} --grad-accumulation {}", batch_size.div_ceil(n));
+                break;
+            }
+        }
+        said += match self.measured.iter().any(|e| !e.sequence.grids.is_empty()) {
+            true => ", or a smaller --max-pixels",
+            false => ", or shorter texts",
+        };
+        Err(Error::Unsupported(said))
+    }
+}
+
+/// A line for each arena.
+pub fn table(plan: &Plan) -> String {
+    let step =
+        format!("activations of the largest batch ({} samples, {} tokens)", plan.largest_samples, plan.largest_tokens);
+    let rows = [
+        ("weights on the device (the host reads them from their file)", plan.weight_bytes),
+        ("what is trained, its gradients and moments", plan.trained_bytes),
+        ("image features kept from epoch to epoch", plan.features_bytes),
+        (step.as_str(), plan.step_bytes),
+        ("  the same with nothing computed twice", plan.step_bytes_without_recompute),
+        ("  the same with all that can be computed twice", plan.step_bytes_at_least),
+        ("activations of the frozen tower alone", plan.tower_bytes),
+        ("all together", plan.bytes()),
+    ];
+    rows.map(|(what, bytes)| format!("{bytes:>16}  {what}")).join("\n")
+}
+
+fn patches(sequence: &Sequence) -> usize {
+    sequence.grids.iter().map(|g| g.iter().product::<usize>()).sum()
+}
