@@ -181,7 +181,8 @@ fn reductions(case: &Case) -> Vec<u8> {
     };
     let (warp_sum, block_sum) = over(|a, b| a + b, 0.0);
     let (warp_max, block_max) = over(f32::max, f32::NEG_INFINITY);
-    [warp_sum, warp_max, block_sum, block_max].concat().iter().flat_map(|v| v.to_le_bytes()).collect()
+    let twice = block_sum.iter().map(|v| v * 2.0).collect();
+    [warp_sum, warp_max, block_sum, block_max, twice].concat().iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 fn shuffles(case: &Case) -> Vec<u8> {
