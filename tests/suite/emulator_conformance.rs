@@ -4,6 +4,7 @@
 //! `tests/golden/conformance`.
 
 use half::bf16;
+use std::process::Command;
 use std::sync::Arc;
 use vlm::base::rng::philox;
 use vlm::device::conformance::{Case, MapOver, UNTOUCHED, WGMMA_B, cases, run};
@@ -47,6 +48,31 @@ fn primitives_follow_the_instruction_set() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The builds with the race checker and with AddressSanitizer give the same, and no alarm.
+#[test]
+fn checked_builds_agree() {
+    if !emulated::is_built() {
+        return println!("skipped: no emulator in this build");
+    }
+    let asan = Command::new("g++").arg("-print-file-name=libasan.so").output().map(|o| o.stdout).unwrap_or_default();
+    let asan = String::from_utf8(asan).expect("a path").trim().to_owned();
+    for build in ["race", "asan"] {
+        let mut again = Command::new(std::env::current_exe().expect("this test"));
+        again.args(["--exact", "emulator_conformance::primitives_follow_the_instruction_set"]);
+        again.env("VLM_EMULATOR", build);
+        if build == "asan" {
+            if !std::path::Path::new(&asan).is_absolute() {
+                println!("skipped: the asan build: libasan.so is absent");
+                continue;
+            }
+            again.env("LD_PRELOAD", &asan).env("ASAN_OPTIONS", "detect_leaks=0");
+        }
+        let done = again.output().expect("it starts");
+        let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && said.contains("1 passed"), "{build}: {said}");
+    }
 }
 
 /// A GPU gives the emulator's outputs.
@@ -155,7 +181,8 @@ fn reductions(case: &Case) -> Vec<u8> {
     };
     let (warp_sum, block_sum) = over(|a, b| a + b, 0.0);
     let (warp_max, block_max) = over(f32::max, f32::NEG_INFINITY);
-    [warp_sum, warp_max, block_sum, block_max].concat().iter().flat_map(|v| v.to_le_bytes()).collect()
+    let twice = block_sum.iter().map(|v| v * 2.0).collect();
+    [warp_sum, warp_max, block_sum, block_max, twice].concat().iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 fn shuffles(case: &Case) -> Vec<u8> {
