@@ -190,12 +190,10 @@ fn trials_are_done_once_and_go_on_where_they_stopped() {
 
     // cut short in the second trial, elsewhere: goes on there, to the same results
     let there = Some(dir.path().join("cut"));
-    let cut = space::read(&dir.path().join("sweep.toml"), there.as_deref()).unwrap();
     let cut_file = || {
         write(dir.path(), grid, EVAL, "learning-rate = [1e-3, 2e-2]");
         space::read(&dir.path().join("sweep.toml"), there.as_deref()).unwrap()
     };
-    drop(cut);
     let seen = Seen::default();
     assert!(sweep(&cut_file(), &seen, 3).unwrap().is_none());
     assert_eq!((seen.begun.borrow().clone(), seen.steps.get()), (vec![1, 2], 3));
