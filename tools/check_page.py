@@ -170,6 +170,7 @@ def gallery(browser, check):
         choose(browser, **values),
         check.same(count(), len(wanted(data, last, **values)), what),
     )
+    browser.js("document.getElementById('gallery').scrollIntoView({behavior: 'instant'})")
     same("all photos")
     n_cards = browser.js("document.querySelectorAll('.card').length")
     check.that(0 < n_cards <= 250, f"{n_cards} cards exist at once")
@@ -238,6 +239,12 @@ def keyboard(browser, check, data):
         check.same(at(), columns, "arrow down")
     browser.key("End")
     check.same(at(), n - 1, "End")
+    browser.js("document.activeElement.blur(); scrollTo({top: 0, behavior: 'instant'})")
+    browser.settle()
+    browser.js("document.getElementById('gallery').scrollIntoView({behavior: 'instant'})")
+    browser.settle()
+    check.same(browser.js("document.querySelectorAll('.card[tabindex=\"0\"]').length"), 1, "one stop of the Tab key later")
+    browser.js("document.querySelector('.card[tabindex=\"0\"]').focus()")
     browser.key("Home")
     check.same(at(), 0, "Home")
     browser.key("Enter")

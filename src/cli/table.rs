@@ -88,10 +88,12 @@ pub fn comparison(c: &Comparison, names: [&str; 2]) -> String {
     for (group, name) in lines {
         _ = writeln!(said, "{name:<10} {:>6}", n(group));
     }
-    let cell = |group| format!("{:>10}", n(group));
-    _ = writeln!(said, "\n{:>14} {b} right   {b} wrong", "");
-    _ = writeln!(said, "{:<14} {} {}", format!("{a} right"), cell(Group::BothRight), cell(Group::Broken));
-    _ = writeln!(said, "{:<14} {} {}", format!("{a} wrong"), cell(Group::Fixed), cell(Group::BothWrong));
+    let (left, cell) = (width + 6, width.max(6) + 6);
+    let row = |name: &str, right: String, wrong: String| format!("{name:<left$} {right:>cell$} {wrong:>cell$}\n");
+    said.push('\n');
+    said += &row("", format!("{b} right"), format!("{b} wrong"));
+    said += &row(&format!("{a} right"), n(Group::BothRight).to_string(), n(Group::Broken).to_string());
+    said += &row(&format!("{a} wrong"), n(Group::Fixed).to_string(), n(Group::BothWrong).to_string());
     _ = writeln!(said, "\nMcNemar's exact test: p = {}", p_value(c.p));
     let verdict = match (c.p <= 0.05, n(Group::Fixed) > n(Group::Broken)) {
         (true, true) => format!("{b} is better: so uneven a split is rare where both are equally good"),

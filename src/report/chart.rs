@@ -6,7 +6,7 @@ use std::fmt::Write;
 /// The drawing's own units; the page scales it.
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 280.0;
-const LEFT: f64 = 58.0;
+const LEFT: f64 = 74.0;
 const RIGHT: f64 = 118.0;
 const TOP: f64 = 14.0;
 const BOTTOM: f64 = 44.0;
@@ -82,8 +82,9 @@ impl Chart<'_> {
             text(self.title),
             text(self.description)
         );
+        let digits = usize::from(y_ticks[1] - y_ticks[0] < 0.0099);
         for y in &y_ticks {
-            let (at, label) = (py(*y), if self.shares { format!("{:.0} %", 100.0 * y) } else { number(*y) });
+            let (at, label) = (py(*y), if self.shares { format!("{:.digits$} %", 100.0 * y) } else { number(*y) });
             _ = write!(svg, "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{:.1}\"/>", WIDTH - RIGHT);
             _ = write!(
                 svg,
@@ -184,7 +185,7 @@ impl Chart<'_> {
 /// Accuracies as dots on one axis, each with its interval: (name, value, interval, class of the colour).
 pub fn intervals(id: &str, title: &str, rows: &[(String, f64, Option<[f64; 2]>)]) -> String {
     const ROW: f64 = 30.0;
-    const NAMES: f64 = 200.0;
+    const NAMES: f64 = 190.0;
     let height = rows.len() as f64 * ROW + 34.0;
     let px = |x: f64| NAMES + x.clamp(0.0, 1.0) * (WIDTH - NAMES - 90.0);
     let said: Vec<String> = rows.iter().map(|(name, x, _)| format!("{name} {}", percent(*x))).collect();
@@ -215,7 +216,7 @@ pub fn intervals(id: &str, title: &str, rows: &[(String, f64, Option<[f64; 2]>)]
             "<text class=\"row\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             NAMES - 12.0,
             y + 4.0,
-            text(&shortened(name, 28))
+            text(&shortened(name, 20))
         );
         if let Some([low, high]) = interval {
             _ = write!(svg, "<path class=\"whisker {class}\" d=\"M{:.1} {y:.1}H{:.1}\"/>", px(*low), px(*high));

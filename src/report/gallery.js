@@ -214,6 +214,11 @@
       fragment.append(item);
     }
     grid.append(fragment);
+    // one card can always be reached with the Tab key
+    if (!cards.has(active) && last > first) {
+      active = Math.min(first + 2 * columns, last - 1);
+      cards.get(active).firstChild.tabIndex = 0;
+    }
   };
 
   let asked = false;

@@ -26,7 +26,7 @@ pub fn sections(found: &Sources, names: &[String], gallery: &Gallery) -> Vec<Sec
         ("confusion", "What is taken for what", confusions(found, names)),
         ("classes", "Class by class", classes(found, names)),
         ("training", "Training", training(found)),
-        ("curve", "More photos", curve(found, names)),
+        ("curve", "More photos", curve(found)),
         ("leaks", "Near-duplicates", leaks(found, gallery)),
     ];
     parts
@@ -48,8 +48,8 @@ fn summary(found: &Sources, names: &[String]) -> String {
         .collect();
     if let Some(last) = found.evaluations.last() {
         let b = &last.metrics.baselines;
-        rows.push(("always the commonest".into(), b.majority.accuracy, None));
-        rows.push(("a random guess".into(), b.random.accuracy, None));
+        rows.push(("commonest class".into(), b.majority.accuracy, None));
+        rows.push(("random guess".into(), b.random.accuracy, None));
     }
     let mut html = String::new();
     for note in &found.notes {
@@ -191,7 +191,7 @@ fn comparison(c: &Comparison, names: &[String]) -> String {
         .map(|(class, k)| {
             let change = 100.0 * (k.after as f64 - k.before as f64) / k.n.max(1) as f64;
             let cells = [k.n, k.before, k.after, k.fixed, k.broken].map(|x| x.to_string());
-            (class.clone(), cells.into_iter().chain([format!("{change:+.1}")]).collect())
+            (class.clone(), cells.into_iter().chain([format!("{change:+.1}").replace('-', "−")]).collect())
         })
         .collect();
     let head = ["photos", "right before", "right after", "fixed", "broken", "change in points"];
@@ -377,26 +377,26 @@ fn training(found: &Sources) -> String {
     html
 }
 
-fn curve(found: &Sources, names: &[String]) -> String {
-    let mut series = Series { name: "scored".into(), ..Series::default() };
-    let mut words = String::new();
-    let mut all = Vec::new();
+fn curve(found: &Sources) -> String {
+    let (mut series, mut words) = (Vec::new(), Vec::new());
     if let Some(curve) = &found.curve {
-        (series, all, words) = fitted(curve);
+        (series, words) = fitted(curve);
     } else {
-        for (e, _) in found.evaluations.iter().zip(names) {
+        let mut scored = Series { name: "scored".into(), ..Series::default() };
+        for e in &found.evaluations {
             if let Some(n) = e.number("training_samples") {
-                series.marks.push((n, e.metrics.accuracy, Some(e.metrics.interval)));
+                scored.marks.push((n, e.metrics.accuracy, Some(e.metrics.interval)));
             }
         }
-        series.marks.sort_by(|a, b| a.0.total_cmp(&b.0));
+        scored.marks.sort_by(|a, b| a.0.total_cmp(&b.0));
+        series.push(scored);
     }
-    let sizes: BTreeSet<u64> = series.marks.iter().map(|(x, _, _)| *x as u64).collect();
+    let marks: Vec<(f64, f64)> = series.iter().flat_map(|s| &s.marks).map(|(x, y, _)| (*x, *y)).collect();
+    let sizes: BTreeSet<u64> = marks.iter().map(|(x, _)| *x as u64).collect();
     if sizes.len() < 2 {
         return String::new();
     }
-    let said: Vec<String> =
-        series.marks.iter().map(|(x, y, _)| format!("{} photos {}", number(*x), percent(*y))).collect();
+    let said: Vec<String> = marks.iter().map(|(x, y)| format!("{} photos {}", number(*x), percent(*y))).collect();
     let chart = Chart {
         id: "learning",
         title: "Accuracy by number of training photos",
@@ -407,25 +407,60 @@ fn curve(found: &Sources, names: &[String]) -> String {
         from_zero: false,
         log_x: true,
     };
-    all.insert(0, series);
-    format!(
-        "<figure>{}<figcaption>Accuracy over the number of photos trained on, each with its 95 % interval. {}</figcaption></figure>",
-        chart.svg(&all),
-        text(&words)
-    )
+    let mut html = format!(
+        "<figure>{}<figcaption>Accuracy over the number of photos trained on. Whiskers are {}.</figcaption></figure>",
+        chart.svg(&series),
+        if found.curve.is_some() { "the lowest and the highest run of a size" } else { "95 % intervals" }
+    );
+    words.iter().for_each(|w| _ = write!(html, "<p>{}</p>", text(w)));
+    html
 }
 
-/// What `vlm curve --json` says: its points, its fit as a further series, its sentences.
-fn fitted(curve: &Value) -> (Series, Vec<Series>, String) {
-    let mut points = Series { name: "scored".into(), ..Series::default() };
-    for p in curve["points"].as_array().into_iter().flatten() {
-        let pair = p["interval"].as_array().and_then(|i| Some([i.first()?.as_f64()?, i.get(1)?.as_f64()?]));
-        if let (Some(x), Some(y)) = (p["training_samples"].as_f64(), p["accuracy"].as_f64()) {
-            points.marks.push((x, y, pair));
+/// What `vlm curve --json` says: the scored sizes, the law with what it predicts, and sentences.
+fn fitted(curve: &Value) -> (Vec<Series>, Vec<String>) {
+    let of = |value: &Value, key: &str| value[key].as_f64();
+    let mut scored = Series { name: "scored".into(), ..Series::default() };
+    for s in curve["sizes"].as_array().into_iter().flatten() {
+        // a model that was not trained has no place on an axis of sizes that double
+        if let (Some(x), Some(y)) = (of(s, "samples").filter(|x| *x > 0.0), of(s, "mean")) {
+            let ends = of(s, "lowest").zip(of(s, "highest"));
+            scored.marks.push((x, y, ends.map(|(low, high)| [low, high])));
         }
     }
-    points.marks.sort_by(|a, b| a.0.total_cmp(&b.0));
-    (points, Vec::new(), String::new())
+    let mut words: Vec<String> = curve["warnings"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|w| w.as_str())
+        .map(|w| format!("Careful: {w}."))
+        .collect();
+    let mut series = vec![scored];
+    let law = &curve["fit"]["law"];
+    if let (Some(a), Some(b), Some(c)) = (of(law, "a"), of(law, "b"), of(law, "c")) {
+        let first = series[0].marks.first().map_or(1.0, |m| m.0);
+        let predictions: Vec<&Value> = curve["predictions"].as_array().into_iter().flatten().collect();
+        let last = predictions.iter().filter_map(|p| of(p, "samples")).fold(first, f64::max);
+        let at = |i: i32| first * (last / first).powf(f64::from(i) / 60.0);
+        let line = (0..=60).map(|i| (at(i), 1.0 - (a * at(i).powf(-b) + c))).collect();
+        let band = predictions
+            .iter()
+            .filter_map(|p| Some((of(p, "samples")?, p["interval"][0].as_f64()?, p["interval"][1].as_f64()?)))
+            .collect();
+        series.push(Series { name: "power law".into(), line, band, ..Series::default() });
+    }
+    let target = &curve["target"];
+    if let Some(accuracy) = of(target, "accuracy") {
+        words.insert(
+            0,
+            match of(target, "samples") {
+                Some(n) => {
+                    format!("{} takes about {} training photos, says the law.", percent(accuracy), number(n.ceil()))
+                }
+                None => format!("{} is not reached by more photos like these, says the law.", percent(accuracy)),
+            },
+        );
+    }
+    (series, words)
 }
 
 fn leaks(found: &Sources, gallery: &Gallery) -> String {

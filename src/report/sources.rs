@@ -114,7 +114,7 @@ fn file(path: &Path, found: &mut Sources) -> Result<bool> {
         return Ok(true);
     }
     let value = json::read(path)?;
-    if value.get("points").is_none() {
+    if value.get("sizes").is_none() {
         return Err(Error::file(path, "is neither a file of pairs (.jsonl) nor what vlm curve --json prints"));
     }
     found.curve = Some(value);
