@@ -194,8 +194,11 @@
       grid.style.height = Math.max(0, Math.ceil(shown.length / columns) * rowHeight - GAP) + "px";
     }
     const top = -grid.getBoundingClientRect().top;
-    const first = Math.max(0, Math.floor(top / rowHeight) - 2) * columns;
-    const last = Math.min(shown.length, (Math.ceil((top + innerHeight) / rowHeight) + 2) * columns);
+    // at least one row, also where none is in view: the Tab key needs one to go to
+    const rows = Math.ceil(shown.length / columns);
+    const within = (row) => Math.max(0, Math.min(rows - 1, row));
+    const first = within(Math.floor(top / rowHeight) - 2) * columns;
+    const last = Math.min(shown.length, (within(Math.ceil((top + innerHeight) / rowHeight) + 1) + 1) * columns);
     for (const [at, item] of cards) {
       if ((at < first || at >= last) && !item.contains(document.activeElement)) {
         item.remove();
