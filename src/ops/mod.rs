@@ -79,11 +79,6 @@ pub trait Op {
     fn forward(&self, device: &mut Device) -> Result<()>;
 }
 
-/// What a device that runs kernels says of a word that it has none for.
-fn no_kernel(op: &'static str) -> Error {
-    Error::Unsupported(format!("{op}: there is no kernel for this word yet; use --device cpu"))
-}
-
 /// A device that runs kernels stores activations in bf16, and nothing else.
 fn bf16(op: &'static str, tensors: &[&Tensor]) -> Result<()> {
     let other = tensors.iter().find(|t| t.dtype != DType::Bf16);

@@ -53,7 +53,7 @@ fn segments(case: &mut Case, k: usize, columns: &[Columns], trained: Trained) ->
         let bias = bias.then(|| if all { case.trained("bias", [*n], 1.0) } else { case.weight("bias", [*n], 1.0) });
         let adapter = (*rank > 0).then(|| {
             let (a, b) = (weight(case, "A", [*rank, k], adapters), weight(case, "B", [*n, *rank], adapters));
-            Adapter { a, b, scale: 1.7 }
+            Adapter { a, b, scale: 1.7, dropout: None }
         });
         Segment { weight: w, bias, adapter }
     };
@@ -93,7 +93,7 @@ fn linear(
     let z = options.kept.then(|| kept(case, [m, n]));
     let y = case.output(DType::Bf16, [m, n]);
     let activation = options.activation;
-    Linear { x, rows, segments, activation, residual, s, z, precision: Precision::Bf16, y }
+    Linear { x, rows, segments, activation, residual, noise: None, s, z, precision: Precision::Bf16, y }
 }
 
 /// Multiples of 7 modulo m + 5 differ where 7 does not divide it.

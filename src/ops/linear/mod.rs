@@ -192,6 +192,7 @@ impl Op for Linear {
                 }
                 Ok(())
             }
+            Device::Launch(_) if self.noise.is_some() => Err(no_dropout()),
             Device::Launch(gpu) => launch::forward(self, gpu),
         }
     }
@@ -304,6 +305,7 @@ impl Op for LinearBackward {
                 opened.into_iter().chain([dx]).flatten().for_each(|g| g.close());
                 Ok(())
             }
+            Device::Launch(_) if self.forward.noise.is_some() => Err(no_dropout()),
             Device::Launch(gpu) => launch::backward(self, gpu),
         }
     }
@@ -330,6 +332,11 @@ fn scatter(from: &[f32], width: usize, rows: Option<&[i32]>, to: &mut [f32]) {
     for (from, row) in from.chunks_exact(width).zip(rows.unwrap_or_default()) {
         to[*row as usize * width..][..width].iter_mut().zip(from).for_each(|(to, from)| *to += *from);
     }
+}
+
+/// The kernels read x as it is.
+fn no_dropout() -> Error {
+    Error::Unsupported("the kernels have no dropout yet: leave --dropout at 0, or use --device cpu".into())
 }
 
 /// The factors of a dropout for every row that is read [M, K]; None where nothing drops out.
