@@ -9,7 +9,7 @@ pub(super) mod launch;
 pub mod plan;
 
 use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
-use crate::base::{Precision, Result};
+use crate::base::{Error, Precision, Result};
 use crate::device::{Borrowed, Device};
 use crate::host::linear_tuned::{self, LowRank, Matrix};
 use crate::host::{self, linear_tuned_backward};
