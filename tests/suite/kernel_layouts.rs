@@ -3,8 +3,8 @@
 use vlm::device::{Arguments, CastArgs, StructLayout, emulated};
 use vlm::ops::linear::arguments as linear;
 use vlm::ops::{
-    adamw, attention, attention_cached, deepstack_add, embed, grad_norm, linear_loss, norm, patch_embed, qk_rope, sample,
-    swiglu,
+    adamw, attention, attention_cached, deepstack_add, embed, grad_norm, linear_loss, norm, patch_embed, qk_rope,
+    sample, swiglu,
 };
 
 /// Every argument struct of the program.
