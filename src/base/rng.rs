@@ -102,6 +102,36 @@ pub fn id(name: &str) -> u64 {
     name.bytes().fold(0, |h: u64, b| h.wrapping_mul(0x0100_0000_01b3) ^ u64::from(b))
 }
 
+/// A stream read in order, for code whose choices follow one another.
+#[derive(Debug, Clone)]
+pub struct Dice {
+    stream: Stream,
+    next: u64,
+}
+
+impl Dice {
+    pub fn new(seed: u64, ids: &[u64]) -> Dice {
+        Dice { stream: Stream::new(seed, ids), next: 0 }
+    }
+
+    /// Uniform in [low, high).
+    pub fn between(&mut self, low: f32, high: f32) -> f32 {
+        self.next += 1;
+        low + (high - low) * self.stream.uniform(self.next - 1)
+    }
+
+    /// Uniform among 0 to n - 1, uneven by n / 2^32; 0 where n is 0.
+    pub fn below(&mut self, n: usize) -> usize {
+        self.next += 1;
+        (u64::from(self.stream.bits(self.next - 1)) * n as u64 >> 32) as usize
+    }
+
+    /// True with probability `p`.
+    pub fn chance(&mut self, p: f32) -> bool {
+        self.between(0.0, 1.0) < p
+    }
+}
+
 fn halves(x: u64) -> [u32; 2] {
     [x as u32, (x >> 32) as u32]
 }
@@ -286,6 +316,19 @@ mod tests {
         let mean = (0..n as u64).map(|i| f64::from(uniform.uniform(i))).sum::<f64>() / n as f64;
         assert!((mean - 0.5).abs() < 5.0 * (1.0 / 12.0 / n as f64).sqrt(), "{mean}");
         assert!((0..n as u64).all(|i| (0.0..1.0).contains(&uniform.uniform(i))));
+    }
+
+    #[test]
+    fn dice_read_a_stream_in_order() {
+        let (mut dice, stream) = (Dice::new(3, &[1]), Stream::new(3, &[1]));
+        assert_eq!(dice.between(0.0, 1.0), stream.uniform(0));
+        assert_eq!(dice.between(-2.0, 2.0), 4.0 * stream.uniform(1) - 2.0);
+        let mut seen = [0; 3];
+        (0..3000).for_each(|_| seen[dice.below(3)] += 1);
+        // five standard deviations of a binomial of 3000 and 1/3 are 129
+        assert!(seen.iter().all(|n: &i32| (n - 1000).abs() <= 129), "{seen:?}");
+        assert_eq!(dice.below(0), 0);
+        assert!(dice.chance(1.0) && !dice.chance(0.0));
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Floor 9: may use everything; the only room that writes to stdout. Start at [`main`], then [`generate`].
 
+mod assets;
+mod bench;
 mod compare;
 mod compute;
 mod curve;
@@ -51,7 +53,31 @@ enum Command {
     Sweep(sweep::SweepCommand),
     Init(init::Init),
     Inspect(inspect::Inspect),
+    Bench(bench::Bench),
     Doctor(doctor::Doctor),
+}
+
+impl Command {
+    fn run(&self) -> Result<()> {
+        match self {
+            Command::Generate(c) => c.run(),
+            Command::Eval(c) => c.run(),
+            Command::Compare(c) => c.run(),
+            Command::Report(c) => c.run(),
+            Command::Merge(c) => c.run(),
+            Command::Train(c) => c.run(),
+            Command::Preprocess(c) => c.run(),
+            Command::Dump(c) => c.run(),
+            Command::Verify(c) => c.run(),
+            Command::Data(c) => c.run(),
+            Command::Curve(c) => c.run(),
+            Command::Sweep(c) => c.run(),
+            Command::Init(c) => c.run(),
+            Command::Inspect(c) => c.run(),
+            Command::Bench(c) => c.run(),
+            Command::Doctor(c) => c.run(),
+        }
+    }
 }
 
 /// Runs the program: 0, 1 for a failure with one message on stderr, 2 for wrong usage.
@@ -59,24 +85,7 @@ pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env(crate::base::env::LOG).unwrap_or_else(|_| "warn".into());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let arguments = Arguments::parse();
-    let done = match arguments.command {
-        Command::Generate(c) => c.run(),
-        Command::Eval(c) => c.run(),
-        Command::Compare(c) => c.run(),
-        Command::Report(c) => c.run(),
-        Command::Merge(c) => c.run(),
-        Command::Train(c) => c.run(),
-        Command::Preprocess(c) => c.run(),
-        Command::Dump(c) => c.run(),
-        Command::Verify(c) => c.run(),
-        Command::Data(c) => c.run(),
-        Command::Curve(c) => c.run(),
-        Command::Sweep(c) => c.run(),
-        Command::Init(c) => c.run(),
-        Command::Inspect(c) => c.run(),
-        Command::Doctor(c) => c.run(),
-    };
-    match done {
+    match arguments.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprintln!("vlm: {e}");

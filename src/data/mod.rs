@@ -7,6 +7,7 @@
 pub mod alike;
 pub mod census;
 pub mod dataset;
+pub mod drawn;
 pub mod image;
 pub mod import;
 pub mod look;

@@ -1,12 +1,13 @@
 //! A checkpoint of random weights in a config's shapes: for benches, and for training from nothing.
 
 use super::config::Config;
-use super::names::{self, Kind};
+use super::names::{self, Kind, Part};
 use super::save::{self, Pieces, Progress, narrow};
 use crate::base::rng::Stream;
 use crate::base::{DType, Error, Result};
-use crate::io::atomic;
 use crate::io::safetensors::{TensorOutput, TensorSpec};
+use crate::io::{atomic, json};
+use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -19,20 +20,21 @@ pub struct Options {
     pub shard_bytes: u64,
 }
 
-/// The standard deviation of linear maps, embeddings and the convolution (transformers' `initializer_range`).
+/// The standard deviation of linear maps, embeddings and the convolution where the config has no `initializer_range`.
 const DEVIATION: f32 = 0.02;
 /// Elements drawn at a time: they stay in the fastest cache until they are rounded.
 const DRAWN: usize = 1 << 11;
 
 #[derive(Debug, Clone, Copy)]
 enum Start {
-    Normal,
+    /// With this deviation.
+    Normal(f32),
     Constant(f32),
 }
 
 /// Writes a checkpoint of the config in `config_dir` into the folder `out`, with the tokenizer, processor and template
-/// files of `config_dir`; `tokenizer` replaces its tokenizer.json. Weights are normal with deviation 0.02, norms 1,
-/// biases 0; a tensor's numbers depend on the seed and its name only.
+/// files of `config_dir`; `tokenizer` replaces its tokenizer.json. Weights are normal with the config's
+/// `initializer_range` as deviation (0.02 where it has none), norms 1, biases 0; a tensor's numbers depend on the seed and its name only.
 /// Errors: those of [`Config::read`]; `out` holds anything or cannot be written; another type than bf16 and f32.
 pub fn init(
     config_dir: &Path,
@@ -46,12 +48,15 @@ pub fn init(
         return Err(unsupported(dtype));
     }
     let config = Config::read(config_dir)?;
+    let deviations = deviations(&config_dir.join("config.json"))?;
     let mut specs = Vec::new();
     let mut starts = HashMap::new();
     for module in names::modules(&config) {
         let weight_start = match module.kind {
             Kind::Norm { .. } => Start::Constant(1.0),
-            Kind::Linear { .. } | Kind::Embedding { .. } | Kind::Convolution { .. } => Start::Normal,
+            Kind::Linear { .. } | Kind::Embedding { .. } | Kind::Convolution { .. } => {
+                Start::Normal(if module.part == Part::Text { deviations.text } else { deviations.vision })
+            }
         };
         // The weight comes first, a bias after it.
         for ((name, shape), start) in module.tensors().into_iter().zip([weight_start, Start::Constant(0.0)]) {
@@ -67,10 +72,27 @@ pub fn init(
             save::copy(tokenizer, &dir.join("tokenizer.json"))?;
         }
         save::write_weights(dir, &specs, options.shard_bytes, progress, |spec, output| {
-            let start = starts.get(&spec.name).copied().unwrap_or(Start::Normal);
+            let start = starts.get(&spec.name).copied().unwrap_or(Start::Constant(0.0));
             write_tensor(Stream::new(options.seed, &[fnv1a(&spec.name)]), start, spec, &mut pieces, output)
         })
     })
+}
+
+struct Deviations {
+    text: f32,
+    vision: f32,
+}
+
+/// `initializer_range` of both parts. Errors: it is no number, or none above 0 that f32 holds.
+fn deviations(path: &Path) -> Result<Deviations> {
+    let config = json::read(path)?;
+    let of = |section: &str| match &config[section]["initializer_range"] {
+        Value::Null => Ok(DEVIATION),
+        value => value.as_f64().map(|x| x as f32).filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| {
+            Error::file(path, format!("{section}.initializer_range: wanted a number above 0, got {value}"))
+        }),
+    };
+    Ok(Deviations { text: of("text_config")?, vision: of("vision_config")? })
 }
 
 fn write_tensor(
@@ -90,9 +112,9 @@ fn write_tensor(
             let values = &mut values[..out.len() / size];
             match start {
                 Start::Constant(constant) => values.fill(constant),
-                Start::Normal => {
+                Start::Normal(deviation) => {
                     stream.fill_normal(first as u64, values);
-                    values.iter_mut().for_each(|x| *x *= DEVIATION);
+                    values.iter_mut().for_each(|x| *x *= deviation);
                 }
             }
             narrow(spec.dtype, values, out).ok_or_else(|| unsupported(spec.dtype))?;

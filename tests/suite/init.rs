@@ -113,3 +113,26 @@ fn what_cannot_be_made_leaves_nothing() {
     assert!(make(&small_config(), &out, PLAIN).unwrap_err().to_string().contains("not empty"));
     assert_eq!(entries(&out), ["precious"]);
 }
+
+#[test]
+fn the_config_says_how_far_weights_spread() {
+    let mut config = small_config();
+    config["text_config"]["initializer_range"] = json!(0.08);
+    config["vision_config"]["initializer_range"] = json!(0.01);
+    let dir = tempfile::tempdir().unwrap();
+    make(&config, &dir.path().join("wide"), PLAIN).unwrap();
+    make(&small_config(), &dir.path().join("plain"), PLAIN).unwrap();
+    let [wide, plain] = ["wide", "plain"].map(|name| Checkpoint::open(&dir.path().join(name)).unwrap());
+    for (name, tensor) in wide.tensors().filter(|(name, _)| !name.contains("norm") && !name.ends_with(".bias")) {
+        // small_config has 0.02 or nothing: the same numbers, four times and half as large
+        let factor = if name.contains("visual") { 0.5 } else { 4.0 };
+        let (got, base) =
+            (values(DType::F32, tensor.bytes()), values(DType::F32, plain.tensor(&name).unwrap().bytes()));
+        assert!(got.iter().zip(&base).all(|(x, y)| (x - factor * y).abs() <= 1e-6 * y.abs()), "{name}");
+    }
+    for wrong in [json!("wide"), json!(0.0), json!(-1.0), json!(1e300)] {
+        config["text_config"]["initializer_range"] = wrong;
+        let error = make(&config, &dir.path().join("wrong"), PLAIN).unwrap_err().to_string();
+        assert!(error.contains("text_config.initializer_range"), "{error}");
+    }
+}

@@ -15,6 +15,7 @@ mod dataset;
 mod dedupe;
 mod device;
 mod documents;
+mod drawn;
 mod dropout;
 mod emulator_conformance;
 mod emulator_planted;

@@ -1,0 +1,273 @@
+//! `vlm bench one-dollar`: a few hundred photos, three epochs of LoRA, a test set scored; cold and warm.
+
+use super::job::{self, Job, Times};
+use super::shapes::Shape;
+use crate::base::{DType, Error, Result};
+use crate::cli::progress::Progress;
+use crate::data::dataset::{OnBad, read_dataset};
+use crate::data::drawn::photos::{Set, write_set};
+use crate::data::import;
+use crate::io::atomic;
+use crate::qwen3vl::config::Config;
+use crate::qwen3vl::init::{self, Options};
+use crate::qwen3vl::names::{self, Counts, Part};
+use crate::qwen3vl::prepare::Preparer;
+use crate::qwen3vl::processor::read_patch_spec;
+use crate::qwen3vl::save;
+use crate::qwen3vl::template::Ending;
+use rayon::prelude::*;
+use serde_json::json;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// What the photos' conversations ask.
+const PROMPT: &str = "Which damage is this?";
+const RECIPE: &str = include_str!("../../../recipes/one-dollar.toml");
+
+/// Fine-tune on 319 drawn photos of 1000 x 667 and score 98, by the clock, twice
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: vlm bench one-dollar --shape 8b --device cuda --out /scratch/one-dollar
+         vlm bench one-dollar --shape tiny --photos 12 --test 6 --size 320x213 --out one-dollar
+
+N is the number of weights in the language model's linear layers, head apart. Frozen weights cost 2 N operations a token
+forward and 2 N backward, and no weight gradient: MFU = 4 N tokens / (seconds of the steps x peak). Tokens are those of
+text and images, none of them padding; adapters, attention, tower and head are left out of it.")]
+pub struct OneDollar {
+    /// Folder for photos, weights and runs; what it holds from before is used again
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Random weights of this shape
+    #[arg(long, value_enum, default_value = "8b")]
+    shape: Shape,
+    /// A checkpoint folder instead
+    #[arg(long, value_name = "DIR", conflicts_with = "shape")]
+    model: Option<PathBuf>,
+    /// Where to compute
+    #[arg(long, default_value = "auto", value_parser = ["auto", "cpu", "cuda", "emulated"])]
+    device: String,
+    /// What activations and weights are stored in while computing [default: f32 on the CPU, bf16 on a GPU]
+    #[arg(long, value_parser = ["f32", "bf16"])]
+    precision: Option<String>,
+    /// Photos to train on
+    #[arg(long, value_name = "N", default_value_t = 319, value_parser = clap::value_parser!(u32).range(1..))]
+    photos: u32,
+    /// Photos to score
+    #[arg(long, value_name = "N", default_value_t = 98, value_parser = clap::value_parser!(u32).range(1..))]
+    test: u32,
+    /// Width and height of the photos
+    #[arg(long, value_name = "WxH", default_value = "1000x667", value_parser = size)]
+    size: (usize, usize),
+    /// How often every photo is seen
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    epochs: u64,
+    /// Rank of the adapters on q, k, v and o
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    rank: usize,
+    /// Photos computed together
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    batch_size: usize,
+    /// The device's peak, in 10^12 operations a second: MFU is then given
+    #[arg(long, value_name = "X")]
+    peak_tflops: Option<f64>,
+    /// Add a line per run to this file
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn size(text: &str) -> Result<(usize, usize), String> {
+    let sides = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    let fits = |(w, h): &(usize, usize)| (16..=8192).contains(w) && (16..=8192).contains(h);
+    sides.filter(fits).ok_or_else(|| "wanted two sides of 16 to 8192 pixels, such as 1000x667".into())
+}
+
+impl OneDollar {
+    pub fn run(&self) -> Result<()> {
+        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
+        let photos = self.photos()?;
+        let model = self.model()?;
+        let recipe = self.out.join("one-dollar.toml");
+        atomic::write_file(&recipe, |out| out.write(RECIPE.as_bytes()))?;
+        let mut sets = Vec::new();
+        for part in ["train", "test"] {
+            let found = import::folders::class_folders(&photos.join(part))?;
+            let lines = import::lines(&found.photos, Some(PROMPT), &self.out)?;
+            let file = self.out.join(format!("{part}.jsonl"));
+            atomic::write_file(&file, |out| lines.iter().try_for_each(|l| out.write(format!("{l}\n").as_bytes())))?;
+            sets.push((file, found.photos));
+        }
+        let [(train, train_photos), (test, _)] = &sets[..] else { return Ok(()) };
+        let preprocess = self.preprocess(&model, train)?;
+        let mut compute = vec!["--device".to_string(), self.device.clone()];
+        compute.extend(self.precision.iter().flat_map(|p| ["--precision".to_string(), p.clone()]));
+        let flags = [
+            ("--epochs", self.epochs.to_string()),
+            ("--rank", self.rank.to_string()),
+            ("--batch-size", self.batch_size.to_string()),
+        ];
+        let job = Job {
+            model: &model,
+            recipe: &recipe,
+            train,
+            test,
+            photo: &train_photos[0].path,
+            prompt: PROMPT,
+            out: self.out.clone(),
+            batch_size: self.batch_size,
+            flags: flags.into_iter().flat_map(|(flag, value)| [flag.to_string(), value]).collect(),
+            compute,
+        };
+        let (cold, warm) = (job.run()?, job.run()?);
+        self.report(&Config::read(&model)?, preprocess, &cold, &warm)
+    }
+
+    /// The drawn photos, in a folder that names all that they depend on.
+    fn photos(&self) -> Result<PathBuf> {
+        let (width, height) = self.size;
+        let (train, test) = (self.photos as usize, self.test as usize);
+        let dir = self.out.join(format!("photos-{width}x{height}-{train}-{test}"));
+        if !dir.exists() {
+            let set = Set { train, test, planted: 0, width, height, seed: 0 };
+            let mut bar = Progress::new("photos drawn");
+            atomic::write_folder(&dir, |dir| write_set(dir, &set, &mut |done, all| bar.at(done, all)).map(|_| ()))?;
+        }
+        Ok(dir)
+    }
+
+    /// The checkpoint folder; random weights are made once.
+    fn model(&self) -> Result<PathBuf> {
+        if let Some(model) = &self.model {
+            return Ok(model.clone());
+        }
+        let name = self.shape.name();
+        let (config, model) = (self.out.join(format!("config-{name}")), self.out.join(format!("random-{name}")));
+        if !config.exists() {
+            self.shape.write(&config)?;
+        }
+        if !model.exists() {
+            let options = Options { seed: 0, dtype: DType::Bf16, shard_bytes: save::SHARD_BYTES };
+            let mut bar = Progress::new("bytes of random weights");
+            init::init(&config, None, &model, options, &mut |done, all| bar.at(done, all))?;
+        }
+        Ok(model)
+    }
+
+    /// Seconds to decode, resize and cut every training photo, on all cores.
+    fn preprocess(&self, model: &Path, train: &Path) -> Result<f64> {
+        let config = Config::read(model)?;
+        let preparer = Preparer::open(model, &config, read_patch_spec(model)?)?;
+        let set = read_dataset(train, None, OnBad::Fail)?;
+        let start = Instant::now();
+        set.samples.par_iter().try_for_each(|s| preparer.prepare(&s.conversation, Ending::Complete).map(|_| ()))?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn report(&self, config: &Config, preprocess: f64, cold: &Times, warm: &Times) -> Result<()> {
+        let n: u64 = names::linear_modules(config)
+            .iter()
+            .filter(|m| m.part == Part::Text && m.path != names::LM_HEAD)
+            .map(|m| (m.inputs * m.outputs) as u64)
+            .sum();
+        let rate = |t: &Times| 4.0 * n as f64 * t.tokens_per_second();
+        let mfu = |t: &Times| self.peak_tflops.map(|peak| rate(t) / (peak * 1e12));
+        let parameters = Counts::of(config).parameters();
+        let name = self.model.as_ref().map_or(self.shape.name().to_string(), |m| m.display().to_string());
+        if let Some(file) = &self.csv {
+            self.add_lines(file, &name, preprocess, &[("cold", cold, mfu(cold)), ("warm", warm, mfu(warm))])?;
+        }
+        if self.json {
+            let run = |t: &Times| {
+                let mut run = t.json();
+                run["tflops"] = json!(rate(t) / 1e12);
+                run["mfu"] = json!(mfu(t));
+                run
+            };
+            return crate::cli::print_json(&json!({
+                "model": name, "parameters": parameters, "device": self.device, "photos": self.photos,
+                "test": self.test, "size": [self.size.0, self.size.1], "epochs": self.epochs, "rank": self.rank,
+                "batch_size": self.batch_size, "preprocess_seconds": preprocess, "cold": run(cold), "warm": run(warm),
+            }));
+        }
+        let mut said = format!(
+            "{name}, {parameters} parameters, --device {}; {} photos of {}x{}, {} epochs, rank {}, batches of {}\n\n",
+            self.device, self.photos, self.size.0, self.size.1, self.epochs, self.rank, self.batch_size
+        );
+        said += &job::table(cold, warm);
+        _ = writeln!(said, "\npreprocessing all photos alone: {preprocess:.2} s");
+        _ = writeln!(said, "{} steps, {} tokens", warm.n_steps, warm.tokens);
+        for (name, t) in [("cold", cold), ("warm", warm)] {
+            _ = write!(said, "{name}: {:.0} tokens/s, {:.4} TFLOP/s", t.tokens_per_second(), rate(t) / 1e12);
+            _ = writeln!(said, "{}", mfu(t).map_or(String::new(), |m| format!(", MFU {:.1} %", 100.0 * m)));
+        }
+        crate::cli::print(&said)
+    }
+
+    fn add_lines(&self, file: &Path, name: &str, preprocess: f64, runs: &[(&str, &Times, Option<f64>)]) -> Result<()> {
+        let error = |e| Error::io("write", file, e);
+        let fresh = !file.exists();
+        let mut out = std::fs::OpenOptions::new().create(true).append(true).open(file).map_err(error)?;
+        let mut lines = String::new();
+        if fresh {
+            lines += "date,device,model,photos,test,width,height,epochs,rank,batch_size,run,load_s,preprocess_s,\
+                      vision_s,steps_s,rest_s,score_s,total_s,steps,tokens,tokens_per_second,mfu\n";
+        }
+        for (run, t, mfu) in runs {
+            let optional = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.4}"));
+            _ = writeln!(
+                lines,
+                "{},{},\"{}\",{},{},{},{},{},{},{},{run},{:.3},{preprocess:.3},{},{:.3},{:.3},{:.3},{:.3},{},{},{:.1},{}",
+                date(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() / 86_400)),
+                self.device,
+                name.replace('"', "\"\""),
+                self.photos,
+                self.test,
+                self.size.0,
+                self.size.1,
+                self.epochs,
+                self.rank,
+                self.batch_size,
+                t.load,
+                optional(t.vision),
+                t.steps,
+                t.rest,
+                t.score,
+                t.total,
+                t.n_steps,
+                t.tokens,
+                t.tokens_per_second(),
+                optional(mfu.as_ref().copied()),
+            );
+        }
+        out.write_all(lines.as_bytes()).map_err(error)
+    }
+}
+
+/// Year, month and day of a number of days since 1970. Source: H. Hinnant, "chrono-Compatible Low-Level Date
+/// Algorithms", `civil_from_days`: years begin in March, so that leap days are their last.
+fn date(days: u64) -> String {
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let of_year = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let (day, month) = (of_year - (153 * month + 2) / 5 + 1, if month < 10 { month + 3 } else { month - 9 });
+    let year = era * 400 + year + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn days_are_dates() {
+        // date -u -d "1970-01-01 + N days" +%F
+        for (days, want) in [(0, "1970-01-01"), (59, "1970-03-01"), (11_016, "2000-02-29"), (20_783, "2026-11-26")] {
+            assert_eq!(date(days), want);
+        }
+    }
+}
