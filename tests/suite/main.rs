@@ -16,6 +16,7 @@ mod dedupe;
 mod device;
 mod documents;
 mod dropout;
+mod emulated_model;
 mod emulator_conformance;
 mod emulator_planted;
 mod endpoint;
