@@ -68,8 +68,8 @@ fn answers_are_the_hosts_and_the_same_twice() {
     let (model, case) = CASES[0];
     let answer = |mut opened: Opened| {
         let (sequence, settings) = (opened.prompt(case), greedy(&opened, 8));
-        let (answers, _) = generate(&mut opened.engine, &[&sequence], &settings, &mut |_, _| (), &mut |_, _| true)
-            .expect("an answer");
+        let (answers, _) =
+            generate(&mut opened.engine, &[&sequence], &settings, &mut |_, _| (), &mut |_, _| true).expect("an answer");
         (answers[0].tokens.clone(), opened)
     };
     let (host, _) = answer(Opened::golden(model, Precision::Bf16));

@@ -17,6 +17,7 @@ mod device;
 mod documents;
 mod drawn;
 mod dropout;
+mod emulated_model;
 mod emulator_conformance;
 mod emulator_planted;
 mod endpoint;
