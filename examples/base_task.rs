@@ -85,7 +85,7 @@ fn cells(out: &Path, number: u64, on: Ground) -> Result<String> {
     let columns = picture.width / CELL;
     let mut lines = String::new();
     for (at, word) in cells.into_iter().enumerate() {
-        if word == "none" && (number + at as u64) % 10 != 0 {
+        if word == "none" && !(number + at as u64).is_multiple_of(10) {
             continue;
         }
         let (left, top) = (at % columns * CELL, at / columns * CELL);

@@ -123,7 +123,7 @@ impl Dice {
     /// Uniform among 0 to n - 1, uneven by n / 2^32; 0 where n is 0.
     pub fn below(&mut self, n: usize) -> usize {
         self.next += 1;
-        (u64::from(self.stream.bits(self.next - 1)) * n as u64 >> 32) as usize
+        ((u64::from(self.stream.bits(self.next - 1)) * n as u64) >> 32) as usize
     }
 
     /// True with probability `p`.

@@ -187,6 +187,9 @@ pub fn photos(sets: &[Set]) -> Vec<Photo<'_>> {
     all
 }
 
+/// Two photos and their cosine.
+pub type Alike = (usize, usize, f64);
+
 /// Pairs (i, j, cosine) of photos at or above the threshold, most alike first, and per set and sample whether it goes:
 /// a photo that shows what a photo of an earlier set shows that stays (with `within`, of its own set too).
 pub fn find(
@@ -195,13 +198,13 @@ pub fn find(
     embeddings: &[Vec<f32>],
     threshold: f64,
     within: bool,
-) -> (Vec<(usize, usize, f64)>, Vec<Vec<bool>>) {
+) -> (Vec<Alike>, Vec<Vec<bool>>) {
     let of = |i: usize| {
         let other = move |j: &usize| (photos[*j].set, photos[*j].sample) != (photos[i].set, photos[i].sample);
         let scored = (i + 1..photos.len()).filter(other).map(move |j| (i, j, cosine(&embeddings[i], &embeddings[j])));
         scored.filter(move |(_, _, cosine)| *cosine >= threshold)
     };
-    let mut close: Vec<(usize, usize, f64)> = (0..photos.len()).into_par_iter().flat_map_iter(of).collect();
+    let mut close: Vec<Alike> = (0..photos.len()).into_par_iter().flat_map_iter(of).collect();
     let mut removed: Vec<Vec<bool>> = sets.iter().map(|s| vec![false; s.data.samples.len()]).collect();
     // photos are in the order of the sets: when a pair's second is judged, its first has been
     close.sort_by_key(|(i, j, _)| (*j, *i));

@@ -159,7 +159,7 @@ impl Accelerator {
         let shadows = self.memory.shadow_bytes().max(2 * trained);
         let held = self.memory.allocated(Arena::Activations);
         // a larger arena comes in the place of the smaller
-        let growth = if activations > held { activations - held } else { 0 };
+        let growth = activations.saturating_sub(held);
         let new = missing + growth + (shadows - self.memory.shadow_bytes());
         if new <= free {
             return Ok(());

@@ -8,18 +8,28 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
+type LaunchKernel = unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int;
+type LastError = unsafe extern "C" fn() -> *const c_char;
+type Alloc = unsafe extern "C" fn(u64) -> u64;
+type Free = unsafe extern "C" fn(u64);
+type EncodeMap = unsafe extern "C" fn(*mut c_void, u32, u32, u64, *const u64, *const u64, *const u32, u32) -> c_int;
+type Configure = unsafe extern "C" fn(*const c_char, i64) -> c_int;
+type Count = unsafe extern "C" fn() -> u32;
+type KernelName = unsafe extern "C" fn(u32) -> *const c_char;
+type FieldAt = unsafe extern "C" fn(u32) -> *const FieldOfKernels;
+
 /// The functions of `cuda/emulator/api.h`.
 struct Functions {
-    launch: unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int,
-    last_error: unsafe extern "C" fn() -> *const c_char,
-    alloc: unsafe extern "C" fn(u64) -> u64,
-    free: unsafe extern "C" fn(u64),
-    tensor_map: unsafe extern "C" fn(*mut c_void, u32, u32, u64, *const u64, *const u64, *const u32, u32) -> c_int,
-    configure: unsafe extern "C" fn(*const c_char, i64) -> c_int,
-    kernel_count: unsafe extern "C" fn() -> u32,
-    kernel_name: unsafe extern "C" fn(u32) -> *const c_char,
-    field_count: unsafe extern "C" fn() -> u32,
-    field: unsafe extern "C" fn(u32) -> *const FieldOfKernels,
+    launch: LaunchKernel,
+    last_error: LastError,
+    alloc: Alloc,
+    free: Free,
+    tensor_map: EncodeMap,
+    configure: Configure,
+    kernel_count: Count,
+    kernel_name: KernelName,
+    field_count: Count,
+    field: FieldAt,
 }
 
 /// `VlmEmuField` of api.h.
@@ -92,22 +102,22 @@ fn load(path: &CStr) -> Result<Functions, String> {
         if found.is_null() { Err(format!("the emulator lacks {}", name.to_string_lossy())) } else { Ok(found) }
     };
     macro_rules! function {
-        ($name:literal) => {
+        ($name:literal, $signature:ty) => {
             // SAFETY: api.h declares the function of this name with the signature of the field.
-            unsafe { std::mem::transmute::<*mut c_void, _>(symbol($name)?) }
+            unsafe { std::mem::transmute::<*mut c_void, $signature>(symbol($name)?) }
         };
     }
     Ok(Functions {
-        launch: function!(c"vlm_emu_launch"),
-        last_error: function!(c"vlm_emu_last_error"),
-        alloc: function!(c"vlm_emu_alloc"),
-        free: function!(c"vlm_emu_free"),
-        tensor_map: function!(c"vlm_emu_tensor_map"),
-        configure: function!(c"vlm_emu_configure"),
-        kernel_count: function!(c"vlm_emu_kernel_count"),
-        kernel_name: function!(c"vlm_emu_kernel_name"),
-        field_count: function!(c"vlm_emu_field_count"),
-        field: function!(c"vlm_emu_field"),
+        launch: function!(c"vlm_emu_launch", LaunchKernel),
+        last_error: function!(c"vlm_emu_last_error", LastError),
+        alloc: function!(c"vlm_emu_alloc", Alloc),
+        free: function!(c"vlm_emu_free", Free),
+        tensor_map: function!(c"vlm_emu_tensor_map", EncodeMap),
+        configure: function!(c"vlm_emu_configure", Configure),
+        kernel_count: function!(c"vlm_emu_kernel_count", Count),
+        kernel_name: function!(c"vlm_emu_kernel_name", KernelName),
+        field_count: function!(c"vlm_emu_field_count", Count),
+        field: function!(c"vlm_emu_field", FieldAt),
     })
 }
 

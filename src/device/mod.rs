@@ -36,6 +36,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Where the words run. Every word has one arm per kind of device in its `forward`; the layers above never ask.
+#[allow(clippy::large_enum_variant, reason = "there is one of it")]
 pub enum Device {
     /// The reference loops of `host`, on this machine's cores.
     Host(Memory),

@@ -94,7 +94,7 @@ pub(super) enum Compiled {
 impl Compiled {
     pub(super) fn of(op: &'static str, heads: &Heads) -> Result<Compiled> {
         Ok(match heads.width {
-            1..=128 if heads.width % 8 != 0 => Compiled::Unaligned,
+            1..=128 if !heads.width.is_multiple_of(8) => Compiled::Unaligned,
             8..=32 => Compiled::W32,
             40..=64 => Compiled::W64,
             72..=80 => Compiled::W80,

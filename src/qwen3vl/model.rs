@@ -352,6 +352,7 @@ impl Model {
 
     /// Writes a loss pass's inputs. The gradients are those of `scale` times the sum of the losses. `draws` has a random
     /// stream for each sequence: what drops out of it follows from that and the place in it alone.
+    #[allow(clippy::too_many_arguments, reason = "each is one of the inputs that the pass names")]
     pub fn write_loss(
         &self,
         device: &mut Device,

@@ -322,30 +322,21 @@ fn training(found: &Sources) -> String {
         })
         .collect();
     let said = said.join("; ");
-    let chart = |id, title, y, description: &str| {
-        Chart {
-            id,
-            title,
-            description: &description.to_owned(),
-            x: "step",
-            y,
-            shares: false,
-            from_zero: true,
-            log_x: false,
-        }
-        .svg(if id == "loss" { &loss } else { &rate })
+    let chart = |id, title, y| {
+        Chart { id, title, description: &said, x: "step", y, shares: false, from_zero: true, log_x: false }
+            .svg(if id == "loss" { &loss } else { &rate })
     };
     let mut html = String::new();
     _ = write!(
         html,
         "<figure>{}<figcaption>Loss of each step (faint) and its running mean. {}.</figcaption></figure>",
-        chart("loss", "Training loss by step", "loss", &said),
+        chart("loss", "Training loss by step", "loss"),
         text(&said)
     );
     _ = write!(
         html,
         "<figure>{}<figcaption>Learning rate of each step.</figcaption></figure>",
-        chart("rate", "Learning rate by step", "learning rate", &said)
+        chart("rate", "Learning rate by step", "learning rate")
     );
     let scored: Vec<Series> = runs
         .iter()

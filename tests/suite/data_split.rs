@@ -149,14 +149,14 @@ fn a_glance_finds_what_was_saved_again_and_nothing_else() {
     let of = |p: &Rgb| alike::Print::of(p);
     let prints: Vec<_> = (0..40).map(|i| of(&picture(i, 96, 64))).collect();
     assert_eq!(alike::pairs(&prints), []);
-    for i in 0..40 {
+    for (i, print) in prints.iter().enumerate() {
         let original = picture(i, 96, 64);
         let again = vlm::data::image::decode(&to_jpeg(&original, 60).unwrap(), Path::new("x")).unwrap();
         let smaller = vlm::data::image::resize(&original, 40, 60);
         let brighter =
             Rgb { pixels: original.pixels.iter().map(|v| v.saturating_add(20)).collect(), ..original.clone() };
         for (name, changed) in [("jpeg", again), ("smaller", smaller), ("brighter", brighter)] {
-            assert!(prints[i].is_like(&of(&changed)), "{i} {name}");
+            assert!(print.is_like(&of(&changed)), "{i} {name}");
         }
     }
     let flat = |v: u8| of(&Rgb { width: 20, height: 20, pixels: vec![v; 1200] });

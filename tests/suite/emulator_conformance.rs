@@ -273,7 +273,7 @@ fn swizzle(swizzle: Swizzle, offset: usize) -> usize {
         Swizzle::Bytes64 => 4,
         Swizzle::Bytes128 => 8,
     };
-    offset ^ (offset / 128 % chunks) * 16
+    offset ^ ((offset / 128 % chunks) * 16)
 }
 
 /// Visits (byte of the box in its own order, byte of the tensor or none outside).

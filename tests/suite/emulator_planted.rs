@@ -31,20 +31,26 @@ impl Emulator {
         let library = unsafe { libc::dlopen(path.as_ptr(), RTLD_NOW | RTLD_LOCAL) };
         assert!(!library.is_null(), "the library does not load");
         macro_rules! function {
-            ($name:literal) => {{
+            ($name:literal, $signature:ty) => {{
                 // SAFETY: the library is open; api.h declares the function with the field's signature.
                 let found = unsafe { libc::dlsym(library, $name.as_ptr()) };
                 assert!(!found.is_null(), "{:?} is missing", $name);
-                unsafe { std::mem::transmute::<*mut c_void, _>(found) }
+                unsafe { std::mem::transmute::<*mut c_void, $signature>(found) }
             }};
         }
         Some(Emulator {
-            launch: function!(c"vlm_emu_launch"),
-            last_error: function!(c"vlm_emu_last_error"),
-            alloc: function!(c"vlm_emu_alloc"),
-            free: function!(c"vlm_emu_free"),
-            tensor_map: function!(c"vlm_emu_tensor_map"),
-            configure: function!(c"vlm_emu_configure"),
+            launch: function!(
+                c"vlm_emu_launch",
+                unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int
+            ),
+            last_error: function!(c"vlm_emu_last_error", unsafe extern "C" fn() -> *const c_char),
+            alloc: function!(c"vlm_emu_alloc", unsafe extern "C" fn(u64) -> u64),
+            free: function!(c"vlm_emu_free", unsafe extern "C" fn(u64)),
+            tensor_map: function!(
+                c"vlm_emu_tensor_map",
+                unsafe extern "C" fn(*mut c_void, u32, u32, u64, *const u64, *const u64, *const u32, u32) -> c_int
+            ),
+            configure: function!(c"vlm_emu_configure", unsafe extern "C" fn(*const c_char, i64) -> c_int),
         })
     }
 

@@ -98,7 +98,7 @@ fn linear(
 
 /// Multiples of 7 modulo m + 5 differ where 7 does not divide it.
 fn may_gather(m: usize) -> bool {
-    m > 0 && (m + 5) % 7 != 0
+    m > 0 && !(m + 5).is_multiple_of(7)
 }
 
 fn forward_options(i: usize, m: usize) -> [Options; 3] {
@@ -107,7 +107,12 @@ fn forward_options(i: usize, m: usize) -> [Options; 3] {
     [
         Options { activation, ..PLAIN },
         Options { activation: activations[(i + 1) % 3], rows: gathers, residual: true, kept: false },
-        Options { activation: activations[(i + 2) % 3], rows: i % 2 == 0 && gathers, residual: false, kept: true },
+        Options {
+            activation: activations[(i + 2) % 3],
+            rows: i.is_multiple_of(2) && gathers,
+            residual: false,
+            kept: true,
+        },
     ]
 }
 

@@ -13,7 +13,7 @@ fn steps(n: usize, batch: usize, accumulation: usize, sequence: Sequence, length
 #[test]
 fn file_order_is_cut_into_short_last_batches_that_never_cross() {
     let steps = steps(7, 2, 2, Sequence::File, Length::Epochs(2));
-    let got: Vec<(u64, u64, u64, f64, Vec<Vec<usize>>)> =
+    let got: Vec<_> =
         steps.into_iter().map(|s| (s.number, s.epoch, s.in_epoch, s.epochs_done, s.micro_batches)).collect();
     let (full, short) = (vec![vec![0, 1], vec![2, 3]], vec![vec![4, 5], vec![6]]);
     let want =

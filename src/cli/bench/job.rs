@@ -153,9 +153,12 @@ impl Steps {
     }
 }
 
+/// One part of a run's seconds.
+type Part = fn(&Times) -> Option<f64>;
+
 /// For a person, the parts of two runs side by side.
 pub fn table(cold: &Times, warm: &Times) -> String {
-    let rows: [(&str, fn(&Times) -> Option<f64>); 7] = [
+    let rows: [(&str, Part); 7] = [
         ("load", |t| Some(t.load)),
         ("vision (first epoch)", |t| t.vision),
         ("steps", |t| Some(t.steps)),

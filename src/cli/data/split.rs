@@ -177,7 +177,8 @@ impl Split {
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
         let out = self.out.canonicalize().map_err(|e| Error::io("use as a folder", &self.out, e))?;
         let mut embedder = self.tower.open(model, &out)?;
-        let outcome = dedupe::search(&leaks::open(&[self.file.clone()], on_bad)?, &mut embedder, &options, &out)?;
+        let outcome =
+            dedupe::search(&leaks::open(std::slice::from_ref(&self.file), on_bad)?, &mut embedder, &options, &out)?;
         eprint!("{}", outcome.calibration.as_ref().map_or(String::new(), dedupe::calibration));
         let by_line: HashMap<usize, usize> = samples.iter().enumerate().map(|(i, (s, _))| (s.line, i)).collect();
         let known = |line: usize| by_line.get(&line).copied();

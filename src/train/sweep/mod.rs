@@ -31,12 +31,18 @@ use std::path::{Path, PathBuf};
 const TRIALS: &str = "trials.json";
 const RESULT: &str = "trial.json";
 
+/// Opens the device that settings ask for.
+pub type Open<'a> = dyn Fn(DeviceChoice, Option<PrecisionChoice>) -> Result<(Device, Precision)> + 'a;
+
+/// Is told of a trial: its number, how many there are, and what it varies.
+pub type Begins<'a> = dyn FnMut(usize, usize, &Map<String, Value>) + 'a;
+
 /// What the caller does for a sweep: opens devices, shows how it goes on, and may stop it.
 pub struct Host<'a> {
     /// The device that settings ask for.
-    pub open: &'a dyn Fn(DeviceChoice, Option<PrecisionChoice>) -> Result<(Device, Precision)>,
-    /// A trial begins: its number, how many there are, and what it varies.
-    pub begins: &'a mut dyn FnMut(usize, usize, &Map<String, Value>),
+    pub open: &'a Open<'a>,
+    /// A trial begins.
+    pub begins: &'a mut Begins<'a>,
     pub said: &'a mut dyn FnMut(Said),
     /// A trial is done.
     pub done: &'a mut dyn FnMut(&Row),
