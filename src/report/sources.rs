@@ -91,12 +91,12 @@ fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
         }
         return Ok(true);
     }
-    if dir.join(SUMMARY).exists() || dir.join(PREDICTIONS).exists() {
-        found.evaluations.push(Evaluation::read(dir)?);
-        known = true;
-    }
+    // a run's folder has a summary of its own kind
     if dir.join(METRICS).exists() {
         found.runs.push(run(dir)?);
+        known = true;
+    } else if dir.join(SUMMARY).exists() || dir.join(PREDICTIONS).exists() {
+        found.evaluations.push(Evaluation::read(dir)?);
         known = true;
     }
     Ok(known)

@@ -110,12 +110,20 @@ pub fn write(dir: &Path, mut about: About, arrays: &Arrays) -> Result<()> {
     safetensors::write(&path, &specs, &[(ABOUT, &text)], |_, out| {
         out.write(bytemuck::cast_slice(next.next().map_or(&[], |(_, values)| values)))
     })?;
-    let all = list(dir)?;
-    let older = all.iter().filter(|(step, _)| *step <= about.position.step).count();
-    for (_, path) in all[..older.saturating_sub(KEPT)].iter().chain(&all[older..]) {
-        std::fs::remove_file(path).map_err(|e| Error::io("remove", path, e))?;
-    }
-    Ok(())
+    let later = list(dir)?.into_iter().filter(|(step, _)| *step > about.position.step);
+    later.map(|(_, path)| path).try_for_each(remove)?;
+    prune(dir, about.position.step)
+}
+
+/// Removes what is older than the checkpoint of `step` and the one before: a run killed while it saved leaves more.
+pub fn prune(dir: &Path, step: u64) -> Result<()> {
+    let older: Vec<PathBuf> = list(dir)?.into_iter().filter(|(s, _)| *s <= step).map(|(_, path)| path).collect();
+    let n = older.len().saturating_sub(KEPT);
+    older.into_iter().take(n).try_for_each(remove)
+}
+
+fn remove(path: PathBuf) -> Result<()> {
+    std::fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))
 }
 
 /// The checkpoints in `dir`, the oldest first; none where the folder is missing.

@@ -110,6 +110,7 @@ impl RunFolder {
                 );
                 return Err(Error::file(dir, reason));
             }
+            checkpoint::prune(&checkpoints, checkpoint.about.position.step)?;
         }
         fs::create_dir_all(&checkpoints).map_err(|e| Error::io("create", &checkpoints, e))?;
         let logs = resumed.as_ref().map_or_else(Logs::default, |c| c.about.logs);
