@@ -15,7 +15,7 @@ const BOOTSTRAP: u64 = 0x626f_6f74;
 const DRAWS: u64 = 1000;
 const MOST_B: f64 = 5.0;
 /// Steps of the first search over b.
-const GRID: usize = 500;
+const GRID: usize = 200;
 /// Above this many samples a binomial number is drawn as a normal one.
 const NORMAL: usize = 2000;
 
@@ -171,7 +171,7 @@ fn solve(points: &[(f64, f64)]) -> (Law, f64) {
     const GOLDEN: f64 = 0.618_033_988_749_894_9;
     let (mut left, mut right) = (high - GOLDEN * (high - low), low + GOLDEN * (high - low));
     let (mut f_left, mut f_right) = (cost(left), cost(right));
-    for _ in 0..80 {
+    for _ in 0..60 {
         if f_left <= f_right {
             (high, right, f_right) = (right, left, f_left);
             left = high - GOLDEN * (high - low);
@@ -194,12 +194,13 @@ fn linear(points: &[(f64, f64)], b: f64) -> ((f64, f64), f64) {
     // sizes as multiples of the first, so that powers stay near 1
     let unit = points.first().map_or(1.0, |(x, _)| *x);
     let n = points.len() as f64;
+    let powers: Vec<f64> = points.iter().map(|(x, _)| (x / unit).powf(-b)).collect();
     let (mut u, mut uu, mut e, mut ue) = (0.0, 0.0, 0.0, 0.0);
-    for (x, error) in points {
-        let power = (x / unit).powf(-b);
+    for (power, (_, error)) in powers.iter().zip(points) {
         (u, uu, e, ue) = (u + power, uu + power * power, e + error, ue + power * error);
     }
-    let cost = |a: f64, c: f64| points.iter().map(|(x, e)| (a * (x / unit).powf(-b) + c - e).powi(2)).sum::<f64>();
+    let off = |a: f64, c: f64, power: &f64, error: &f64| (a * power + c - error).powi(2);
+    let cost = |a, c| powers.iter().zip(points).map(|(power, (_, error))| off(a, c, power, error)).sum::<f64>();
     let spread = n * uu - u * u;
     let mut options = vec![(0.0, (e / n).clamp(0.0, 1.0)), ((ue / uu).max(0.0), 0.0), (((ue - u) / uu).max(0.0), 1.0)];
     if spread > 1e-12 * n * uu {
