@@ -82,8 +82,6 @@ KERNEL(embed_bwd_bf16, 256, 1, const __grid_constant__ embed::EmbedBackwardArgs 
   float* table = to < 0 ? nullptr : a.dtable + (int64_t)to * a.d + c;
   bf16* features = to < 0 ? a.dfeatures + (int64_t)(-1 - to) * a.d + c : nullptr;
   float sum = 0.0f;
-  if (c < a.d && table) sum = *table;
-  if (c < a.d && features && a.add) sum = bf2f(*features);
   for (int64_t first = 0; first < a.t; first += 256) {
     const int64_t token = first + threadIdx.x;
     const uint32_t same = __ballot_sync(0xffffffffu, token < a.t && embed::target(a, token) == to);
@@ -94,7 +92,11 @@ KERNEL(embed_bwd_bf16, 256, 1, const __grid_constant__ embed::EmbedBackwardArgs 
       for (uint32_t bits = s_same[w]; bits; bits &= bits - 1) {
         const int64_t with = first + w * 32 + __ffs((int)bits) - 1;
         if (with < own) return;  // that token's block does it; all threads see the same
-        if (c < a.d) sum += bf2f(a.dy[with * a.d + c]);
+        if (c >= a.d) continue;
+        // the row is this block's alone, and only now that is known: no other block writes what is read here
+        if (with == own && table) sum = *table;
+        if (with == own && features && a.add) sum = bf2f(*features);
+        sum += bf2f(a.dy[with * a.d + c]);
       }
     }
   }

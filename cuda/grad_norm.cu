@@ -37,7 +37,8 @@ DEV double block_sum(double v) {
     __syncthreads();
     if ((int)threadIdx.x < half) s_sums[threadIdx.x] += s_sums[threadIdx.x + half];
   }
-  return s_sums[0];
+  // the others would read beside thread 0's last write
+  return threadIdx.x == 0 ? s_sums[0] : 0.0;
 }
 }  // namespace grad_norm
 
