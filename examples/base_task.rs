@@ -1,16 +1,19 @@
 //! Draws what the bundled base model is trained on; assets/README.md has the commands.
 //!
 //! ```text
-//! cargo run --release --example base_task -- cells 12000 OUT     single cells of 32 x 32, "What is here?"
-//! cargo run --release --example base_task -- sheets 4000 OUT     marks on plain sheets, 128 x 96
-//! cargo run --release --example base_task -- panels 8000 OUT     marks on car panels, 128 x 96
+//! cargo run --release --example base_task -- paper-cells 3000 OUT   single cells of 32 x 32 on gray paper, "What is here?"
+//! cargo run --release --example base_task -- cells 6000 OUT         on sheets and car panels
+//! cargo run --release --example base_task -- paper 4000 OUT         marks on gray paper, 128 x 96, up to five questions
+//! cargo run --release --example base_task -- rising 32000 OUT       the paper becomes a car panel from first to last
 //! ```
+//!
+//! OUT/train.jsonl has the questions; OUT/which.jsonl of whole pictures only asks which mark it is.
 
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::path::Path;
 use vlm::base::{Error, Result};
-use vlm::data::drawn::marks::{Ground, Marked, picture};
+use vlm::data::drawn::marks::{Ground, Marked, Turn, picture};
 use vlm::data::image::{Rgb, resize, to_png};
 
 /// Pictures are drawn twice as large as the model sees them.
@@ -35,20 +38,25 @@ fn main() -> std::process::ExitCode {
 }
 
 fn usage() -> Error {
-    Error::Usage("wanted cells, sheets or panels, a number of pictures and a folder".into())
+    Error::Usage("wanted paper-cells, cells, paper or rising, a number of pictures and a folder".into())
 }
 
 fn draw(what: &str, n: u64, out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
     let lines = (0..n).into_par_iter().map(|number| match what {
-        "sheets" => whole(out, number, Ground::Sheet),
-        "panels" => whole(out, number, Ground::Panel),
+        "paper" => whole(out, number, Ground::Paper),
+        // what is around the marks comes up bit by bit
+        "rising" => whole(out, number, Ground::Faint(number as f32 / n as f32)),
+        "paper-cells" => cells(out, number, Ground::Paper),
         "cells" => cells(out, number, if number % 3 == 0 { Ground::Sheet } else { Ground::Panel }),
         _ => Err(usage()),
     });
-    let lines = lines.collect::<Result<Vec<String>>>()?.concat();
-    let file = out.join("train.jsonl");
-    std::fs::write(&file, lines).map_err(|e| Error::io("write", &file, e))
+    let (all, which): (Vec<String>, Vec<String>) = lines.collect::<Result<Vec<_>>>()?.into_iter().unzip();
+    for (name, lines) in [("train.jsonl", all), ("which.jsonl", which)] {
+        let file = out.join(name);
+        std::fs::write(&file, lines.concat()).map_err(|e| Error::io("write", &file, e))?;
+    }
+    Ok(())
 }
 
 fn seen(number: u64, on: Ground) -> Marked {
@@ -62,25 +70,31 @@ fn save(out: &Path, name: &str, picture: &Rgb) -> Result<()> {
     std::fs::write(&path, to_png(picture)?).map_err(|e| Error::io("write", &path, e))
 }
 
-/// A picture with its questions, as one conversation.
-fn whole(out: &Path, number: u64, on: Ground) -> Result<String> {
+/// A picture with its questions as one conversation, and one that only asks which mark it is.
+fn whole(out: &Path, number: u64, on: Ground) -> Result<(String, String)> {
     let name = format!("{number:06}.png");
     let Marked { picture, turns, .. } = seen(number, on);
     save(out, &name, &picture)?;
+    let which = turns.iter().filter(|(question, _)| *question == "Which mark?").cloned().collect();
+    Ok((conversation(&name, turns), conversation(&name, which)))
+}
+
+/// The line of a picture and what is asked about it.
+fn conversation(image: &str, turns: Vec<Turn>) -> String {
     let mut messages: Vec<Value> = Vec::new();
     for (question, answer) in turns {
         let text = json!({"type": "text", "text": question});
         let content = match messages.is_empty() {
-            true => json!([{"type": "image", "image": name}, text]),
+            true => json!([{"type": "image", "image": image}, text]),
             false => json!([text]),
         };
         messages.extend([json!({"role": "user", "content": content}), json!({"role": "assistant", "content": answer})]);
     }
-    Ok(format!("{}\n", json!({"messages": messages})))
+    format!("{}\n", json!({"messages": messages}))
 }
 
 /// Each cell with something in it as a picture of its own, and a tenth of the empty ones.
-fn cells(out: &Path, number: u64, on: Ground) -> Result<String> {
+fn cells(out: &Path, number: u64, on: Ground) -> Result<(String, String)> {
     let Marked { picture, cells, .. } = seen(number, on);
     let columns = picture.width / CELL;
     let mut lines = String::new();
@@ -93,9 +107,7 @@ fn cells(out: &Path, number: u64, on: Ground) -> Result<String> {
         let pixels = rows.flat_map(|row| &row[left * 3..(left + CELL) * 3]).copied().collect();
         let name = format!("{number:06}-{at:02}.png");
         save(out, &name, &Rgb { width: CELL, height: CELL, pixels })?;
-        let content = json!([{"type": "image", "image": name}, {"type": "text", "text": "What is here?"}]);
-        let messages = json!([{"role": "user", "content": content}, {"role": "assistant", "content": word}]);
-        lines += &format!("{}\n", json!({"messages": messages}));
+        lines += &conversation(&name, vec![("What is here?", word.to_string())]);
     }
-    Ok(lines)
+    Ok((lines, String::new()))
 }

@@ -1,4 +1,4 @@
-//! Files of assets/base, which are part of the program: the tokenizer, template and settings of a small model.
+//! Files of assets/base, which are part of the program: a small model.
 
 use crate::base::{Error, Result};
 use std::path::Path;
@@ -12,7 +12,16 @@ const FILES: [(&str, &str); 6] = [
     ("tokenizer_config.json", include_str!("../../assets/base/tokenizer_config.json")),
 ];
 
-/// Writes a checkpoint folder without weights.
+const WEIGHTS: &[u8] = include_bytes!("../../assets/base/model.safetensors");
+
+/// Writes the checkpoint folder of the base model.
+pub fn write_base_model(dir: &Path) -> Result<()> {
+    write_base(dir)?;
+    let path = dir.join("model.safetensors");
+    std::fs::write(&path, WEIGHTS).map_err(|e| Error::io("write", &path, e))
+}
+
+/// The same without weights.
 pub fn write_base(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
     FILES.iter().try_for_each(|(name, text)| {

@@ -8,6 +8,7 @@ mod compare;
 mod compute;
 mod curve;
 mod data;
+mod demo;
 mod doctor;
 mod dump;
 mod endpoint;
@@ -16,6 +17,7 @@ mod generate;
 mod init;
 mod inspect;
 mod interrupt;
+mod itself;
 mod merge;
 mod model;
 mod preprocess;
@@ -39,6 +41,7 @@ struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Command {
+    Demo(demo::Demo),
     Generate(generate::Generate),
     Eval(Box<eval::Eval>),
     Compare(compare::Compare),
@@ -60,6 +63,7 @@ enum Command {
 impl Command {
     fn run(&self) -> Result<()> {
         match self {
+            Command::Demo(c) => c.run(),
             Command::Generate(c) => c.run(),
             Command::Eval(c) => c.run(),
             Command::Compare(c) => c.run(),

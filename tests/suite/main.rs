@@ -13,6 +13,7 @@ mod data_split;
 mod data_tables;
 mod dataset;
 mod dedupe;
+mod demo;
 mod device;
 mod documents;
 mod drawn;

@@ -1,13 +1,10 @@
 //! One run of the job, by the clock: each command is a process of its own, as a user would start it.
 
 use crate::base::{Error, Result};
+use crate::cli::itself;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::Instant;
-
-/// Exit code of a command that Ctrl-C ended.
-const INTERRUPTED: i32 = 130;
 
 /// What each of the job's commands is given.
 pub struct Job<'a> {
@@ -100,18 +97,10 @@ impl Job<'_> {
 
     /// Runs a command of this program; its seconds, and what it printed.
     fn command(&self, mut arguments: Vec<String>) -> Result<(f64, String)> {
-        let name = arguments[0].clone();
         arguments.extend(self.compute.iter().cloned());
-        let program = std::env::current_exe().map_err(|e| Error::io("find", "vlm itself", e))?;
         let start = Instant::now();
-        let done = Command::new(&program).args(&arguments).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
-        let done = done.map_err(|e| Error::io("start", &program, e))?;
-        let seconds = start.elapsed().as_secs_f64();
-        match done.status.code() {
-            Some(0) => Ok((seconds, String::from_utf8_lossy(&done.stdout).into_owned())),
-            Some(INTERRUPTED) => std::process::exit(INTERRUPTED),
-            _ => Err(Error::Unsupported(format!("vlm {name} failed ({}); its message is above", done.status))),
-        }
+        let said = itself::output(&arguments)?;
+        Ok((start.elapsed().as_secs_f64(), said))
     }
 }
 

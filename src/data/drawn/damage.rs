@@ -3,7 +3,7 @@
 //! Scratches, dents and cracks come in the same paints, lights, places and sizes, and lines are lighter or darker than
 //! the paint as often in the one class as in the other: what tells them apart is shape.
 
-use super::panel::panel;
+use super::panel::{faint, panel};
 use super::strokes::{Look, Place, branching, jagged, line, parallel, star};
 use super::surface::Surface;
 use crate::base::rng::Dice;
@@ -11,6 +11,9 @@ use crate::data::image::Rgb;
 use std::f32::consts::PI;
 
 pub const CLASSES: [&str; 3] = ["crack", "dent", "scratch"];
+
+/// How much is left of what surrounds the damage: photos are taken in a haze, so that a small model can see it.
+const HAZE: f32 = 0.4;
 
 /// Keeps these random numbers apart from others of the same seed.
 const DAMAGE: u64 = 0x6461_6d61;
@@ -21,20 +24,21 @@ pub fn photo(class: usize, number: u64, seed: u64, width: usize, height: usize) 
     let mut dice = Dice::new(seed, &ids);
     let mut panel = panel(width, height, seed, &ids, &mut dice);
     let (look, _) = panel.contrast(&mut dice);
+    let bare = panel.photo();
     let aspect = panel.surface.aspect();
     let place = Place {
         x: aspect * dice.between(0.3, 0.7),
         y: dice.between(0.3, 0.7),
         length: dice.between(0.4, 0.85),
         angle: dice.between(0.0, PI),
-        half_width: dice.between(0.008, 0.015),
+        half_width: dice.between(0.0136, 0.0255),
     };
     match CLASSES[class] {
         "crack" => crack(&mut panel.surface, place, look, &mut dice),
         "dent" => dent(&mut panel.surface, place, &mut dice),
         _ => scratch(&mut panel.surface, place, look, &mut dice),
     }
-    panel.photo()
+    faint(panel.photo(), &bare, HAZE)
 }
 
 fn crack(surface: &mut Surface, place: Place, look: Look, dice: &mut Dice) {

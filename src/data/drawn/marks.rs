@@ -2,7 +2,7 @@
 //! many, where, which way, how dark, on which paint. A model that learns these learns to see shapes, and none of the
 //! words for damage.
 
-use super::panel::{PAINTS, Tone, panel, sheet};
+use super::panel::{PAINTS, Tone, faint, panel, paper, sheet};
 use super::strokes::{Path, Place, branching, direction, jagged, line, ring, spot, star, wave};
 use super::surface::Surface;
 use crate::base::rng::Dice;
@@ -51,10 +51,14 @@ const COLUMNS: [&str; 3] = ["left", "centre", "right"];
 const NUMBERS: [&str; 3] = ["one", "two", "three"];
 
 /// What marks are drawn on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Ground {
+    /// Gray paper: bold marks, one each, and nothing else.
+    Paper,
     /// A plain sheet: bold marks, one each, to begin with.
     Sheet,
+    /// Gray paper with this part, from 0 to 1, of all that may be seen on a car panel; lines are bolder the less it is.
+    Faint(f32),
     /// A car panel, with all that may be seen on one.
     Panel,
 }
@@ -76,13 +80,15 @@ pub fn picture(number: u64, seed: u64, on: Ground, width: usize, height: usize) 
     let ids = [MARKS, number];
     let mut dice = Dice::new(seed, &ids);
     let mut panel = match on {
+        Ground::Paper => paper(width, height, seed, &ids, &mut dice),
         Ground::Sheet => sheet(width, height, seed, &ids, &mut dice),
-        Ground::Panel => panel(width, height, seed, &ids, &mut dice),
+        Ground::Faint(_) | Ground::Panel => panel(width, height, seed, &ids, &mut dice),
     };
     let (look, tone) = panel.contrast(&mut dice);
     let (kind, name) = KINDS[dice.below(KINDS.len())];
     let (n, bold) = match on {
-        Ground::Sheet => (1, 2.0),
+        Ground::Paper | Ground::Sheet => (1, 2.0),
+        Ground::Faint(part) => ([1, 1, 1, 2, 3][dice.below(5)], 2.0 - part),
         Ground::Panel => ([1, 1, 1, 2, 3][dice.below(5)], 1.0),
     };
     let aspect = panel.surface.aspect();
@@ -90,6 +96,7 @@ pub fn picture(number: u64, seed: u64, on: Ground, width: usize, height: usize) 
     let (column, row) = (dice.below(3), dice.below(3));
     let half_width = bold * dice.between(0.01, 0.018);
     let flat = panel.surface.slope.clone();
+    let bare = if let Ground::Faint(part) = on { Some((panel.photo(), part)) } else { None };
     let mut lines = Vec::new();
     for i in 0..n {
         // one mark anywhere; more of them in columns of their own, from the one that was drawn on
@@ -129,7 +136,11 @@ pub fn picture(number: u64, seed: u64, on: Ground, width: usize, height: usize) 
         let named = ('a'..).zip(&cells).map(|(cell, word)| format!("{cell} {word}"));
         turns.insert(0, ("What is where?", named.collect::<Vec<_>>().join(" ")));
     }
-    Marked { picture: panel.photo(), turns, cells }
+    let picture = match bare {
+        Some((bare, part)) => faint(panel.photo(), &bare, part),
+        None => panel.photo(),
+    };
+    Marked { picture, turns, cells }
 }
 
 /// The lines of a mark; None where it is a shape of the surface, which is then there.

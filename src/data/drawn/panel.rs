@@ -3,6 +3,7 @@
 use super::strokes::{Look, Path, Place, Point, line};
 use super::surface::{Camera, Clouds, Colour, Light, Surface, Window, brightness, mix, step};
 use crate::base::rng::{Dice, Stream};
+use crate::data::image::Rgb;
 
 /// Paints, as linear light, and their names.
 pub const PAINTS: [(&str, Colour); 8] = [
@@ -64,8 +65,29 @@ pub fn sheet(width: usize, height: usize, seed: u64, ids: &[u64], dice: &mut Dic
     Panel { surface: Surface::new(width, height, PAINTS[paint].1, 0.0), paint, light, camera, noise }
 }
 
+/// Gray paper in even light: a flat part of it has the value in the middle, which preprocessing turns into 0, so that
+/// marks are all that a model sees.
+pub fn paper(width: usize, height: usize, seed: u64, ids: &[u64], dice: &mut Dice) -> Panel {
+    let mut sheet = sheet(width, height, seed, ids, dice);
+    let gray = 0.22;
+    sheet.surface.paint.fill([gray; 3]);
+    let to = sheet.light.towards;
+    let facing = to[2] / to.iter().map(|x| x * x).sum::<f32>().sqrt();
+    sheet.camera.exposure = 0.25 / (gray * (sheet.light.ambient + facing));
+    sheet
+}
+
+/// What `photo` shows beyond `bare` in full, and this part of `bare` itself, on gray.
+pub fn faint(mut photo: Rgb, bare: &Rgb, part: f32) -> Rgb {
+    for (p, bare) in photo.pixels.iter_mut().zip(&bare.pixels) {
+        let (marked, bare) = (f32::from(*p), f32::from(*bare));
+        *p = (127.5 + marked - bare + part * (bare - 127.5)).round().clamp(0.0, 255.0) as u8;
+    }
+    photo
+}
+
 impl Panel {
-    pub fn photo(&self) -> crate::data::image::Rgb {
+    pub fn photo(&self) -> Rgb {
         self.surface.picture(&self.light, &self.camera, self.noise)
     }
 

@@ -1,0 +1,206 @@
+//! `vlm demo`: the whole recipe on photos that it draws and a small model that is part of the program.
+//!
+//! Each step is a command that a user could type in the demo's folder; [`recipe`] lists them, this file runs them and
+//! says what came out.
+
+mod recipe;
+
+use super::itself;
+use super::progress::Progress;
+use super::{assets, interrupt, print};
+use crate::base::{Error, Result};
+use crate::classify::colour;
+use crate::classify::records::Evaluation;
+use crate::data::dataset::{OnBad, read_dataset};
+use crate::data::drawn::photos::{Planted, Set, write_set};
+use crate::data::pairs::read_pairs;
+use crate::io::{atomic, json};
+use recipe::{BASE, Part, RECIPE};
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// Marks a folder as the demo's own, so that --overwrite deletes nothing else.
+const MARK: &str = "demo.json";
+
+/// What training is told.
+const SETTINGS: &str = include_str!("../../../recipes/demo.toml");
+
+/// Fine-tune a small model on drawn photos of damaged cars, from folders of photos to a page: no GPU, no download
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example: vlm demo --out demo
+
+The base model is part of the program. Every number is computed in the run.")]
+pub struct Demo {
+    /// Folder for photos, model, runs, scores and the page
+    #[arg(long, value_name = "DIR", default_value = "demo")]
+    out: PathBuf,
+    /// Where to compute
+    #[arg(long, default_value = "auto", value_parser = ["auto", "cpu", "cuda", "emulated"])]
+    device: String,
+    /// Photos to train on
+    #[arg(long, value_name = "N", default_value_t = 1500, value_parser = clap::value_parser!(u32).range(30..=9999))]
+    photos: u32,
+    /// Photos to score, some of them copies of photos to train on, which the search for leaks has to find
+    #[arg(long, value_name = "N", default_value_t = 240, value_parser = clap::value_parser!(u32).range(12..=9999))]
+    test: u32,
+    /// Other seeds draw other photos
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Replace what an earlier demo left in the folder
+    #[arg(long)]
+    overwrite: bool,
+}
+
+impl Demo {
+    pub fn run(&self) -> Result<()> {
+        let start = Instant::now();
+        self.make_folder()?;
+        interrupt::watch();
+        let planted = self.draw()?;
+        for part in RECIPE {
+            self.part(part)?;
+        }
+        self.summary(&planted, start)
+    }
+
+    /// An empty folder with the base model in it.
+    fn make_folder(&self) -> Result<()> {
+        let out = &self.out;
+        let entries = match std::fs::read_dir(out) {
+            Ok(entries) => entries.count(),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(e) => return Err(Error::io("use as a folder", out, e)),
+        };
+        let ours = out.join(MARK).exists();
+        match (entries, ours, self.overwrite) {
+            (0, _, _) => (),
+            (_, true, true) => std::fs::remove_dir_all(out).map_err(|e| Error::io("delete", out, e))?,
+            (_, true, false) => {
+                return Err(Error::file(
+                    out,
+                    "holds an earlier demo; name another folder with --out or give --overwrite",
+                ));
+            }
+            (_, false, _) => {
+                return Err(Error::file(out, "holds files that are no demo's; name another folder with --out"));
+            }
+        }
+        std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
+        let settings = serde_json::json!({"photos": self.photos, "test": self.test, "seed": self.seed});
+        atomic::write_file(&out.join(MARK), |file| file.write(settings.to_string().as_bytes()))?;
+        atomic::write_file(&out.join("demo.toml"), |file| file.write(SETTINGS.as_bytes()))?;
+        assets::write_base_model(&out.join(BASE))
+    }
+
+    fn draw(&self) -> Result<Vec<Planted>> {
+        let planted = self.test as usize / 8;
+        let set = Set {
+            train: self.photos as usize,
+            test: self.test as usize - planted,
+            planted,
+            width: 256,
+            height: 192,
+            seed: self.seed,
+        };
+        heading("Photos")?;
+        let mut bar = Progress::new("photos drawn");
+        let found = write_set(&self.out.join("photos"), &set, &mut |done, all| bar.at(done, all))?;
+        drop(bar);
+        print(&format!(
+            "drew {} photos of cracks, dents and scratches to train on and {} to score; {planted} of these are crops, \
+             re-encodes\nand brighter or darker copies of photos to train on: leaks, as in many a real set\n",
+            set.train, self.test
+        ))?;
+        Ok(found)
+    }
+
+    fn part(&self, part: &Part) -> Result<()> {
+        heading(part.heading)?;
+        for line in part.commands {
+            let line = line.replace("PART", &(self.photos / 4).to_string());
+            let mut arguments = recipe::words(&line);
+            print(&format!("$ vlm {line}\n"))?;
+            if recipe::computes(&arguments) {
+                arguments.extend(["--device".to_string(), self.device.clone()]);
+            }
+            itself::run(&arguments, Some(&self.out))?;
+        }
+        Ok(())
+    }
+
+    /// What came out of it all, read from the files that the commands left.
+    fn summary(&self, planted: &[Planted], start: Instant) -> Result<()> {
+        heading("What came out")?;
+        let score = |name: &str| -> Result<(Value, String)> {
+            let dir = self.out.join("scores").join(name);
+            let summary = json::read(&dir.join("summary.json"))?;
+            let m = &summary["metrics"];
+            let percent = |v: &Value| 100.0 * v.as_f64().unwrap_or(f64::NAN);
+            let said = format!(
+                "{:>6.1} %  ({} of {}; 95 % interval {:.1} to {:.1})",
+                percent(&m["accuracy"]),
+                m["correct"],
+                m["n"],
+                percent(&m["interval"][0]),
+                percent(&m["interval"][1])
+            );
+            Ok((summary, said))
+        };
+        let (_, base) = score("base")?;
+        let (_, part) = score("part")?;
+        let (_, tuned) = score("tuned")?;
+        let (_, merged) = score("merged")?;
+        let (found, crossing) = self.found(planted)?;
+        let samples =
+            |name: &str| read_dataset(&self.out.join("clean").join(name), None, OnBad::Fail).map(|d| d.samples);
+        let (right, n) = colour::probe(&samples("train.jsonl")?, &samples("test.jsonl")?)?;
+        let same = self.answers("tuned")? == self.answers("merged")?;
+        let mut said = String::new();
+        _ = writeln!(
+            said,
+            "leaks planted             {:>6}    found {found} of them, in {crossing} pairs across the sets",
+            planted.len()
+        );
+        _ = writeln!(
+            said,
+            "mean colour alone         {:>6.1} %  ({right} of {n})",
+            100.0 * right as f64 / n.max(1) as f64
+        );
+        _ = writeln!(said, "base model                {base}");
+        _ = writeln!(said, "tuned on a part           {part}");
+        _ = writeln!(said, "tuned on all              {tuned}");
+        let answers = if same { "the same answers" } else { "other answers than the adapter's" };
+        _ = writeln!(said, "merged into the weights   {merged}, {answers}");
+        _ = writeln!(said, "\nadapter       {}", self.out.join("run").display());
+        _ = writeln!(said, "merged model  {}", self.out.join("merged").display());
+        _ = writeln!(said, "page          {}", self.out.join("report.html").display());
+        _ = writeln!(said, "{:.0} s in all", start.elapsed().as_secs_f64());
+        print(&said)
+    }
+
+    /// How many planted pairs were found, and how many pairs across the sets there are.
+    fn found(&self, planted: &[Planted]) -> Result<(usize, usize)> {
+        let pairs = read_pairs(&self.out.join("clean").join("pairs.jsonl"))?;
+        let name = |image: &str| {
+            let path = Path::new(image);
+            let names: Vec<_> = path.components().map(|c| c.as_os_str().to_string_lossy()).collect();
+            names[names.len().saturating_sub(3)..].join("/")
+        };
+        let crossing: BTreeSet<(String, String)> =
+            pairs.iter().filter(|p| p.crosses()).map(|p| (name(&p.a.image), name(&p.b.image))).collect();
+        let found = planted.iter().filter(|p| crossing.contains(&(p.train.clone(), p.test.clone()))).count();
+        Ok((found, crossing.len()))
+    }
+
+    fn answers(&self, name: &str) -> Result<Vec<String>> {
+        let scored = Evaluation::read(&self.out.join("scores").join(name))?;
+        Ok(scored.records.iter().map(|r| format!("{:?}", r.prediction)).collect())
+    }
+}
+
+fn heading(text: &str) -> Result<()> {
+    print(&format!("\n== {text}\n"))
+}
