@@ -33,7 +33,7 @@ pub struct Train {
     /// Write every trained tensor's gradient at step 1, before clipping, under the adapter's names
     #[arg(long, value_name = "FILE")]
     pub dump_first_gradients: Option<PathBuf>,
-    /// What an hour of this machine costs: the run's cost then stands in its summary.json
+    /// What an hour of this machine costs: the run's cost then stands in its run.json
     #[arg(long, value_name = "X", value_parser = positive)]
     pub dollars_per_hour: Option<f64>,
     /// Say what the run would need, from a dry run on its own data, and stop: bytes, seconds, dollars

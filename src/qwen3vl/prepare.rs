@@ -23,7 +23,8 @@ pub struct Prepared {
 }
 
 impl Preparer {
-    /// Reads the folder's tokenizer and template. The picture settings have to be those that the tower was built for.
+    /// Reads the folder's tokenizer and template. The picture settings have to be those that the tower was built for, the
+    /// tokenizer the one that the configuration knows.
     pub fn open(dir: &Path, config: &Config, spec: PatchSpec) -> Result<Preparer> {
         let v = &config.vision;
         let (wanted, got) =
@@ -32,7 +33,9 @@ impl Preparer {
             let said = format!("patch, temporal and merge size are {got:?} here and {wanted:?} in config.json");
             return Err(Error::file(dir.join("preprocessor_config.json"), said));
         }
-        Ok(Preparer { prompts: PromptBuilder::from_folder(dir)?, spec })
+        let prompts = PromptBuilder::from_folder(dir)?;
+        prompts.check_ids(config)?;
+        Ok(Preparer { prompts, spec })
     }
 
     /// Decodes the pictures, builds the prompt, and puts both together.

@@ -1,6 +1,7 @@
 //! A conversation to token ids: the template's text, split into tokens, each image's placeholder repeated once for
 //! every row that the vision tower will give it, and what is to be learnt marked.
 
+use super::config::Config;
 use super::template::{ChatTemplate, END_OF_TURN, Ending, Rendered};
 use super::tokenizer::Tokenizer;
 use crate::base::{Error, Result};
@@ -9,6 +10,8 @@ use std::path::Path;
 
 /// The template prints it once for an image.
 pub const IMAGE_PAD: &str = "<|image_pad|>";
+const VISION_START: &str = "<|vision_start|>";
+const VISION_END: &str = "<|vision_end|>";
 
 /// A prompt of S tokens; all three have length S.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +47,26 @@ impl PromptBuilder {
         &self.tokenizer
     }
 
-    /// The id of [`IMAGE_PAD`], to hold against the configuration's `image_token_id`.
+    /// Refuses a configuration that knows the tokens around and in place of an image under other ids than the tokenizer:
+    /// one of the two files is another checkpoint's. A token that the tokenizer lacks is no mismatch.
+    pub fn check_ids(&self, config: &Config) -> Result<()> {
+        let ids = [
+            ("image_token_id", config.image_token_id, IMAGE_PAD),
+            ("vision_start_token_id", config.vision_start_token_id, VISION_START),
+            ("vision_end_token_id", config.vision_end_token_id, VISION_END),
+        ];
+        for (key, id, token) in ids {
+            if let Some(known) = self.tokenizer.token_id(token).filter(|known| *known != id) {
+                let said = format!(
+                    "{token} has the id {known}, and config.json says {key} {id}; they are of different checkpoints"
+                );
+                return Err(Error::file(self.tokenizer.path(), said));
+            }
+        }
+        Ok(())
+    }
+
+    /// The id of [`IMAGE_PAD`].
     pub fn image_pad(&self) -> u32 {
         self.image_pad
     }

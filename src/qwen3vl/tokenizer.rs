@@ -54,6 +54,10 @@ impl Tokenizer {
         self.n_tokens
     }
 
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The id of a whole token such as `<|im_end|>`.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

@@ -2,7 +2,7 @@
 
 use crate::base::{Error, Result};
 use crate::classify::compare::{Comparison, OnDifferent, compare};
-use crate::classify::records::{Evaluation, PREDICTIONS, SUMMARY};
+use crate::classify::records::{Evaluation, PREDICTIONS};
 use crate::data::pairs::{Pair, read_pairs};
 use crate::io::json;
 use serde_json::{Map, Value};
@@ -76,7 +76,7 @@ pub fn read(paths: &[PathBuf]) -> Result<Sources> {
     Ok(found)
 }
 
-/// Whether the folder is of one of the kinds.
+/// Whether the folder is of one of the kinds; a run that was scored in place is both a run and an evaluation.
 fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
     let mut known = false;
     if dir.join(COMPARISON).exists() {
@@ -91,11 +91,11 @@ fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
         }
         return Ok(true);
     }
-    // a run's folder has a summary of its own kind
     if dir.join(METRICS).exists() {
         found.runs.push(run(dir)?);
         known = true;
-    } else if dir.join(SUMMARY).exists() || dir.join(PREDICTIONS).exists() {
+    }
+    if dir.join(PREDICTIONS).exists() {
         found.evaluations.push(Evaluation::read(dir)?);
         known = true;
     }

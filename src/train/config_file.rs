@@ -31,6 +31,13 @@ const NOT_OVERFIT: [&str; 9] = [
 /// Errors: those of reading, with file, line and key; those of [`Settings::finish`].
 pub fn settings(file: Option<&Path>, flags: &impl Serialize) -> Result<Settings> {
     let wrong = |e: &dyn std::fmt::Display| Error::Usage(format!("the settings do not fit together: {e}"));
+    let given = serde_json::to_value(flags).map_err(|e| wrong(&e))?;
+    for (name, value) in given.as_object().into_iter().flatten() {
+        // TOML's integers end there, and its message names no flag
+        if let Some(x) = value.as_u64().filter(|x| *x > i64::MAX as u64) {
+            return Err(Error::Usage(format!("--{name} {x}: wanted at most {}", i64::MAX)));
+        }
+    }
     let flags = Table::try_from(flags).map_err(|e| wrong(&e))?;
     let mut table = file.map_or_else(|| Ok(Table::new()), read)?;
     for pair in ALTERNATIVES {

@@ -4,7 +4,7 @@
 //! config.toml                    the settings; `vlm train --config` with it does the run again
 //! metrics.jsonl                  a line a step and a line an evaluation      \  append-only: cut back to where the
 //! events.out.tfevents.run.vlm    the same for TensorBoard                    /  checkpoint was when a run is resumed
-//! summary.json                   seconds, and dollars where --dollars-per-hour was given
+//! run.json                       what it came to: steps, loss, seconds, and dollars where --dollars-per-hour was given
 //! checkpoints/step-N.safetensors the last two
 //! adapter_model.safetensors, adapter_config.json      written by the loop
 //! ```
@@ -30,7 +30,8 @@ const METRICS: &str = "metrics.jsonl";
 /// TensorBoard looks for `tfevents` in a name.
 const EVENTS: &str = "events.out.tfevents.run.vlm";
 const CHECKPOINTS: &str = "checkpoints";
-const SUMMARY: &str = "summary.json";
+/// Not `summary.json`, which is an evaluation's: one folder may hold both.
+const RESULT: &str = "run.json";
 /// What the loop writes at the end, or at each better evaluation.
 const RESULTS: [&str; 2] = ["adapter_model.safetensors", "adapter_config.json"];
 
@@ -145,9 +146,9 @@ impl RunFolder {
     }
 
     /// Writes what the run took and came to.
-    pub fn write_summary(&self, summary: &Value) -> Result<()> {
-        let text = serde_json::to_string_pretty(summary).unwrap_or_default() + "\n";
-        atomic::write_file(&self.dir.join(SUMMARY), |out| out.write(text.as_bytes()))
+    pub fn write_result(&self, result: &Value) -> Result<()> {
+        let text = serde_json::to_string_pretty(result).unwrap_or_default() + "\n";
+        atomic::write_file(&self.dir.join(RESULT), |out| out.write(text.as_bytes()))
     }
 
     /// Writes a checkpoint: returns once it is on disk and older ones are gone. `state` comes back as it is.
@@ -193,7 +194,7 @@ fn remove_run(dir: &Path) -> Result<()> {
     for (_, path) in checkpoint::list(&dir.join(CHECKPOINTS))?.into_iter().rev() {
         fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
     }
-    for name in [METRICS, EVENTS, SUMMARY, CONFIG].iter().chain(&RESULTS) {
+    for name in [METRICS, EVENTS, RESULT, CONFIG].iter().chain(&RESULTS) {
         let path = dir.join(name);
         match fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),

@@ -432,7 +432,7 @@ impl Session<'_> {
         self.seconds_before + self.started.elapsed().as_secs_f64()
     }
 
-    /// Writes summary.json: how long the run took, and what that cost.
+    /// Writes run.json: how long the run took, and what that cost.
     fn summary(&self, steps: u64, loss: Option<f64>) -> Result<()> {
         let seconds = self.seconds();
         let mut summary = json!({"steps": steps, "loss": loss, "seconds": seconds,
@@ -444,7 +444,7 @@ impl Session<'_> {
         if let Some(best) = self.best {
             summary["best_step"] = best.step.into();
         }
-        self.folder.write_summary(&summary)
+        self.folder.write_result(&summary)
     }
 
     /// One step; what it logs.

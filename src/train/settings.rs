@@ -238,9 +238,6 @@ impl Settings {
                 return Err(format!("--{name} {x}: wanted {wanted}"));
             }
         }
-        if i64::try_from(self.seed).is_err() {
-            return Err(format!("--seed {}: wanted at most {}, which TOML can hold", self.seed, i64::MAX));
-        }
         Ok(())
     }
 

@@ -4,6 +4,9 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use vlm::data::dataset::{OnBad, read_dataset};
 use vlm::data::messages::{Conversation, ImageSource, Message, Part, Role, read_messages};
+use vlm::qwen3vl::config::Config;
+use vlm::qwen3vl::prepare::Preparer;
+use vlm::qwen3vl::processor::read_patch_spec;
 use vlm::qwen3vl::prompt::{IMAGE_PAD, Prompt, PromptBuilder};
 use vlm::qwen3vl::template::{ChatTemplate, Ending};
 use vlm::qwen3vl::tokenizer::{Specials, Tokenizer};
@@ -332,6 +335,37 @@ fn decoding_skips_special_tokens_and_unknown_ids() {
     assert_eq!(tokenizer.decode(&ids, Specials::Skip).unwrap(), "naïve 東京");
     // The first of the bytes of 東 alone.
     assert_eq!(tokenizer.decode(&tokenizer.encode("東").unwrap()[..1], Specials::Keep).unwrap(), "\u{fffd}");
+}
+
+#[test]
+fn a_configuration_of_another_tokenizer_is_refused() {
+    let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases/single");
+    let builder = PromptBuilder::from_folder(&cases).unwrap();
+    let config = Config::read(&cases).unwrap();
+    builder.check_ids(&config).unwrap();
+    for (key, token, id) in [
+        ("image_token_id", "<|image_pad|>", 433),
+        ("vision_start_token_id", "<|vision_start|>", 430),
+        ("vision_end_token_id", "<|vision_end|>", 431),
+    ] {
+        let mut json = read_json(&cases.join("config.json"));
+        json[key] = json!(7);
+        let folder = folder_with("");
+        std::fs::write(folder.path().join("config.json"), json.to_string()).unwrap();
+        let other = Config::read(folder.path()).unwrap();
+        let spec = read_patch_spec(&cases).unwrap();
+        let wanted = format!("tokenizer.json: {token} has the id {id}, and config.json says {key} 7;");
+        for error in [builder.check_ids(&other).err(), Preparer::open(&cases, &other, spec).err()] {
+            assert!(error.as_ref().is_some_and(|e| e.to_string().contains(&wanted)), "{error:?}");
+        }
+        // a tokenizer without the token does not contradict it
+        let mut tokenizer = read_json(&cases.join("tokenizer.json"));
+        tokenizer["added_tokens"].as_array_mut().unwrap().retain(|t| t["content"] != token);
+        if token != IMAGE_PAD {
+            std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+            PromptBuilder::from_folder(folder.path()).unwrap().check_ids(&other).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -134,6 +134,25 @@ fn sources_that_are_none() {
 }
 
 #[test]
+fn a_run_that_was_scored_in_its_own_folder_is_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = everything(dir.path(), 6);
+    let (tuned, run) = (&sources[1], &sources[2]);
+    for name in ["predictions.jsonl", "summary.json"] {
+        fs::copy(tuned.join(name), run.join(name)).unwrap();
+    }
+    write_json(&run.join("run.json"), &json!({"steps": 50, "seconds": 25.0})).unwrap();
+    let out = dir.path().join("page.html");
+    let built = report::build(&[run.into()], None, &out, &mut |_, _| ()).unwrap();
+    assert_eq!((built.evaluations, built.runs, built.photos), (1, 1, 6));
+    // what dedupe leaves is neither
+    fs::remove_file(run.join("predictions.jsonl")).unwrap();
+    fs::remove_file(run.join("metrics.jsonl")).unwrap();
+    let refused = report::build(&[run.into()], None, &out, &mut |_, _| ()).unwrap_err().to_string();
+    assert!(refused.contains("holds no evaluation, run or comparison"), "{refused}");
+}
+
+#[test]
 fn a_photo_that_is_gone_leaves_a_gap_and_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let sources = everything(dir.path(), 6);

@@ -116,12 +116,12 @@ fn a_run_with_dropout_that_is_stopped_goes_on_to_the_same_bits() {
 }
 
 #[test]
-fn seconds_and_dollars_stand_in_the_summary() {
+fn seconds_and_dollars_stand_in_run_json() {
     let bench = Bench::new();
     let settings = bench.settings(|s| (s.epochs, s.max_steps) = (None, Some(1)));
     bench.run(&settings, Start::New, None).unwrap();
     let summary: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(settings.out.join("summary.json")).unwrap()).unwrap();
+        serde_json::from_str(&fs::read_to_string(settings.out.join("run.json")).unwrap()).unwrap();
     let seconds = summary["seconds"].as_f64().unwrap();
     assert!(seconds > 0.0 && summary["steps"] == 1, "{summary}");
     assert!((summary["dollars"].as_f64().unwrap() - seconds * 3.6 / 3600.0).abs() <= 1e-12 * seconds, "{summary}");

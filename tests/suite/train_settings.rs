@@ -205,7 +205,11 @@ fn values_that_cannot_be_used_are_refused_with_their_flag() {
     refused(&["--betas=0.9"], "wanted two numbers, such as 0.9,0.999");
     refused(&["--warmup-ratio=1.5"], "--warmup-ratio 1.5: wanted from 0 to 1");
     refused(&["--max-grad-norm=-1"], "--max-grad-norm -1: wanted 0 (no clipping) or more");
-    refused(&["--seed=9223372036854775808"], "too large");
+    refused(&["--seed=9223372036854775808"], "--seed 9223372036854775808: wanted at most 9223372036854775807");
+    refused(
+        &["--max-steps=18446744073709551615"],
+        "--max-steps 18446744073709551615: wanted at most 9223372036854775807",
+    );
     refused(&["--schedule=cosin"], "cosin");
     refused(&["--device=tpu"], "tpu");
 }
