@@ -29,7 +29,9 @@ pub const RECIPE: &[Part] = &[
     },
     Part {
         heading: "Overfit first: can ten photos be learnt at all?",
-        commands: &["train --model base --data clean/train.jsonl --out overfit --overfit 10 --learning-rate 2e-3"],
+        commands: &[
+            "train --model base --data clean/train.jsonl --out overfit --full --overfit 10 --learning-rate 1e-3",
+        ],
     },
     Part {
         heading: "Fine-tune, on a part and on all",
