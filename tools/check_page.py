@@ -337,8 +337,8 @@ def screenshots(browser, folder):
             browser.scheme(scheme)
             browser.js("scrollTo({top: 0, behavior: 'instant'})")
             browser.settle()
-            parts = [("top", None), ("gallery", "gallery"), ("comparison", "comparison"), ("training", "training")]
-            for part, place in parts:
+            places = ["gallery", "comparison", "training", "curve", "leaks"]
+            for part, place in [("top", None)] + [(place, place) for place in places]:
                 if place and not browser.js(f"Boolean(document.getElementById('{place}'))"):
                     continue
                 if place:

@@ -98,7 +98,12 @@ fn table(found: &Curve) -> String {
     }
     if let Some(target) = &found.target {
         let largest = found.sizes.last().map_or(0, |s| s.samples);
-        let number = |x: Option<f64>| x.map_or("never".into(), |x| format!("{:.0}", x.ceil()));
+        let number = |x: Option<f64>| match x {
+            None => "never".into(),
+            // digits that nobody believes
+            Some(x) if x > 1e6 => "over a million".into(),
+            Some(x) => format!("{:.0}", x.ceil()),
+        };
         let [low, high] = target.interval.map(number);
         _ = match target.samples {
             Some(n) => writeln!(
@@ -110,7 +115,8 @@ fn table(found: &Curve) -> String {
             ),
             None => writeln!(
                 said,
-                "{} % is not reached by more photos like these: the curve levels off at {} %  (95 %: {low} to {high})",
+                "{} % is not reached by more photos like these: the curve levels off at {} %  (samples it takes, 95 %: {low} \
+                 to {high})",
                 percent(target.accuracy),
                 percent(1.0 - found.fit.as_ref().map_or(0.0, |f| f.law.c))
             ),

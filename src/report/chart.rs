@@ -55,6 +55,10 @@ impl Chart<'_> {
                 xs.push(place(*x));
                 ys.push(*y);
             }
+            for (x, low, high) in &s.band {
+                xs.push(place(*x));
+                ys.extend([low, high]);
+            }
             for (x, y, interval) in &s.marks {
                 xs.push(place(*x));
                 ys.push(*y);

@@ -461,11 +461,14 @@ fn leaks(found: &Sources, gallery: &Gallery) -> String {
         return String::new();
     }
     let crossing = pairs.iter().filter(|(_, p)| p.crosses()).count();
-    let removed = pairs.iter().filter(|(_, p)| p.removed).count();
+    // a photo may be in several pairs
+    let removed: BTreeSet<_> =
+        pairs.iter().filter(|(_, p)| p.removed).map(|(folder, p)| (folder, &p.b.set, p.b.line)).collect();
     let mut html = format!(
-        "<p>{} pairs of photos show the same, {crossing} of them across sets: what one side learns, the other is asked. \
-         {removed} were removed from the second set.</p><ul class=\"leaks\">",
-        pairs.len()
+        "<p>Pairs of photos that show the same: {}, of these across sets: {crossing}. What one set learns there, the other \
+         is asked. Photos removed: {}.</p><ul class=\"leaks\">",
+        pairs.len(),
+        removed.len()
     );
     let mut sorted = pairs.clone();
     sorted.sort_by(|a, b| b.1.crosses().cmp(&a.1.crosses()).then(b.1.cosine.total_cmp(&a.1.cosine)));

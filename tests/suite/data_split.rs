@@ -226,7 +226,7 @@ fn the_program_writes_parts_whose_photos_are_found() {
     assert!(code == Some(1) && said.contains("holds a split already"), "{said}");
     let (code, said, _) = vlm(&["split", set, "--out", out_text, "--test", "6", "--overwrite"]);
     assert!(code == Some(0) && !out.join("validation.jsonl").exists(), "{said}");
-    assert!(said.contains("4 groups of photos that look the same, 8 in all, are on one side each"), "{said}");
+    assert!(said.contains("groups of photos that look the same, each on one side: 4, of 8 photos in all"), "{said}");
     // pairs that someone names
     let pairs = root.join("deep/pairs.jsonl");
     let member = |i: usize| json!({"set": "all", "line": i + 1, "image": format!("../sets/photos/{i}"), "label": null});

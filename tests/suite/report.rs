@@ -117,6 +117,30 @@ fn a_page_holds_everything_and_nothing_of_the_data_as_markup() {
     assert!(tags.contains(&json!("near_duplicate")) && tags.len() == 2, "{tags:?}");
 }
 
+/// Two pairs of one removed photo are one photo; the axis has room for the uncertainty of what a law predicts.
+#[test]
+fn what_was_removed_is_counted_by_photo_and_the_curve_shows_its_whole_band() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut sources = everything(dir.path(), 8);
+    let pairs = dir.path().join("pairs.jsonl");
+    let pair = fs::read_to_string(&pairs).unwrap();
+    let mut second: Value = serde_json::from_str(&pair).unwrap();
+    second["a"]["line"] = 3.into();
+    fs::write(&pairs, format!("{pair}\n{second}\n")).unwrap();
+    let size = |n: usize, mean: f64| json!({"samples": n, "runs": 2, "mean": mean, "lowest": mean - 0.01, "highest": mean + 0.01});
+    let curve = json!({"sizes": [size(50, 0.42), size(100, 0.48)], "fit": {"law": {"a": 1.0, "b": 0.2, "c": 0.1}},
+        "predictions": [{"samples": 100, "accuracy": 0.5, "interval": [0.45, 0.87]}], "warnings": []});
+    sources.push(dir.path().join("curve.json"));
+    write_json(sources.last().unwrap(), &curve).unwrap();
+    let out = dir.path().join("page.html");
+    report::build(&sources, None, &out, &mut |_, _| ()).unwrap();
+    let page = fs::read_to_string(&out).unwrap();
+    assert!(page.contains("show the same: 2, of these across sets: 2."), "pairs");
+    assert!(page.contains("Photos removed: 1."), "removed");
+    let chart = page.split("aria-labelledby=\"learning-t").nth(1).unwrap().split("</svg>").next().unwrap();
+    assert!(chart.contains(">90 %</text>") && !chart.contains(">100 %</text>"), "{chart}");
+}
+
 #[test]
 fn sources_that_are_none() {
     let dir = tempfile::tempdir().unwrap();

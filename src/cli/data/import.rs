@@ -82,8 +82,8 @@ impl Import {
         print(&format!("{n} photos of {} classes in {out}: {}\n", classes.len(), counts.join(", ")))?;
         match (left_out, bad) {
             (0, 0) => Ok(()),
-            (n, 0) => print(&format!("{n} entries were left out\n")),
-            (n, bad) => print(&format!("{n} entries were left out, and {bad} wrong ones\n")),
+            (n, 0) => print(&format!("left out: {n}\n")),
+            (n, bad) => print(&format!("left out: {n}, and {bad} that are wrong\n")),
         }
     }
 }

@@ -215,7 +215,10 @@ impl Split {
         counts.iter().for_each(|(label, c)| row(label.unwrap_or("(none)"), *c));
         row("all", Part::ALL.map(of));
         if groups > 0 {
-            _ = writeln!(said, "{groups} groups of photos that look the same, {grouped} in all, are on one side each");
+            _ = writeln!(
+                said,
+                "groups of photos that look the same, each on one side: {groups}, of {grouped} photos in all"
+            );
         }
         if unused > 0 {
             _ = writeln!(said, "{unused} samples are in no part");
