@@ -45,6 +45,21 @@ fn console(text: &str) -> Vec<(String, Vec<String>)> {
     commands
 }
 
+/// The lines of fenced `sh` blocks: commands that need more than this repository has, and are not run here.
+fn scripts(text: &str) -> Vec<String> {
+    let mut inside = false;
+    let mut found = Vec::new();
+    for line in text.lines() {
+        match line {
+            "```sh" => inside = true,
+            "```" => inside = false,
+            _ if inside => found.push(line.trim().to_owned()),
+            _ => (),
+        }
+    }
+    found
+}
+
 /// Words of a command line; double quotes join.
 fn words(line: &str) -> Vec<String> {
     let parts = line.split('"').enumerate().map(|(i, part)| match i % 2 {
@@ -170,6 +185,7 @@ fn every_command_and_flag_that_is_written_exists() {
         let text = read(document);
         written.extend(backticked(&text).into_iter().map(|line| (document.to_owned(), line)));
         written.extend(console(&text).into_iter().map(|(line, _)| (document.to_owned(), line)));
+        written.extend(scripts(&text).into_iter().map(|line| (document.to_owned(), line)));
     }
     for (command, text) in &help {
         let examples: Vec<&str> = text.lines().filter_map(|l| l.split_once(": vlm ").map(|(_, rest)| rest)).collect();
