@@ -46,9 +46,9 @@ fn draw(what: &str, n: u64, out: &Path) -> Result<()> {
     let lines = (0..n).into_par_iter().map(|number| match what {
         "paper" => whole(out, number, Ground::Paper),
         // what is around the marks comes up bit by bit
-        "rising" => whole(out, number, Ground::Faint(number as f32 / n as f32)),
+        "rising" => whole(out, number, Ground::Panel(number as f32 / n as f32)),
         "paper-cells" => cells(out, number, Ground::Paper),
-        "cells" => cells(out, number, if number % 3 == 0 { Ground::Sheet } else { Ground::Panel }),
+        "cells" => cells(out, number, if number % 3 == 0 { Ground::Sheet } else { Ground::Panel(1.0) }),
         _ => Err(usage()),
     });
     let (all, which): (Vec<String>, Vec<String>) = lines.collect::<Result<Vec<_>>>()?.into_iter().unzip();

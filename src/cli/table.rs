@@ -35,7 +35,8 @@ pub fn metrics(m: &Metrics) -> String {
     said
 }
 
-fn accuracy(m: &Metrics) -> String {
+/// In one line, with its interval.
+pub fn accuracy(m: &Metrics) -> String {
     let [low, high] = m.interval.map(|x| 100.0 * x);
     let (share, right, n) = (100.0 * m.accuracy, m.correct, m.n);
     format!("{share:.1} % ({right} of {n}; 95 % interval {low:.1} to {high:.1} %)")

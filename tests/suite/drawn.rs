@@ -150,7 +150,7 @@ fn more_copies_than_photos_are_refused() {
 #[test]
 fn marks_have_answers_and_none_of_them_names_a_damage() {
     for number in 0..60 {
-        let ground = if number % 2 == 0 { marks::Ground::Sheet } else { marks::Ground::Panel };
+        let ground = if number % 2 == 0 { marks::Ground::Sheet } else { marks::Ground::Panel(1.0) };
         let marks::Marked { picture, turns, cells } = marks::picture(number, 1, ground, 64, 48);
         assert_eq!(picture.pixels.len(), 64 * 48 * 3);
         assert!((2..=5).contains(&turns.len()), "{turns:?}");

@@ -7,19 +7,18 @@ mod recipe;
 
 use super::itself;
 use super::progress::Progress;
-use super::{assets, interrupt, print};
+use super::{assets, interrupt, print, table};
 use crate::base::{Error, Result};
 use crate::classify::colour;
 use crate::classify::records::Evaluation;
 use crate::data::dataset::{OnBad, read_dataset};
 use crate::data::drawn::photos::{Planted, Set, write_set};
 use crate::data::pairs::read_pairs;
-use crate::io::{atomic, json};
+use crate::io::atomic;
 use recipe::{BASE, Part, RECIPE};
-use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 /// Marks a folder as the demo's own, so that --overwrite deletes nothing else.
@@ -134,49 +133,31 @@ impl Demo {
     /// What came out of it all, read from the files that the commands left.
     fn summary(&self, planted: &[Planted], start: Instant) -> Result<()> {
         heading("What came out")?;
-        let score = |name: &str| -> Result<(Value, String)> {
-            let dir = self.out.join("scores").join(name);
-            let summary = json::read(&dir.join("summary.json"))?;
-            let m = &summary["metrics"];
-            let percent = |v: &Value| 100.0 * v.as_f64().unwrap_or(f64::NAN);
-            let said = format!(
-                "{:>6.1} %  ({} of {}; 95 % interval {:.1} to {:.1})",
-                percent(&m["accuracy"]),
-                m["correct"],
-                m["n"],
-                percent(&m["interval"][0]),
-                percent(&m["interval"][1])
-            );
-            Ok((summary, said))
-        };
-        let (_, base) = score("base")?;
-        let (_, part) = score("part")?;
-        let (_, tuned) = score("tuned")?;
-        let (_, merged) = score("merged")?;
+        let read = |name: &str| Evaluation::read(&self.out.join("scores").join(name));
+        let (base, part, tuned, merged) = (read("base")?, read("part")?, read("tuned")?, read("merged")?);
         let (found, crossing) = self.found(planted)?;
         let samples =
             |name: &str| read_dataset(&self.out.join("clean").join(name), None, OnBad::Fail).map(|d| d.samples);
         let (right, n) = colour::probe(&samples("train.jsonl")?, &samples("test.jsonl")?)?;
-        let same = self.answers("tuned")? == self.answers("merged")?;
-        let mut said = String::new();
-        _ = writeln!(
-            said,
-            "leaks planted             {:>6}    found {found} of them, in {crossing} pairs across the sets",
-            planted.len()
-        );
-        _ = writeln!(
-            said,
-            "mean colour alone         {:>6.1} %  ({right} of {n})",
-            100.0 * right as f64 / n.max(1) as f64
-        );
-        _ = writeln!(said, "base model                {base}");
-        _ = writeln!(said, "tuned on a part           {part}");
-        _ = writeln!(said, "tuned on all              {tuned}");
-        let answers = if same { "the same answers" } else { "other answers than the adapter's" };
-        _ = writeln!(said, "merged into the weights   {merged}, {answers}");
-        _ = writeln!(said, "\nadapter       {}", self.out.join("run").display());
-        _ = writeln!(said, "merged model  {}", self.out.join("merged").display());
-        _ = writeln!(said, "page          {}", self.out.join("report.html").display());
+        let answers = |e: &Evaluation| e.records.iter().map(|r| r.prediction.clone()).collect::<Vec<_>>();
+        let same = match answers(&tuned) == answers(&merged) {
+            true => "the same answers",
+            false => "other answers than the adapter's",
+        };
+        let colour = 100.0 * right as f64 / n.max(1) as f64;
+        let pairs = format!("{}; found {found} of them, in {crossing} pairs across the sets", planted.len());
+        let rows = [
+            ("leaks planted", pairs),
+            ("mean colour alone", format!("{colour:.1} % ({right} of {n})")),
+            ("base model", table::accuracy(&base.metrics)),
+            ("tuned on a part", table::accuracy(&part.metrics)),
+            ("tuned on all", table::accuracy(&tuned.metrics)),
+            ("merged into the weights", format!("{}, {same}", table::accuracy(&merged.metrics))),
+        ];
+        let mut said: String = rows.iter().map(|(name, result)| format!("{name:<25}{result}\n")).collect();
+        for (name, file) in [("adapter", "run"), ("merged model", "merged"), ("page", "report.html")] {
+            _ = writeln!(said, "{name:<25}{}", self.out.join(file).display());
+        }
         _ = writeln!(said, "{:.0} s in all", start.elapsed().as_secs_f64());
         print(&said)
     }
@@ -184,20 +165,12 @@ impl Demo {
     /// How many planted pairs were found, and how many pairs across the sets there are.
     fn found(&self, planted: &[Planted]) -> Result<(usize, usize)> {
         let pairs = read_pairs(&self.out.join("clean").join("pairs.jsonl"))?;
-        let name = |image: &str| {
-            let path = Path::new(image);
-            let names: Vec<_> = path.components().map(|c| c.as_os_str().to_string_lossy()).collect();
-            names[names.len().saturating_sub(3)..].join("/")
-        };
-        let crossing: BTreeSet<(String, String)> =
-            pairs.iter().filter(|p| p.crosses()).map(|p| (name(&p.a.image), name(&p.b.image))).collect();
-        let found = planted.iter().filter(|p| crossing.contains(&(p.train.clone(), p.test.clone()))).count();
-        Ok((found, crossing.len()))
-    }
-
-    fn answers(&self, name: &str) -> Result<Vec<String>> {
-        let scored = Evaluation::read(&self.out.join("scores").join(name))?;
-        Ok(scored.records.iter().map(|r| format!("{:?}", r.prediction)).collect())
+        let crossing: BTreeSet<(&str, &str)> =
+            pairs.iter().filter(|p| p.crosses()).map(|p| (p.a.image.as_str(), p.b.image.as_str())).collect();
+        // as seen from the folder of the pairs
+        let image = |path: &str| format!("../photos/{path}");
+        let is_found = |p: &&Planted| crossing.contains(&(image(&p.train).as_str(), image(&p.test).as_str()));
+        Ok((planted.iter().filter(is_found).count(), crossing.len()))
     }
 }
 

@@ -57,10 +57,9 @@ pub enum Ground {
     Paper,
     /// A plain sheet: bold marks, one each, to begin with.
     Sheet,
-    /// Gray paper with this part, from 0 to 1, of all that may be seen on a car panel; lines are bolder the less it is.
-    Faint(f32),
-    /// A car panel, with all that may be seen on one.
-    Panel,
+    /// A car panel with this part, from 0 to 1, of what may be seen on one: 0 is gray paper. Lines are bolder the less it
+    /// is.
+    Panel(f32),
 }
 
 /// A question and its answer.
@@ -82,21 +81,20 @@ pub fn picture(number: u64, seed: u64, on: Ground, width: usize, height: usize) 
     let mut panel = match on {
         Ground::Paper => paper(width, height, seed, &ids, &mut dice),
         Ground::Sheet => sheet(width, height, seed, &ids, &mut dice),
-        Ground::Faint(_) | Ground::Panel => panel(width, height, seed, &ids, &mut dice),
+        Ground::Panel(_) => panel(width, height, seed, &ids, &mut dice),
     };
     let (look, tone) = panel.contrast(&mut dice);
     let (kind, name) = KINDS[dice.below(KINDS.len())];
     let (n, bold) = match on {
         Ground::Paper | Ground::Sheet => (1, 2.0),
-        Ground::Faint(part) => ([1, 1, 1, 2, 3][dice.below(5)], 2.0 - part),
-        Ground::Panel => ([1, 1, 1, 2, 3][dice.below(5)], 1.0),
+        Ground::Panel(part) => ([1, 1, 1, 2, 3][dice.below(5)], 2.0 - part),
     };
     let aspect = panel.surface.aspect();
     let angle = dice.between(0.0, PI);
     let (column, row) = (dice.below(3), dice.below(3));
     let half_width = bold * dice.between(0.01, 0.018);
     let flat = panel.surface.slope.clone();
-    let bare = if let Ground::Faint(part) = on { Some((panel.photo(), part)) } else { None };
+    let bare = if let Ground::Panel(part) = on { Some((panel.photo(), part)) } else { None };
     let mut lines = Vec::new();
     for i in 0..n {
         // one mark anywhere; more of them in columns of their own, from the one that was drawn on
