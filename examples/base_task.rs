@@ -5,6 +5,7 @@
 //! cargo run --release --example base_task -- cells 6000 OUT         on sheets and car panels
 //! cargo run --release --example base_task -- paper 4000 OUT         marks on gray paper, 128 x 96, up to five questions
 //! cargo run --release --example base_task -- rising 32000 OUT       the paper becomes a car panel from first to last
+//! cargo run --release --example base_task -- hazy 40000 OUT         other pictures, of panels in more or less of a haze
 //! ```
 //!
 //! OUT/train.jsonl has the questions; OUT/which.jsonl of whole pictures only asks which mark it is.
@@ -21,6 +22,8 @@ const DRAWN: (usize, usize) = (256, 192);
 const SEEN: (usize, usize) = (128, 96);
 /// The side of a cell.
 const CELL: usize = 32;
+/// Where the numbers of hazy pictures begin: no other picture has them.
+const HAZY: u64 = 1_000_000;
 
 fn main() -> std::process::ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -38,7 +41,7 @@ fn main() -> std::process::ExitCode {
 }
 
 fn usage() -> Error {
-    Error::Usage("wanted paper-cells, cells, paper or rising, a number of pictures and a folder".into())
+    Error::Usage("wanted paper-cells, cells, paper, rising or hazy, a number of pictures and a folder".into())
 }
 
 fn draw(what: &str, n: u64, out: &Path) -> Result<()> {
@@ -47,6 +50,7 @@ fn draw(what: &str, n: u64, out: &Path) -> Result<()> {
         "paper" => whole(out, number, Ground::Paper),
         // what is around the marks comes up bit by bit
         "rising" => whole(out, number, Ground::Panel(number as f32 / n as f32)),
+        "hazy" => whole(out, HAZY + number, Ground::Panel(0.2 + 0.4 * number as f32 / n as f32)),
         "paper-cells" => cells(out, number, Ground::Paper),
         "cells" => cells(out, number, if number % 3 == 0 { Ground::Sheet } else { Ground::Panel(1.0) }),
         _ => Err(usage()),

@@ -5,7 +5,7 @@
         a random model of 55 M parameters whose generation does not stop early, and a 640 x 480 picture
     bench_peer.py run --model DIR --image FILE --prompt TEXT [--vlm PATH]
                       [--new-tokens 32] [--threads 2] [--repeat 3] [--csv FILE]
-    bench_peer.py train --model DIR --image FILE --vlm PATH [--batch-size 2] [--steps 4] [--threads 2] [--repeat 2]
+    bench_peer.py train --model DIR --image FILE --vlm PATH [--batch-size 2] [--steps 4] [--threads 2] [--repeat 2] [--csv FILE]
         LoRA steps of rank 16 on all seven projections, beside PEFT: seconds, processor seconds and peak memory. Every
         sample is a picture of its own, so that a first epoch computes the tower in each step, as PEFT always does; in
         the second one vlm has the features
@@ -249,13 +249,21 @@ def train(a):
     busy = f"other processes used {load:.2f} cores" + (": NOT A QUIET MACHINE" if load > 0.1 else "")
     print(f"{a.model}, {a.batch_size} photos a step, {a.threads} threads, {a.repeat} turns; {busy}")
     print(f"{'':22}{'steps':>6}{'best s':>9}{'median':>9}{'cpu best':>10}{'median':>9}{'peak MiB':>10}")
+    kept = []
     for name, steps in rows.items():
         wall, cpu = ([s[k] for s in steps if s[k] == s[k]] for k in ("seconds", "cpu_seconds"))
-        peak = f"{peaks[name] / 2**20:>10.0f}" if name in peaks else ""
-        print(
-            f"{name:22}{len(steps):>6}{min(wall):>9.3f}{statistics.median(wall):>9.3f}"
-            f"{min(cpu):>10.3f}{statistics.median(cpu):>9.3f}{peak}"
+        times = [min(wall), statistics.median(wall), min(cpu), statistics.median(cpu)]
+        peak = f"{peaks[name] / 2**20:.0f}" if name in peaks else ""
+        print(f"{name:22}{len(steps):>6}{times[0]:>9.3f}{times[1]:>9.3f}{times[2]:>10.3f}{times[3]:>9.3f}{peak:>10}")
+        names = ["best_s", "median_s", "cpu_best_s", "cpu_median_s"]
+        kept.append(
+            run_columns(a, load)
+            | {"photos_a_step": a.batch_size, "program": name, "steps": len(steps)}
+            | {n: f"{t:.3f}" for n, t in zip(names, times)}
+            | {"peak_mib": peak}
         )
+    if a.csv:
+        append(a.csv, kept)
 
 
 def others():
@@ -282,49 +290,39 @@ def table(kept):
 
 
 def record(a, kept, load, prompt_tokens, torch_version, version):
-    new = not Path(a.csv).exists()
-    cpu = next(
-        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "unknown"
-    )
-    with open(a.csv, "a", newline="") as f:
-        w = csv.writer(f)
-        if new:
-            w.writerow(
-                [
-                    "date",
-                    "cpu",
-                    "threads",
-                    "others_cores",
-                    "model",
-                    "prompt_tokens",
-                    "new_tokens",
-                    "runs",
-                    "program",
-                    "what",
-                    "best_ms",
-                    "median_ms",
-                ]
+    peer = f"transformers {version}, torch {torch_version}"
+    rows = []
+    for name in kept:
+        for key, _ in WHAT:
+            best, median = milliseconds(kept, name, key)
+            rows.append(
+                run_columns(a, load)
+                | {"prompt_tokens": prompt_tokens, "new_tokens": a.new_tokens, "runs": a.repeat}
+                | {"program": peer if name == "transformers" else name, "what": key}
+                | {"best_ms": f"{best:.3f}", "median_ms": f"{median:.3f}"}
             )
-        for name in kept:
-            program = f"transformers {version}, torch {torch_version}" if name == "transformers" else name
-            for key, _ in WHAT:
-                best, median = milliseconds(kept, name, key)
-                w.writerow(
-                    [
-                        datetime.date.today().isoformat(),
-                        cpu,
-                        a.threads,
-                        f"{load:.2f}",
-                        Path(a.model).name,
-                        prompt_tokens,
-                        a.new_tokens,
-                        a.repeat,
-                        program,
-                        key,
-                        f"{best:.3f}",
-                        f"{median:.3f}",
-                    ]
-                )
+    append(a.csv, rows)
+
+
+def run_columns(a, load):
+    models = (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    return {
+        "date": datetime.date.today().isoformat(),
+        "cpu": next(models, "unknown"),
+        "threads": a.threads,
+        "others_cores": f"{load:.2f}",
+        "model": Path(a.model).name,
+    }
+
+
+def append(path, rows):
+    """Adds rows to a table that has one header, which they must share."""
+    new = not Path(path).exists()
+    with open(path, "a", newline="") as f:
+        w = csv.DictWriter(f, rows[0])
+        if new:
+            w.writeheader()
+        w.writerows(rows)
 
 
 def main():
@@ -351,6 +349,7 @@ def main():
     t.add_argument("--steps", type=int, default=4)
     t.add_argument("--threads", type=int, default=2)
     t.add_argument("--repeat", type=int, default=2)
+    t.add_argument("--csv")
     a = p.parse_args()
     {"make": make, "run": run, "train": train}[a.command](a)
 

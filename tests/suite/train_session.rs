@@ -272,9 +272,9 @@ fn features_that_do_not_fit_are_computed_again() {
     assert!(adapter(&free.out) == adapter(&tight.out));
 }
 
-/// Where a checkpoint cannot be written, the one before it stays whole, and the run goes on from it when there is room.
+/// Where a checkpoint cannot be put into its place, the one before it stays whole, and the run goes on from it later.
 #[test]
-fn a_full_disk_leaves_the_last_good_checkpoint() {
+fn a_blocked_checkpoint_leaves_the_one_before() {
     let bench = Bench::new();
     let whole = bench.settings(|s| s.out = bench.path("whole"));
     bench.run(&whole, Start::New, None).unwrap();
@@ -289,6 +289,62 @@ fn a_full_disk_leaves_the_last_good_checkpoint() {
     bench.run(&settings, Start::Resume, None).unwrap();
     assert!(adapter(&whole.out) == adapter(&settings.out));
     assert_eq!(log(&whole.out), log(&settings.out));
+}
+
+/// A file system of its own for the run, too small by turns for the first checkpoint, the second, the third and the
+/// adapter; then there is room, and the run goes on to the same bits.
+#[test]
+fn a_full_disk_leaves_the_last_good_checkpoint() {
+    let bench = Bench::new();
+    let train = |out: &Path| {
+        let model = cases().join("single");
+        let parts = [("--model", model), ("--data", bench.path("train.jsonl")), ("--out", out.to_path_buf())];
+        let mut words = vec![env!("CARGO_BIN_EXE_vlm").to_string(), "train".into()];
+        words.extend(["--rank=16", "--batch-size=2", "--epochs=3", "--save-every=2", "--device=cpu"].map(String::from));
+        words.extend(parts.into_iter().flat_map(|(flag, path)| [flag.to_string(), path.display().to_string()]));
+        words
+    };
+    let whole = bench.path("whole");
+    let words = train(&whole);
+    assert!(Command::new(&words[0]).args(&words[1..]).stderr(Stdio::null()).status().unwrap().success());
+    let checkpoint = fs::metadata(whole.join("checkpoints/step-00000006.safetensors")).unwrap().len();
+    let disk = bench.path("disk");
+    fs::create_dir(&disk).unwrap();
+    // as the user of a namespace of one's own one may mount; there is no disk any more when the script ends
+    let script = "mount -t tmpfs -o size=$1 none $2 || exit 77; disk=$2; left=$3; shift 3; \"$@\"; echo $? >$left/rc; \
+                  ls $disk/run/checkpoints >$left/checkpoints; mount -o remount,size=64m $disk; \"$@\" --resume && \
+                  cp -r $disk/run $left/";
+    // blocks that hold names, and the small files, take room as well
+    let small = 64 * 1024;
+    for (size, kept) in
+        [(checkpoint / 2, None), (checkpoint * 3 / 2 + small, Some(2)), (checkpoint * 5 / 2 + small, Some(4))]
+    {
+        let left = bench.path(&format!("left-{size}"));
+        fs::create_dir(&left).unwrap();
+        let mut command = Command::new("unshare");
+        command
+            .args(["-rm", "sh", "-c", script, "sh"])
+            .arg(size.to_string())
+            .args([&disk, &left])
+            .args(train(&disk.join("run")));
+        let done = match command.output() {
+            Ok(done)
+                if done.status.code() != Some(77) && !String::from_utf8_lossy(&done.stderr).contains("unshare") =>
+            {
+                done
+            }
+            _ => return eprintln!("skipped: a full disk: this machine lets nobody mount one"),
+        };
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(done.status.success(), "{said}");
+        let read = |name: &str| fs::read_to_string(left.join(name)).unwrap();
+        assert_eq!(read("rc").trim(), "1", "{size} bytes: {said}");
+        assert!(said.contains("No space left on device") && said.contains(".safetensors"), "{said}");
+        let newest = read("checkpoints").lines().last().map(String::from);
+        assert_eq!(newest, kept.map(|step| format!("step-{step:08}.safetensors")), "{size} bytes: {said}");
+        assert!(adapter(&whole) == adapter(&left.join("run")));
+        assert_eq!(log(&whole), log(&left.join("run")));
+    }
 }
 
 /// The program itself, killed at three moments: at the start, after a step, while a file is written beside its place. Of

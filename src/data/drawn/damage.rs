@@ -4,7 +4,7 @@
 //! the paint as often in the one class as in the other: what tells them apart is shape.
 
 use super::panel::{faint, panel};
-use super::strokes::{Look, Place, branching, jagged, line, parallel, star};
+use super::strokes::{Look, Place, branching, line, parallel, star};
 use super::surface::Surface;
 use crate::base::rng::Dice;
 use crate::data::image::Rgb;
@@ -42,11 +42,7 @@ pub fn photo(class: usize, number: u64, seed: u64, width: usize, height: usize) 
 }
 
 fn crack(surface: &mut Surface, place: Place, look: Look, dice: &mut Dice) {
-    let paths = match dice.below(4) {
-        0 => star(Place { length: 0.8 * place.length, ..place }, dice),
-        1 => vec![jagged(place, dice)],
-        _ => branching(place, dice),
-    };
+    let paths = if dice.chance(0.5) { star(place, dice) } else { branching(place, dice) };
     surface.strokes(&paths, look);
 }
 
@@ -55,10 +51,6 @@ fn scratch(surface: &mut Surface, place: Place, look: Look, dice: &mut Dice) {
         0 => vec![line(place, dice.between(-0.12, 0.12))],
         n => parallel(place, 1 + n + dice.below(2), dice),
     };
-    if dice.chance(0.25) {
-        let angle = place.angle + dice.between(0.4, 1.2);
-        paths.push(line(Place { angle, length: 0.7 * place.length, ..place }, dice.between(-0.1, 0.1)));
-    }
     // paint comes off in places only
     for path in &mut paths {
         let gap = dice.between(0.0, 1.0);
