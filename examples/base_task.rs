@@ -50,7 +50,7 @@ fn draw(what: &str, n: u64, out: &Path) -> Result<()> {
         "paper" => whole(out, number, Ground::Paper),
         // what is around the marks comes up bit by bit
         "rising" => whole(out, number, Ground::Panel(number as f32 / n as f32)),
-        "hazy" => whole(out, HAZY + number, Ground::Panel(0.2 + 0.4 * number as f32 / n as f32)),
+        "hazy" => whole(out, HAZY + number, Ground::Haze(0.2 + 0.4 * number as f32 / n as f32)),
         "paper-cells" => cells(out, number, Ground::Paper),
         "cells" => cells(out, number, if number % 3 == 0 { Ground::Sheet } else { Ground::Panel(1.0) }),
         _ => Err(usage()),

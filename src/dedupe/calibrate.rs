@@ -6,6 +6,7 @@
 
 use super::embed::{Embedder, Wanted, Watch};
 use super::plant::Change;
+use super::space::Space;
 use crate::base::rng::Stream;
 use crate::base::{Error, Result};
 use crate::data::messages::ImageSource;
@@ -61,14 +62,14 @@ pub struct Plan {
     pub seed: u64,
 }
 
-/// Plants changes into some of `photos`, whose embeddings are given, and calibrates on them. None: interrupted.
+/// Plants changes into some of `photos`, whose embeddings in `space` are given, and calibrates on them. None: interrupted.
 ///
 /// Photos that look the same already ([`alike`]) are no mistake when they are found, and do not count as one. Errors:
 /// fewer than four photos; those of reading them.
 pub fn calibrated(
     embedder: &mut Embedder,
     photos: &[&ImageSource],
-    embeddings: &[Vec<f32>],
+    (space, embeddings): (&Space, &[Vec<f32>]),
     plan: Plan,
     watch: &mut Watch,
 ) -> Result<Option<Calibration>> {
@@ -98,7 +99,9 @@ pub fn calibrated(
     let planted = wanted
         .into_iter()
         .zip(found)
-        .map(|((source, tests, change), embedding)| Ok(Planted { source, tests, change, embedding: embedding? }))
+        .map(|((source, tests, change), features)| {
+            Ok(Planted { source, tests, change, embedding: space.embedding(&features?) })
+        })
         .collect::<Result<Vec<_>>>()?;
     Ok(Some(calibrate(embeddings, &planted, &same)))
 }
@@ -181,17 +184,8 @@ impl Half {
     }
 }
 
-/// Of two embeddings of length 1, summed in a fixed order.
+/// Of two embeddings of length 1.
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let mut sums = [0.0f32; 16];
-    let (a, a_rest) = a.as_chunks::<16>();
-    let (b, b_rest) = b.as_chunks::<16>();
-    for (a, b) in a.iter().zip(b) {
-        for i in 0..16 {
-            sums[i] += a[i] * b[i];
-        }
-    }
-    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
     // rounding may take it beyond
-    (sums.iter().map(|s| f64::from(*s)).sum::<f64>() + rest).clamp(-1.0, 1.0)
+    alike::dot(a, b).clamp(-1.0, 1.0)
 }

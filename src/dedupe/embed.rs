@@ -1,6 +1,6 @@
-//! Photos to embeddings: the mean of the tower's image features, at length 1.
+//! Photos to features: what the tower makes of them, a mean in each of nine cells.
 //!
-//! Each photo is computed alone, so that its embedding depends on nothing beside it; decoding goes on in parallel, ahead
+//! Each photo is computed alone, so that its features depend on nothing beside it; decoding goes on in parallel, ahead
 //! of that. Photos are brought to at most so many pixels, which is enough to tell whether two show the same.
 
 use super::cache::{Cache, Key};
@@ -19,6 +19,8 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::sync::mpsc::sync_channel;
 
+/// Cells a side: two photos that show the same show it in the same places.
+const CELLS: usize = 3;
 /// Photos that are read ahead side by side.
 const AHEAD: usize = 16;
 
@@ -32,7 +34,7 @@ pub struct Wanted<'a> {
 pub struct Embedder {
     engine: Engine,
     spec: PatchSpec,
-    /// Of everything but the photo that an embedding depends on.
+    /// Of everything but the photo that features depend on.
     tower: [u8; 32],
     cache: Cache,
 }
@@ -48,25 +50,30 @@ impl Embedder {
     /// An embedder by the tower of `engine`'s model, which `checkpoint` holds.
     pub fn new(engine: Engine, checkpoint: &Checkpoint, spec: PatchSpec, cache: Cache) -> Result<Embedder> {
         let mut hash = Sha256::new_with_prefix(tower_hash(checkpoint)?);
-        hash.update(format!("{:?} {:?} {}", spec, engine.precision == Precision::F32, engine.device.name()));
+        hash.update(format!(
+            "{CELLS} cells {:?} {:?} {}",
+            spec,
+            engine.precision == Precision::F32,
+            engine.device.name()
+        ));
         Ok(Embedder { engine, spec, tower: hash.finalize().into(), cache })
     }
 
-    /// The embeddings of `wanted`, in order; None: interrupted, and what is done is in the cache. A photo that cannot
+    /// The features [CELLS CELLS D] of `wanted`, in order; None: interrupted, and what is done is in the cache. A photo that cannot
     /// be read has its error in its place.
     pub fn embed(&mut self, wanted: &[Wanted], watch: &mut Watch) -> Result<Option<Vec<Result<Vec<f32>>>>> {
         let Embedder { engine, spec, tower, cache } = self;
-        let mut embeddings: Vec<Option<Result<Vec<f32>>>> = Vec::new();
+        let mut features_of: Vec<Option<Result<Vec<f32>>>> = Vec::new();
         // the keys of all, which the cache is asked for first
         let keys: Vec<Result<Key>> = wanted.par_iter().map(|w| key(w, tower)).collect();
         for key in &keys {
-            embeddings.push(match key {
+            features_of.push(match key {
                 Ok(key) => cache.get(key).map(|values| Ok(values.to_vec())),
                 Err(e) => Some(Err(Error::Unsupported(e.to_string()))),
             });
         }
         let mut seen = BTreeSet::new();
-        let missing: Vec<(usize, Key)> = embeddings
+        let missing: Vec<(usize, Key)> = features_of
             .iter()
             .zip(&keys)
             .enumerate()
@@ -94,9 +101,9 @@ impl Embedder {
                     if (watch.interrupted)() {
                         return Ok(false);
                     }
-                    embeddings[i] = Some(match patches {
+                    features_of[i] = Some(match patches {
                         Ok(patches) => {
-                            let values = embedding(engine, patches)?;
+                            let values = features(engine, patches)?;
                             cache.add(key, &values)?;
                             Ok(values)
                         }
@@ -118,14 +125,15 @@ impl Embedder {
                 known.map(<[f32]>::to_vec).ok_or_else(|| Error::file(wanted[i].source.to_string(), "cannot be read"))
             })
         };
-        Ok(Some(embeddings.into_iter().enumerate().map(of).collect()))
+        Ok(Some(features_of.into_iter().enumerate().map(of).collect()))
     }
 }
 
-/// The mean over a photo's image features [U, D], at length 1.
-fn embedding(engine: &mut Engine, patches: Patches) -> Result<Vec<f32>> {
+/// The means of a photo's image features [U, D] in each cell.
+fn features(engine: &mut Engine, patches: Patches) -> Result<Vec<f32>> {
     let config = &engine.model.config;
     let (merge, width) = (config.vision.merge_size, config.text.hidden_size);
+    let [_, rows, columns] = patches.grid.map(|n| n / merge);
     let tokens = patches.grid.iter().product::<usize>() / (merge * merge);
     let sequence = Sequence {
         ids: vec![0; tokens],
@@ -134,16 +142,28 @@ fn embedding(engine: &mut Engine, patches: Patches) -> Result<Vec<f32>> {
         pixels: patches.values,
     };
     let features = engine.features(&sequence)?.map(|f| f.embeds).unwrap_or_default();
-    let mut mean = vec![0.0f64; width];
-    for row in features.chunks_exact(width) {
-        mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
-    }
-    let length = mean.iter().map(|v| v * v).sum::<f64>().sqrt();
-    if !(length.is_finite() && length > 0.0) {
+    if !features.iter().all(|v| v.is_finite()) {
         let said = "the tower makes no finite features of this photo; is the checkpoint whole?";
         return Err(Error::Unsupported(said.into()));
     }
-    Ok(mean.into_iter().map(|v| (v / length) as f32).collect())
+    // a token counts for the two cells a side between whose middles it lies, so that a photo moved a little changes little
+    let part = |at: usize, n: usize, cell: usize| {
+        let place = (at as f64 + 0.5) / n as f64 * CELLS as f64 - 0.5;
+        (1.0 - (place - cell as f64).abs()).max(0.0)
+    };
+    let mut means = vec![0.0f64; CELLS * CELLS * width];
+    for (cell, mean) in means.chunks_exact_mut(width).enumerate() {
+        let mut all = 0.0;
+        for (token, row) in features.chunks_exact(width).enumerate() {
+            let weight =
+                part(token / columns % rows, rows, cell / CELLS) * part(token % columns, columns, cell % CELLS);
+            all += weight;
+            mean.iter_mut().zip(row).for_each(|(sum, value)| *sum += weight * f64::from(*value));
+        }
+        // a photo of one row has none in the cells above it
+        mean.iter_mut().for_each(|sum| *sum /= f64::max(all, 1e-9));
+    }
+    Ok(means.into_iter().map(|v| v as f32).collect())
 }
 
 fn patches(wanted: &Wanted, spec: &PatchSpec) -> Result<Patches> {

@@ -5,6 +5,7 @@
 
 use super::calibrate::{Calibration, Plan, calibrated, cosine};
 use super::embed::{Embedder, Wanted, Watch};
+use super::space::Space;
 use crate::base::{Error, Result};
 use crate::data::dataset::{Dataset, OnBad, read_dataset};
 use crate::data::messages::ImageSource;
@@ -120,23 +121,25 @@ pub fn search(
     let all: Vec<Photo> = photos(sets);
     let wanted: Vec<Wanted> = all.iter().map(|p| Wanted { source: p.source, change: None }).collect();
     let Some(found) = embedder.embed(&wanted, watch)? else { return Ok(None) };
-    let (mut photos, mut embeddings, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-    for (photo, embedding) in all.into_iter().zip(found) {
+    let (mut photos, mut features, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
+    for (photo, found) in all.into_iter().zip(found) {
         let set = &sets[photo.set];
         let line = set.data.samples[photo.sample].line;
-        match (embedding, options.on_bad) {
-            (Ok(embedding), _) => {
+        match (found, options.on_bad) {
+            (Ok(found), _) => {
                 photos.push(photo);
-                embeddings.push(embedding);
+                features.push(found);
             }
             (Err(e), OnBad::Skip) => skipped.push(Error::line(&set.file, line, e.to_string())),
             (Err(e), OnBad::Fail) => return Err(Error::line(&set.file, line, e.to_string())),
         }
     }
+    let space = Space::of(&features);
+    let embeddings: Vec<Vec<f32>> = features.par_iter().map(|of| space.embedding(of)).collect();
     let sources: Vec<&ImageSource> = photos.iter().map(|p| p.source).collect();
     let calibration = match options.threshold {
         Some(_) => None,
-        None => match calibrated(embedder, &sources, &embeddings, options.plan, watch)? {
+        None => match calibrated(embedder, &sources, (&space, &embeddings), options.plan, watch)? {
             None => return Ok(None),
             calibration => calibration,
         },

@@ -1,9 +1,10 @@
 //! Near-duplicates: photos that show the same, found by what the model's own vision tower makes of them.
 //!
-//! A photo's embedding is the mean of its image features, at length 1 ([`embed`]), kept in a file between runs
-//! ([`cache`]). What cosine two photos of the same have depends on the tower, so the threshold is calibrated on changes
-//! planted into the user's own photos ([`plant`], [`calibrate`]). [`leaks`] lists the pairs and says which photos have to
-//! go, so that nothing is asked that was learnt.
+//! A photo's image features, a mean in each of nine cells ([`embed`]), are kept in a file between runs ([`cache`]); what
+//! the photos have in common is taken out, and what they differ in evened out ([`space`]). What cosine two photos of the
+//! same then have depends on the tower and on the photos, so the threshold is calibrated on changes planted into the user's
+//! own ([`plant`], [`calibrate`]). [`leaks`] lists the pairs and says which photos have to go, so that nothing is asked
+//! that was learnt.
 //!
 //! Floor 8: uses `infer`, `qwen3vl`, `data`, `io`, `base`. Start at [`leaks`].
 
@@ -12,3 +13,4 @@ pub mod calibrate;
 pub mod embed;
 pub mod leaks;
 pub mod plant;
+pub mod space;

@@ -19,6 +19,7 @@ use vlm::dedupe::calibrate::{Planted, calibrate, cosine};
 use vlm::dedupe::embed::{Embedder, Wanted, Watch};
 use vlm::dedupe::leaks::{self, Photo, find};
 use vlm::dedupe::plant::{Change, planted};
+use vlm::dedupe::space::Space;
 use vlm::device::Device;
 use vlm::infer::engine::Engine;
 use vlm::io::safetensors::SafetensorsFile;
@@ -42,8 +43,10 @@ fn embed(embedder: &mut Embedder, wanted: &[Wanted]) -> Vec<Vec<f32>> {
     embedder.embed(wanted, &mut watch).unwrap().unwrap().into_iter().map(Result::unwrap).collect()
 }
 
+/// Nine means of transformers' features, none of them zeros: a wide photo has one row. Each token is shared between the cells whose
+/// middles it lies between.
 #[test]
-fn an_embedding_is_the_mean_of_the_features_of_transformers() {
+fn features_are_means_of_those_of_transformers() {
     let dir = tempfile::tempdir().unwrap();
     let source = ImageSource::File(cases().join("images/wide.png"));
     let got = embed(&mut embedder(&dir.path().join("c")), &[Wanted { source: &source, change: None }]).remove(0);
@@ -51,12 +54,52 @@ fn an_embedding_is_the_mean_of_the_features_of_transformers() {
     let width = file.entry("image_embeds").unwrap().shape[1];
     let values: Vec<f64> =
         file.bytes("image_embeds").unwrap().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b) as f64).collect();
-    let mut mean = vec![0.0; width];
-    values.chunks(width).for_each(|row| mean.iter_mut().zip(row).for_each(|(m, v)| *m += v));
-    let length = mean.iter().map(|m| m * m).sum::<f64>().sqrt();
-    let want: Vec<f64> = mean.iter().map(|m| m / length).collect();
-    // features agree to 2e-5 of their length; the mean of rows is shorter than they are
-    assert_within("embedding", &got, &want, |_| 1e-4);
+    let grid = file.bytes("image_grid_thw").unwrap().as_chunks::<8>().0;
+    let [rows, columns] = [1, 2].map(|i| i64::from_le_bytes(grid[i]) as usize / 2);
+    assert_eq!(rows * columns * width, values.len());
+    let (mut sums, mut weights) = (vec![[0.0; 64]; 9], [0.0; 9]);
+    assert!(width <= 64);
+    for r in 0..rows {
+        for c in 0..columns {
+            // the token's middle, where cell k has its own at k
+            let [y, x] = [(r, rows), (c, columns)].map(|(at, n)| (3.0 * (2 * at + 1) as f64 / (2 * n) as f64) - 0.5);
+            for cell in 0..9 {
+                let [dy, dx] = [(y, cell / 3), (x, cell % 3)].map(|(at, k)| (at - k as f64).abs());
+                if dy < 1.0 && dx < 1.0 {
+                    let weight = (1.0 - dy) * (1.0 - dx);
+                    weights[cell] += weight;
+                    (0..width).for_each(|j| sums[cell][j] += weight * values[(r * columns + c) * width + j]);
+                }
+            }
+        }
+    }
+    let want: Vec<f64> =
+        (0..9 * width).map(|i| sums[i / width][i % width] / f64::max(weights[i / width], 1e-9)).collect();
+    // features agree to 2e-5 of their length
+    assert_within("features", &got, &want, |_| 1e-4);
+}
+
+/// Cosines after scikit-learn's PCA(8, whiten=True) of 24 rows sin(0.7 i + 1.3 j + 0.11 i j) of 10.
+/// A third of the photos are directions.
+#[test]
+fn a_space_is_that_of_scikit_learn() {
+    let row = |i: usize, width: usize| -> Vec<f32> {
+        (0..width).map(|j| (0.7 * i as f64 + 1.3 * j as f64 + 0.11 * (i * j) as f64).sin() as f32).collect()
+    };
+    let rows: Vec<Vec<f32>> = (0..24).map(|i| row(i, 10)).collect();
+    let space = Space::of(&rows);
+    let embedding = |i: usize| space.embedding(&row(i, 10));
+    // of rows that it is made of, and of one that it is not
+    let pairs = [(0, 1), (3, 17), (5, 30), (22, 23)];
+    let got: Vec<f64> = pairs.iter().map(|(i, j)| cosine(&embedding(*i), &embedding(*j))).collect();
+    const SKLEARN: [f64; 4] = [-0.002965878933552712, -0.14714541920605922, -0.8554793252177112, 0.15216166356509275];
+    assert_within("cosines", &got.iter().map(|v| *v as f32).collect::<Vec<_>>(), &SKLEARN, |_| 1e-4);
+    // fewer have no directions: the features at length 1
+    let few = Space::of(&rows[..23]);
+    let length = rows[4].iter().map(|v| v * v).sum::<f32>().sqrt();
+    let want: Vec<f64> = rows[4].iter().map(|v| f64::from(v / length)).collect();
+    assert_within("features", &few.embedding(&rows[4]), &want, |_| 1e-6);
+    assert_eq!(few.embedding(&[0.0; 10]), [0.0; 10]);
 }
 
 #[test]

@@ -119,13 +119,12 @@ impl Demo {
     fn part(&self, part: &Part) -> Result<()> {
         heading(part.heading)?;
         for line in part.commands {
-            let line = line.replace("PART", &(self.photos / 4).to_string());
-            let mut arguments = recipe::words(&line);
-            print(&format!("$ vlm {line}\n"))?;
-            if recipe::computes(&arguments) {
-                arguments.extend(["--device".to_string(), self.device.clone()]);
+            let mut line = line.replace("PART", &(self.photos / 4).to_string());
+            if self.device != "auto" && recipe::computes(&recipe::words(&line)) {
+                _ = write!(line, " --device {}", self.device);
             }
-            itself::run(&arguments, Some(&self.out))?;
+            print(&format!("$ vlm {line}\n"))?;
+            itself::run(&recipe::words(&line), Some(&self.out))?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 //! the paint as often in the one class as in the other: what tells them apart is shape.
 
 use super::panel::{faint, panel};
-use super::strokes::{Look, Place, branching, line, parallel, star};
+use super::strokes::{Look, Place, branching, parallel, star};
 use super::surface::Surface;
 use crate::base::rng::Dice;
 use crate::data::image::Rgb;
@@ -47,10 +47,8 @@ fn crack(surface: &mut Surface, place: Place, look: Look, dice: &mut Dice) {
 }
 
 fn scratch(surface: &mut Surface, place: Place, look: Look, dice: &mut Dice) {
-    let mut paths = match dice.below(3) {
-        0 => vec![line(place, dice.between(-0.12, 0.12))],
-        n => parallel(place, 1 + n + dice.below(2), dice),
-    };
+    let n = 3 + dice.below(3);
+    let mut paths = parallel(place, n, dice);
     // paint comes off in places only
     for path in &mut paths {
         let gap = dice.between(0.0, 1.0);

@@ -3,7 +3,7 @@
 //! words for damage.
 
 use super::panel::{PAINTS, Tone, faint, panel, paper, sheet};
-use super::strokes::{Path, Place, branching, direction, jagged, line, ring, spot, star, wave};
+use super::strokes::{Path, Place, branching, direction, jagged, line, parallel, ring, spot, star, wave};
 use super::surface::Surface;
 use crate::base::rng::Dice;
 use crate::data::image::Rgb;
@@ -24,9 +24,10 @@ enum Kind {
     Hill,
     Ridge,
     Hollow,
+    Stripes,
 }
 
-const KINDS: [(Kind, &str); 10] = [
+const KINDS: [(Kind, &str); 11] = [
     (Kind::Line, "line"),
     (Kind::Wave, "wave"),
     (Kind::Zigzag, "zigzag"),
@@ -37,7 +38,10 @@ const KINDS: [(Kind, &str); 10] = [
     (Kind::Hill, "hill"),
     (Kind::Ridge, "ridge"),
     (Kind::Hollow, "hollow"),
+    (Kind::Stripes, "stripes"),
 ];
+/// Those that are on every ground; the others come with the haze.
+const FIRST_KINDS: usize = 10;
 
 /// The grid of the first question: twelve cells, each what one image token of a 128 x 96 picture covers.
 const GRID: [usize; 2] = [3, 4];
@@ -60,6 +64,8 @@ pub enum Ground {
     /// A car panel with this part, from 0 to 1, of what may be seen on one: 0 is gray paper. Lines are bolder the less it
     /// is.
     Panel(f32),
+    /// The same with one mark, of all kinds.
+    Haze(f32),
 }
 
 /// A question and its answer.
@@ -81,20 +87,25 @@ pub fn picture(number: u64, seed: u64, on: Ground, width: usize, height: usize) 
     let mut panel = match on {
         Ground::Paper => paper(width, height, seed, &ids, &mut dice),
         Ground::Sheet => sheet(width, height, seed, &ids, &mut dice),
-        Ground::Panel(_) => panel(width, height, seed, &ids, &mut dice),
+        Ground::Panel(_) | Ground::Haze(_) => panel(width, height, seed, &ids, &mut dice),
     };
     let (look, tone) = panel.contrast(&mut dice);
-    let (kind, name) = KINDS[dice.below(KINDS.len())];
+    let kinds = if matches!(on, Ground::Haze(_)) { KINDS.len() } else { FIRST_KINDS };
+    let (kind, name) = KINDS[dice.below(kinds)];
     let (n, bold) = match on {
         Ground::Paper | Ground::Sheet => (1, 2.0),
         Ground::Panel(part) => ([1, 1, 1, 2, 3][dice.below(5)], 2.0 - part),
+        Ground::Haze(part) => (1, 2.0 - part),
     };
     let aspect = panel.surface.aspect();
     let angle = dice.between(0.0, PI);
     let (column, row) = (dice.below(3), dice.below(3));
     let half_width = bold * dice.between(0.01, 0.018);
     let flat = panel.surface.slope.clone();
-    let bare = if let Ground::Panel(part) = on { Some((panel.photo(), part)) } else { None };
+    let bare = match on {
+        Ground::Panel(part) | Ground::Haze(part) => Some((panel.photo(), part)),
+        Ground::Paper | Ground::Sheet => None,
+    };
     let mut lines = Vec::new();
     for i in 0..n {
         // one mark anywhere; more of them in columns of their own, from the one that was drawn on
@@ -115,7 +126,7 @@ pub fn picture(number: u64, seed: u64, on: Ground, width: usize, height: usize) 
     let cells = cells(&panel.surface, &flat, &lines, kind, name);
     panel.surface.strokes(&lines, look);
     let mut others = vec![("How many?", NUMBERS[n - 1]), ("Which paint?", PAINTS[panel.paint].0)];
-    if matches!(kind, Kind::Line | Kind::Wave | Kind::Zigzag | Kind::Ridge) {
+    if matches!(kind, Kind::Line | Kind::Wave | Kind::Zigzag | Kind::Ridge | Kind::Stripes) {
         others.push(("Which way?", direction(angle)));
     }
     if !matches!(kind, Kind::Hill | Kind::Ridge | Kind::Hollow) {
@@ -151,6 +162,10 @@ fn mark(kind: Kind, surface: &mut Surface, place: Place, dice: &mut Dice) -> Opt
         }
         Kind::Zigzag => vec![jagged(place, dice)],
         Kind::Fork => branching(place, dice),
+        Kind::Stripes => {
+            let n = 3 + dice.below(3);
+            parallel(place, n, dice)
+        }
         Kind::Star => star(Place { length: 0.8 * place.length, ..place }, dice),
         Kind::Ring => vec![ring(Place { length: 0.6 * place.length, ..place }, dice.between(0.7, 1.0))],
         Kind::Spot => vec![spot(Place { length: 0.3 * place.length, ..place })],

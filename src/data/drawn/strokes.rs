@@ -133,7 +133,7 @@ pub fn spot(place: Place) -> Path {
 /// Copies of a straight line side by side, as fingers or bristles leave them.
 pub fn parallel(place: Place, n: usize, dice: &mut Dice) -> Vec<Path> {
     let bend = dice.between(-0.08, 0.08);
-    let gap = dice.between(0.03, 0.07);
+    let gap = dice.between(0.06, 0.1);
     let copy = |i: usize, dice: &mut Dice| {
         let aside = gap * (i as f32 - 0.5 * (n - 1) as f32) + dice.between(-0.008, 0.008);
         let (sin, cos) = place.angle.sin_cos();
