@@ -4,10 +4,9 @@ use crate::support::kernels::Case;
 use std::collections::BTreeSet;
 use vlm::base::{DType, Precision};
 use vlm::device::{Accumulate, Device};
-use vlm::host::dropout::factors;
 use vlm::ops::linear::{Activation, Adapter, Dropout, Linear, LinearBackward, Segment};
 use vlm::ops::{Gradient, Op};
-use vlm::tensor::{Tensor, Trained as OfTraining, Weight};
+use vlm::tensor::{Tensor, Weight};
 
 /// A segment's output width, its adapter's rank (0: none), and whether it has a bias.
 type Columns = (usize, usize, bool);
@@ -63,16 +62,17 @@ fn segments(case: &mut Case, k: usize, columns: &[Columns], trained: Trained, p:
 }
 
 /// The id of a segment's module.
-fn module(segment: usize) -> u64 {
+pub fn module(segment: usize) -> u64 {
     0x1234_5678_9abc_def0 + segment as u64
 }
 
 /// The key of a row of x: any two words.
-fn key(row: usize) -> [u32; 2] {
+pub fn key(row: usize) -> [u32; 2] {
     [(row as u32).wrapping_mul(0x9e37_79b9), !(row as u32)]
 }
 
-fn noise(case: &mut Case, rows: usize) -> Tensor {
+/// The keys of so many rows.
+pub fn noise(case: &mut Case, rows: usize) -> Tensor {
     case.whole([rows, 2], (0..rows).flat_map(key).map(|word| word as i32).collect())
 }
 
@@ -237,119 +237,6 @@ fn adapters_with_and_without_a_dropout_may_share_their_input() {
             let mut op = backward(&mut case, shape, (options, Trained::Adapters, Some(Accumulate::Overwrite)));
             strip(&mut op.forward.segments);
             case.agrees(&op);
-        }
-    }
-}
-
-/// One on the diagonal.
-fn unit(n: usize) -> Vec<f32> {
-    (0..n * n).map(|i| if i % (n + 1) == 0 { 1.0 } else { 0.0 }).collect()
-}
-
-fn given(name: &str, shape: [usize; 2], values: &[f32]) -> Weight {
-    Weight::from_f32(name, shape, values).expect("a weight")
-}
-
-/// Through matrices of ones the factors themselves come out of s, dx and dA, and they are the host's.
-#[test]
-fn the_factors_are_the_hosts() {
-    for (m, k, p) in [(136, 264, 0.5), (40, 64, 0.1), (13, 67, 0.1), (67, 13, 0.5)] {
-        for capability in [(8, 6), (9, 0)] {
-            let mut device = Device::emulated(capability).expect("an emulator");
-            let dropouts = [0, 1].map(|i| Dropout { p, module: module(i) });
-            let all_rows = m + 5;
-            let gathered: Vec<usize> = (0..m).map(|i| (i * 7 + 3) % all_rows).collect();
-            let want = dropouts.map(|dropout| {
-                let mut all = vec![f32::NAN; m * k];
-                all.chunks_exact_mut(k).zip(&gathered).for_each(|(row, i)| factors(dropout, key(*i), row));
-                all
-            });
-            let rows: Vec<i32> = gathered.iter().map(|i| *i as i32).collect();
-
-            // s = (x o keep) A^T where x is 1 and A the unit matrix
-            let mut case = Case::new(1);
-            let segments: Vec<Segment> = dropouts
-                .into_iter()
-                .map(|dropout| {
-                    let (a, b) = (given("A", [k, k], &unit(k)), given("B", [8, k], &vec![0.0; 8 * k]));
-                    let adapter = Some(Adapter { a, b, scale: 1.0, dropout: Some(dropout) });
-                    Segment { weight: given("weight", [8, k], &vec![0.0; 8 * k]), bias: None, adapter }
-                })
-                .collect();
-            let forward = Linear {
-                x: case.values(DType::Bf16, [all_rows, k], vec![1.0; all_rows * k]),
-                rows: Some(case.whole([m], rows.clone())),
-                segments,
-                activation: Activation::None,
-                residual: None,
-                noise: Some(noise(&mut case, all_rows)),
-                s: Some(case.output(DType::Bf16, [m, 2 * k])),
-                z: None,
-                precision: Precision::Bf16,
-                y: case.output(DType::Bf16, [m, 16]),
-            };
-            case.begin(&mut device).expect("memory");
-            forward.forward(&mut device).expect("linear");
-            let s = device.memory().read_f32(forward.s.expect("s")).expect("s");
-            for (i, row) in s.chunks(2 * k).enumerate() {
-                for (got, want) in row.chunks(k).zip(&want) {
-                    let want: Vec<f32> = want[i * k..][..k].iter().map(|f| Precision::Bf16.round(*f)).collect();
-                    assert_eq!(got, want, "s, row {i} of {m} x {k}, {capability:?}");
-                }
-            }
-
-            // dx = the sum of both (ds A) o keep, and dA = ds^T (x o keep), where ds is the unit matrix and A is 1
-            let of_backward = |a: &mut dyn FnMut() -> Weight| -> Vec<Segment> {
-                let mut segment = |dropout| {
-                    let adapter =
-                        Adapter { a: a(), b: given("B", [m, m], &unit(m)), scale: 1.0, dropout: Some(dropout) };
-                    Segment { weight: given("weight", [m, k], &vec![0.0; m * k]), bias: None, adapter: Some(adapter) }
-                };
-                dropouts.into_iter().map(&mut segment).collect()
-            };
-            let mut case = Case::new(2);
-            let x = case.bf16([all_rows, k]);
-            let dy = unit(m).chunks(m).flat_map(|row| [row, row].concat()).collect();
-            let mut op = LinearBackward {
-                forward: Linear {
-                    x,
-                    rows: Some(case.whole([m], rows)),
-                    noise: Some(noise(&mut case, all_rows)),
-                    s: Some(case.bf16([m, 2 * m])),
-                    y: case.output(DType::Bf16, [m, 2 * m]),
-                    segments: of_backward(&mut || given("A", [m, k], &vec![1.0; m * k])),
-                    ..forward
-                },
-                dy: case.values(DType::Bf16, [m, 2 * m], dy),
-                dx: Some(Gradient {
-                    tensor: case.output(DType::Bf16, [all_rows, k]),
-                    accumulate: Accumulate::Overwrite,
-                }),
-                dresidual: None,
-            };
-            let trained = of_backward(&mut || {
-                let (value, gradient) = (case.parameter([m, k], 1.0), case.parameter([m, k], 0.0));
-                Weight::trained("A", OfTraining { value, gradient })
-            });
-            case.begin(&mut device).expect("memory");
-            op.forward(&mut device).expect("dx");
-            let dx = device.memory().read_f32(op.dx.take().expect("dx").tensor).expect("dx");
-            for (i, row) in gathered.iter().enumerate() {
-                let sum = |j: usize| Precision::Bf16.round(want[0][i * k + j] + want[1][i * k + j]);
-                let want: Vec<f32> = (0..k).map(sum).collect();
-                assert_eq!(&dx[row * k..][..k], want, "dx, row {row} of {m} x {k}, {capability:?}");
-            }
-            op.forward.segments = trained;
-            op.forward(&mut device).expect("dA");
-            let x = device.memory().read_f32(x).expect("x");
-            for (segment, want) in op.forward.segments.iter().zip(&want) {
-                let a = segment.adapter.as_ref().and_then(|a| a.a.as_trained()).expect("trained");
-                let da = device.memory().read_f32(a.gradient).expect("dA");
-                for (i, row) in gathered.iter().enumerate() {
-                    let want: Vec<f32> = (0..k).map(|j| x[row * k + j] * want[i * k + j]).collect();
-                    assert_eq!(&da[i * k..][..k], want, "dA, row {i} of {m} x {k}, {capability:?}");
-                }
-            }
         }
     }
 }
