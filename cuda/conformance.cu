@@ -31,9 +31,21 @@ CONFORMANCE(random, 256) {
   const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
   if (i >= a.n) return;
   const uint32_t* key = (const uint32_t*)a.x;
-  const Random4 r = random_block(key[0], key[1], (uint64_t)i);
+  const Random4 r = random_block(RandomKey{{key[0], key[1]}}, (uint64_t)i);
   for (int w = 0; w < 4; w++) ((uint32_t*)a.y)[4 * i + w] = r.word[w];
   ((float*)a.y)[4 * a.n + i] = random_uniform(r.word[0]);
+}
+
+// Of the stream of (x[0], x[1]) and the id whose halves are x[2] and x[3]: y[0], y[1] its key; then y[2 + i] = which of
+// block i a dropout keeps that drops what is below x[4].
+CONFORMANCE(dropout, 256) {
+  const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= a.n) return;
+  const uint32_t* x = (const uint32_t*)a.x;
+  uint32_t* y = (uint32_t*)a.y;
+  const RandomKey key = random_key(RandomKey{{x[0], x[1]}}, (uint64_t)x[3] << 32 | x[2]);
+  if (i < 2) y[i] = key.word[i];
+  y[2 + i] = random_kept(key, (uint64_t)i, x[4]);
 }
 
 // y = warp sum, warp maximum, block sum, block maximum of every thread, and the block sum of twice x at once after it, as

@@ -1,12 +1,13 @@
 // linear: y = act(x W^T + b + scale (x A^T) B^T) + residual for several weights that share x, and dx = dz W + ds A.
 //
 // Maths, forward, for each segment (its own columns of y):
-//   s = round(x A^T)                       a product of its own, stored: backward reads it again
+//   s = round((x o keep) A^T)              a product of its own, stored: backward reads it again
 //   z = scale s B^T + x W^T + b            one product: s and B extend k, before x and W
 //   y = round(act(z) + residual)           z itself is stored, rounded, where backward needs it
 // Maths, backward:
 //   ds = round(scale dz B)                 a product; the columns of an adapter side by side, as s
-//   dx = round(sum over segments of (dz W + ds A) (+ dx))
+//   dx = round(sum over segments of (dz W + (ds A) o keep) (+ dx))
+// keep is 1 but behind a dropout: see linear_dropout.cuh.
 // Source of the semantics: src/host/linear.rs, which follows torch.nn.functional.linear, PEFT's lora.Linear and
 // PyTorch's gelu.
 //
@@ -17,6 +18,7 @@
 // | bias            | [n]            | bf16  |                                                                     |
 // | y, z, residual, dz | [m, N]      | bf16  | N: all segments' columns side by side                               |
 // | s, ds           | [m, sum of R]  | bf16  |                                                                     |
+// | noise           | [rows of x, 2] | u32   | the key of each row of x, where something drops out                 |
 // | wide            | [splits, m, N] | f32   | logits, or parts of a product that is summed later                  |
 // All pointers at 16 bytes at least; widths and offsets that are no multiples of 8 take the `any` kernels.
 //
@@ -32,17 +34,21 @@
 //  1. Sums pass through shared memory before they are stored, so that 16 bytes of a row are read and written at once.
 //  2. A column tile reads only its own segment's columns of s, not those of all adapters.
 //  3. Blocks go through the tiles in groups of eight rows (see tile_of).
+//  4. Dropouts have kernels of their own, so that products without one keep their registers. Where x drops out there are
+//     tiles of 64 x 64 alone: an adapter has few columns, and each column of tiles draws all words again.
 // Unmeasured: no GPU was at hand.
 //
 // Limits: 4 segments, 8 pieces. Deterministic: one block owns a tile and sums in one order. For backward: s, and z where
 // there is an activation.
-#include "linear_product.cuh"
+#include "linear_dropout.cuh"
 
 namespace linear {
 
-LAYOUT(LinearPiece, left, right, left_stride, right_stride, depth, gathered);
+LAYOUT(LinearDropout, module, from, kept);
+LAYOUT(LinearPiece, left, right, left_stride, right_stride, dropout, depth, gathered);
 LAYOUT(LinearBand, bias, column, width, first, end, scaled, scale);
-LAYOUT(LinearArgs, pieces, bands, rows, added, y, z, wide, stride, m, n_bands, activation, scattered, splits, split_depth);
+LAYOUT(LinearArgs, pieces, bands, rows, noise, added, y, z, wide, stride, m, n_bands, activation, scattered, splits,
+       split_depth);
 
 template <class T, bool VECTOR> DEV void store(const LinearArgs& a, Place at, const float* sums) {
   for (int c = threadIdx.x; c < T::BM * T::BN / 8; c += T::THREADS) {
@@ -56,7 +62,18 @@ template <class T, bool VECTOR> DEV void store(const LinearArgs& a, Place at, co
 template <class T, bool NT, bool VECTOR> DEV void run(const LinearArgs& a) {
   DYN_SMEM(smem);
   const Place at = place_of<T>(a);
-  store<T, VECTOR>(a, at, product<T, NT, VECTOR>(a, at, smem));
+  store<T, VECTOR>(a, at, product<T, NT, VECTOR>(a, at, smem, Undropped{}));
+}
+
+// With dropouts: forward in the left operand, backward in the sums.
+template <class T, bool NT, bool VECTOR> DEV void run_dropout(const LinearArgs& a) {
+  DYN_SMEM(smem);
+  const Place at = place_of<T>(a);
+  if constexpr (NT) {
+    store<T, VECTOR>(a, at, product<T, NT, VECTOR>(a, at, smem, DroppedLeft<T>(a, at)));
+  } else {
+    store<T, VECTOR>(a, at, product<T, NT, VECTOR>(a, at, smem, DroppedSums<T>(a, at)));
+  }
 }
 
 }  // namespace linear
@@ -73,6 +90,12 @@ KERNEL(linear_fwd_16x32_bf16, 64, 4, const __grid_constant__ linear::LinearArgs 
 KERNEL(linear_fwd_any_bf16, 128, 2, const __grid_constant__ linear::LinearArgs a) {
   linear::run<linear::Tile64, true, false>(a);
 }
+KERNEL(linear_fwd_dropout_64x64_bf16, 128, 2, const __grid_constant__ linear::LinearArgs a) {
+  linear::run_dropout<linear::Tile64, true, true>(a);
+}
+KERNEL(linear_fwd_dropout_any_bf16, 128, 2, const __grid_constant__ linear::LinearArgs a) {
+  linear::run_dropout<linear::Tile64, true, false>(a);
+}
 KERNEL(linear_bwd_dx_128x128_bf16, 256, 1, const __grid_constant__ linear::LinearArgs a) {
   linear::run<linear::Tile128, false, true>(a);
 }
@@ -81,6 +104,15 @@ KERNEL(linear_bwd_dx_64x64_bf16, 128, 2, const __grid_constant__ linear::LinearA
 }
 KERNEL(linear_bwd_dx_any_bf16, 128, 2, const __grid_constant__ linear::LinearArgs a) {
   linear::run<linear::Tile64, false, false>(a);
+}
+KERNEL(linear_bwd_dx_dropout_128x128_bf16, 256, 1, const __grid_constant__ linear::LinearArgs a) {
+  linear::run_dropout<linear::Tile128, false, true>(a);
+}
+KERNEL(linear_bwd_dx_dropout_64x64_bf16, 128, 2, const __grid_constant__ linear::LinearArgs a) {
+  linear::run_dropout<linear::Tile64, false, true>(a);
+}
+KERNEL(linear_bwd_dx_dropout_any_bf16, 128, 2, const __grid_constant__ linear::LinearArgs a) {
+  linear::run_dropout<linear::Tile64, false, false>(a);
 }
 
 namespace linear {

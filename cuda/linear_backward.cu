@@ -2,14 +2,16 @@
 //
 // Maths, with dz [m, N] the gradient of the sum before the activation and ds of linear.cu:
 //   dz = round(act'(z) dy)
-//   dW += dz^T x,  dB += scale dz^T s,  dA += ds^T x,  dbias += sum over rows of dz
+//   dW += dz^T x,  dB += scale dz^T s,  dA += ds^T (x o keep),  dbias += sum over rows of dz
 //   dresidual[rows[i]] = round(dresidual[rows[i]] + dy[i])
+// keep is 1 but behind a dropout: see linear_dropout.cuh.
 // Source of the semantics: src/host/linear.rs.
 //
 // | tensor        | shape               | dtype | layout                                                            |
 // |---------------|---------------------|-------|-------------------------------------------------------------------|
 // | left (dz, ds) | [m, left_stride]    | bf16  | a band's first column is its pointer                              |
 // | right (x, s)  | [m, right_stride]   | bf16  | `rows` (i32 [m]) names the rows of x where `gathered`             |
+// | noise         | [rows of x, 2]      | u32   | the key of each row of x, where something drops out               |
 // | gradient      | [height, width]     | f32   | of one weight                                                     |
 // | partial       | [splits, all bands] | f32   | bands one after another, from `partial_at`                        |
 //
@@ -19,15 +21,35 @@
 // the splits: two stages and no atomics, so the same bits every time.
 // Both operands lie with the summed index (rows of the batch) outermost and are read through transposing ldmatrix.
 // Limits: 4 bands. Unmeasured: no GPU was at hand.
+#include "linear_dropout.cuh"
 #include "linear_gradient.cuh"
-#include "linear_product.cuh"
 
 namespace linear {
 
-LAYOUT(LinearGradientBand, left, right, gradient, right_stride, partial_at, height, width, scale, gathered);
-LAYOUT(LinearGradientArgs, bands, rows, partial, left_stride, partial_size, m, n_bands, splits, split_rows);
+LAYOUT(LinearGradientBand, left, right, gradient, right_stride, partial_at, dropout, height, width, scale,
+       gathered);
+LAYOUT(LinearGradientArgs, bands, rows, noise, partial, left_stride, partial_size, m, n_bands, splits, split_rows);
 
-template <class T, bool VECTOR> DEV void gradient(const LinearGradientArgs& a) {
+// The product ds^T x: elements of its right operand drop out.
+template <class T> struct DroppedRight : Undropped {
+  const LinearGradientArgs& a;
+  const LinearGradientBand& band;
+  int n0, k, end;
+  DroppedOperand<T, T::BK, T::BN> x;
+
+  DEV DroppedRight(const LinearGradientArgs& a, const LinearGradientBand& band, int n0, int k, int end)
+      : a(a), band(band), n0(n0), k(k), end(end) {}
+  DEV void arrived(uint8_t* stage) {
+    const LinearDropout& d = band.dropout;
+    if (d.from) {
+      x.begin(d.module, a.noise, a.rows, k, end);
+      x.leave_out(stage + T::LEFT_BYTES, d.from, n0, k, end);
+    }
+    k += T::BK;
+  }
+};
+
+template <class T, bool VECTOR, bool DROPOUT> DEV void gradient(const LinearGradientArgs& a) {
   DYN_SMEM(smem);
   int tile = blockIdx.x, index = 0;
   for (int tiles; tile >= (tiles = ceil_div(a.bands[index].height, T::BM) * ceil_div(a.bands[index].width, T::BN)); index++) {
@@ -39,12 +61,19 @@ template <class T, bool VECTOR> DEV void gradient(const LinearGradientArgs& a) {
   const int m0 = tile_m * T::BM, n0 = tile_n * T::BN;
   const int begin = blockIdx.y * a.split_rows, after = begin + a.split_rows, end = after < a.m ? after : a.m;
   int k = begin;
-  const float* sums = multiply<T, false, false>(smem, ceil_div(end - begin, T::BK), 0, 1.f, [&](uint8_t* stage) {
+  const int steps = ceil_div(end - begin, T::BK);
+  auto load = [&](uint8_t* stage) {
     load_operand<T, T::BM, false, VECTOR>(stage, band.left, a.left_stride, nullptr, m0, band.height, k, end);
     load_operand<T, T::BN, false, VECTOR>(stage + T::LEFT_BYTES, band.right, band.right_stride,
                                           band.gathered ? a.rows : nullptr, n0, band.width, k, end);
     k += T::BK;
-  });
+  };
+  const float* sums;
+  if constexpr (DROPOUT) {
+    sums = multiply<T, false, false>(smem, steps, 0, 1.f, load, DroppedRight<T>(a, band, n0, begin, end));
+  } else {
+    sums = multiply<T, false, false>(smem, steps, 0, 1.f, load, Undropped{});
+  }
   // consecutive threads take consecutive columns: widths here are often odd, and each element is read and written once
   for (int c = threadIdx.x; c < T::BM * T::BN; c += T::THREADS) {
     const int r = c / T::BN, n = c % T::BN;
@@ -55,13 +84,19 @@ template <class T, bool VECTOR> DEV void gradient(const LinearGradientArgs& a) {
 }  // namespace linear
 
 KERNEL(linear_bwd_dw_128x128_bf16, 256, 1, const __grid_constant__ linear::LinearGradientArgs a) {
-  linear::gradient<linear::Tile128, true>(a);
+  linear::gradient<linear::Tile128, true, false>(a);
 }
 KERNEL(linear_bwd_dw_64x64_bf16, 128, 2, const __grid_constant__ linear::LinearGradientArgs a) {
-  linear::gradient<linear::Tile64, true>(a);
+  linear::gradient<linear::Tile64, true, false>(a);
 }
 KERNEL(linear_bwd_dw_any_bf16, 128, 2, const __grid_constant__ linear::LinearGradientArgs a) {
-  linear::gradient<linear::Tile64, false>(a);
+  linear::gradient<linear::Tile64, false, false>(a);
+}
+KERNEL(linear_bwd_dw_dropout_64x64_bf16, 128, 2, const __grid_constant__ linear::LinearGradientArgs a) {
+  linear::gradient<linear::Tile64, true, true>(a);
+}
+KERNEL(linear_bwd_dw_dropout_any_bf16, 128, 2, const __grid_constant__ linear::LinearGradientArgs a) {
+  linear::gradient<linear::Tile64, false, true>(a);
 }
 
 // The second stage: a thread owns an element of all bands' gradients.

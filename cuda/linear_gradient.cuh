@@ -12,6 +12,7 @@ struct LinearGradientBand {
   float* gradient;
   int64_t right_stride;  // elements
   int64_t partial_at;    // elements
+  LinearDropout dropout;  // of right
   int32_t height, width;
   float scale;
   int32_t gathered;
@@ -20,6 +21,7 @@ struct LinearGradientBand {
 struct LinearGradientArgs {
   LinearGradientBand bands[BANDS];
   const int32_t* rows;
+  const RandomKey* noise;  // of every row of x; or null
   float* partial;        // null where there is one split
   int64_t left_stride;   // elements
   int64_t partial_size;  // elements of one split

@@ -47,7 +47,7 @@ LAYOUT(LinearLossArgs, product, labels, statistics, label_logits);
 template <class T, bool VECTOR> DEV void logits(const LinearLossArgs& a) {
   DYN_SMEM(smem);
   const Place at = place_of<T>(a.product);
-  const float* sums = product<T, true, VECTOR>(a.product, at, smem);
+  const float* sums = product<T, true, VECTOR>(a.product, at, smem, Undropped{});
   const int width = a.product.bands[0].width, tiles = ceil_div(width, T::BN);
   const int lane = threadIdx.x & 31;
   for (int r = threadIdx.x >> 5; r < T::BM && at.m0 + r < a.product.m; r += T::THREADS / 32) {

@@ -15,6 +15,7 @@
 //
 // Shared memory: at most 96 KiB, so that sm_86 and sm_89 run every tile.
 #pragma once
+#include "common/random.cuh"
 #include "linear_activation.cuh"
 
 namespace linear {
@@ -143,11 +144,22 @@ DEV void multiply_step(Sums<T>& acc, uint32_t left, uint32_t right, int warp_m, 
   }
 }
 
+// A product from which nothing drops out; linear_dropout.cuh has those from which something does.
+struct Undropped {
+  // A step's operands that this thread loaded have arrived; nobody reads them yet.
+  DEV void arrived(uint8_t*) {}
+  // The sums of one warp grow by the step.
+  template <class T, bool LEFT_ALONG_K, bool RIGHT_ALONG_K>
+  DEV void add(Sums<T>& acc, uint32_t left, uint32_t right, int warp_m, int warp_n, int lane) {
+    multiply_step<T, LEFT_ALONG_K, RIGHT_ALONG_K>(acc, left, right, warp_m, warp_n, lane);
+  }
+};
+
 // Walks over `steps` steps; load(stage) starts the copies of the next step into a stage, and is called once for each, in
-// order. After `scaled` of the steps the sums are multiplied by `scale`. The sums end in shared memory, [BM][STRIDE],
-// visible to the whole block.
-template <class T, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Load>
-DEV float* multiply(uint8_t* smem, int steps, int scaled, float scale, Load&& load) {
+// order, as are what `dropout` does with a step. After `scaled` of the steps the sums are multiplied by `scale`. The sums
+// end in shared memory, [BM][STRIDE], visible to the whole block.
+template <class T, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Load, class Dropout>
+DEV float* multiply(uint8_t* smem, int steps, int scaled, float scale, Load&& load, Dropout&& dropout) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   const int warp_m = warp / (T::BN / T::WN) * T::WM, warp_n = warp % (T::BN / T::WN) * T::WN;
   Sums<T> acc;
@@ -167,11 +179,12 @@ DEV float* multiply(uint8_t* smem, int steps, int scaled, float scale, Load&& lo
       }
     }
     cp_async_wait<T::STAGES - 2>();
+    dropout.arrived(smem + stage * T::STAGE_BYTES);
     __syncthreads();  // this step has arrived for all, and all have read the step before, whose stage is filled next
     if (step + T::STAGES - 1 < steps) load(smem + next * T::STAGE_BYTES);
     cp_async_commit();
     const uint32_t left = base + stage * T::STAGE_BYTES;
-    multiply_step<T, LEFT_ALONG_K, RIGHT_ALONG_K>(acc, left, left + T::LEFT_BYTES, warp_m, warp_n, lane);
+    dropout.template add<T, LEFT_ALONG_K, RIGHT_ALONG_K>(acc, left, left + T::LEFT_BYTES, warp_m, warp_n, lane);
     stage = stage + 1 == T::STAGES ? 0 : stage + 1;
     next = next + 1 == T::STAGES ? 0 : next + 1;
   }
@@ -199,11 +212,20 @@ DEV void tile_of(int block, int tiles_m, int tiles_n, int& tile_m, int& tile_n) 
 
 constexpr int PIECES = 8, BANDS = 4;
 
+// Which elements of x an adapter does not read: those whose word in the stream of (row, module) is below `from`; at 0 it
+// reads all. What is kept is multiplied by `kept`.
+struct LinearDropout {
+  uint64_t module;
+  uint32_t from;
+  float kept;
+};
+
 // A term of the sum: left [m, depth] times right, which is [width, depth] (x W^T) or [depth, width] (dz W).
 struct LinearPiece {
   const bf16* left;
   const bf16* right;
   int64_t left_stride, right_stride;  // elements
+  LinearDropout dropout;
   int32_t depth;
   int32_t gathered;  // 1: `rows` names the row of left for each row of the result
 };
@@ -221,6 +243,7 @@ struct LinearArgs {
   LinearPiece pieces[PIECES];
   LinearBand bands[BANDS];
   const int32_t* rows;   // [m], or null
+  const RandomKey* noise;  // of every row of x; or null
   const bf16* added;     // what is added after the activation, rows as `rows` says; or null
   bf16* y;               // [m, stride], rows as `rows` says where `scattered`; or null
   bf16* z;               // [m, stride]: the sum before the activation; or null
@@ -278,28 +301,42 @@ template <class T> DEV Place place_of(const LinearArgs& a) {
   return Place{band, tile_m * T::BM, tile_n * T::BN};
 }
 
-// The sums of a block's tile. NT: right is [width, depth].
-template <class T, bool NT, bool VECTOR> DEV float* product(const LinearArgs& a, Place at, uint8_t* smem) {
-  const LinearBand& band = a.bands[at.band];
-  const int begin = blockIdx.y * a.split_depth;
-  auto limit = [&](int piece) { return depth_of(a, piece, begin); };
-  int steps = 0, scaled = 0;
-  for (int p = band.first; p < band.end; p++) {
-    steps += ceil_div(limit(p) - begin, T::BK);
-    if (p + 1 == band.first + band.scaled) scaled = steps;
-  }
-  int piece = band.first, k = begin;
-  return multiply<T, true, NT>(smem, steps, scaled, band.scale, [&](uint8_t* stage) {
-    const LinearPiece& p = a.pieces[piece];
-    const int end = limit(piece);
-    load_operand<T, T::BM, true, VECTOR>(stage, p.left, p.left_stride, p.gathered ? a.rows : nullptr, at.m0, a.m, k, end);
-    load_operand<T, T::BN, NT, VECTOR>(stage + T::LEFT_BYTES, p.right, p.right_stride, nullptr, at.n0, band.width, k, end);
-    k += T::BK;
-    if (k >= end) {
+// A block's way through the pieces of its band.
+struct Walk {
+  const LinearArgs& a;
+  int begin, piece, k;
+
+  DEV Walk(const LinearArgs& a, Place at)
+      : a(a), begin(blockIdx.y * a.split_depth), piece(a.bands[at.band].first), k(begin) {}
+  // Where the piece's part of this split ends.
+  DEV int end() const { return depth_of(a, piece, begin); }
+  DEV void advance(int step) {
+    k += step;
+    if (k >= end()) {
       k = begin;
       piece++;
     }
-  });
+  }
+};
+
+// The sums of a block's tile. NT: right is [width, depth].
+template <class T, bool NT, bool VECTOR, class Dropout>
+DEV float* product(const LinearArgs& a, Place at, uint8_t* smem, Dropout&& dropout) {
+  const LinearBand& band = a.bands[at.band];
+  Walk walk(a, at);
+  int steps = 0, scaled = 0;
+  for (int p = band.first; p < band.end; p++) {
+    steps += ceil_div(depth_of(a, p, walk.begin) - walk.begin, T::BK);
+    if (p + 1 == band.first + band.scaled) scaled = steps;
+  }
+  auto load = [&](uint8_t* stage) {
+    const LinearPiece& p = a.pieces[walk.piece];
+    const int k = walk.k, end = walk.end();
+    load_operand<T, T::BM, true, VECTOR>(stage, p.left, p.left_stride, p.gathered ? a.rows : nullptr, at.m0, a.m, k, end);
+    load_operand<T, T::BN, NT, VECTOR>(stage + T::LEFT_BYTES, p.right, p.right_stride, nullptr, at.n0, band.width, k, end);
+    walk.advance(T::BK);
+  };
+  return multiply<T, true, NT>(smem, steps, scaled, band.scale, load, dropout);
 }
 
 }  // namespace linear

@@ -1,7 +1,9 @@
 // linear on Hopper: the products of linear.cu and linear_backward.cu through TMA and wgmma (linear_sm90.cuh).
 //
 // Maths, tensors, numerics and rounding: as in those files; the scale of an adapter multiplies the f32 sum of s B^T here
-// too, before x W^T is added to it. What a launch needs besides their arguments is a tensor map for each operand: k
+// too, before x W^T is added to it. Where sums of dx drop out they are built 64 columns at a time in registers of their own
+// and join the others when these are complete, so pieces with a dropout come last; where x drops out, which TMA brings past all
+// threads, the kernels of linear.cu and linear_backward.cu run. What a launch needs besides their arguments is a tensor map for each operand: k
 // contiguous in boxes of 64 x 128 (left) or 64 x BN (right), else boxes of 64 x 64, bf16, 128-byte swizzle, whose sizes
 // are those of the piece, so that what belongs to a neighbouring segment reads as zero.
 //
@@ -19,7 +21,8 @@ struct LinearSm90Args {
 };
 LAYOUT(LinearSm90Args, product, left, right);
 
-template <int BN> struct ProductWork {
+template <int BN, bool DROPOUT_ = false> struct ProductWork {
+  static constexpr bool DROPOUT = DROPOUT_;
   const LinearSm90Args& a;
 
   DEV int tiles_n() const {
@@ -41,20 +44,31 @@ template <int BN> struct ProductWork {
     t.n0 = tile_n * BN;
     const LinearBand& band = a.product.bands[t.band];
     const int begin = t.split * a.product.split_depth;
-    t.steps = t.scaled = 0;
+    t.steps = t.scaled = t.dropped = 0;
     t.scale = band.scale;
     for (int p = band.first; p < band.end; p++) {
+      const int before = t.steps;
       t.steps += ceil_div(depth_of(a.product, p, begin) - begin, HOPPER_K);
       if (p + 1 == band.first + band.scaled) t.scaled = t.steps;
+      if (DROPOUT && a.product.pieces[p].dropout.from) t.dropped += t.steps - before;
     }
     return t;
   }
-  DEV HopperStep step(const HopperTile& t, int step) const {
+  // The piece that a step belongs to; `step` becomes the step within it.
+  DEV int piece_of(const HopperTile& t, int& step) const {
     const int begin = t.split * a.product.split_depth;
     int piece = a.product.bands[t.band].first;
     for (int n; step >= (n = ceil_div(depth_of(a.product, piece, begin) - begin, HOPPER_K)); piece++) step -= n;
-    return HopperStep{&a.left[piece], &a.right[piece], begin + step * HOPPER_K};
+    return piece;
   }
+  DEV HopperStep step(const HopperTile& t, int step) const {
+    const int piece = piece_of(t, step);
+    return HopperStep{&a.left[piece], &a.right[piece], t.split * a.product.split_depth + step * HOPPER_K};
+  }
+  DEV const LinearDropout& dropout(const HopperTile& t, int step) const {
+    return a.product.pieces[piece_of(t, step)].dropout;
+  }
+  DEV RandomKey key(const LinearDropout& dropout, int m) const { return key_of(a.product, dropout.module, m); }
   DEV void store(const HopperTile& t, int m, int n, float (&v)[8]) const {
     store8<true>(a.product, t.band, t.split, m, n, v);
   }
@@ -67,6 +81,7 @@ struct LinearGradientSm90Args {
 LAYOUT(LinearGradientSm90Args, gradients, left, right);
 
 template <int BN> struct GradientWork {
+  static constexpr bool DROPOUT = false;
   const LinearGradientSm90Args& a;
 
   DEV int tiles_of(const LinearGradientBand& band) const {
@@ -91,7 +106,7 @@ template <int BN> struct GradientWork {
     t.n0 = tile_n * BN;
     const int begin = t.split * a.gradients.split_rows, rest = a.gradients.m - begin;
     t.steps = ceil_div(rest < a.gradients.split_rows ? rest : a.gradients.split_rows, HOPPER_K);
-    t.scaled = 0;
+    t.scaled = t.dropped = 0;
     t.scale = 1.f;
     return t;
   }
@@ -116,6 +131,12 @@ KERNEL(linear_bwd_dx_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::
 }
 KERNEL(linear_bwd_dx_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<256, true, false>(linear::ProductWork<256>{a});
+}
+KERNEL(linear_bwd_dx_dropout_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<128, true, false>(linear::ProductWork<128, true>{a});
+}
+KERNEL(linear_bwd_dx_dropout_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<256, true, false>(linear::ProductWork<256, true>{a});
 }
 KERNEL(linear_bwd_dw_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGradientSm90Args a) {
   linear::run_sm90<128, false, false>(linear::GradientWork<128>{a});

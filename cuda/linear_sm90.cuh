@@ -12,7 +12,7 @@
 // the store, which goes through 32 columns of shared memory at a time, so that 16 bytes of a row move at once.
 // Shared memory: 4 (128 + BN) 64 2 bytes of stages and 20 KiB of sums, at most 214 KiB. One block a multiprocessor.
 #pragma once
-#include "linear_product.cuh"
+#include "linear_dropout.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 namespace linear {
@@ -24,6 +24,7 @@ constexpr int ATOM_BYTES = 64 * HOPPER_K * 2;   // 64 columns of an operand whos
 // What a tile sums: `scaled` of its steps come first and are multiplied by `scale` together.
 struct HopperTile {
   int band, split, m0, n0, steps, scaled;
+  int dropped;  // the last so many steps are of sums that drop out
   float scale;
 };
 // Which operands a step reads, and from where.
@@ -72,7 +73,8 @@ template <int OUTER, bool ALONG_K> DEV void load_boxes(uint32_t to, const Tensor
 }
 
 // Work has: int tiles() const; HopperTile tile(int index) const; HopperStep step(const HopperTile&, int step) const;
-// void store(const HopperTile&, int m, int n, float (&v)[8]) const.
+// void store(const HopperTile&, int m, int n, float (&v)[8]) const; DROPOUT, whether sums drop out, and if they do
+// const LinearDropout& dropout(const HopperTile&, int step) const; RandomKey key(const LinearDropout&, int m) const.
 template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void run_sm90(const Work& work) {
   constexpr uint32_t LEFT_BYTES = HOPPER_M * HOPPER_K * 2, STAGE_BYTES = (HOPPER_M + BN) * HOPPER_K * 2;
   constexpr uint32_t SLICE_BYTES = 64 * SLICE_STRIDE * 4;
@@ -116,6 +118,11 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
     const HopperTile tile = work.tile(t);
     int held = -1;  // the stage that the products in flight read
     int accumulate = 0;
+    if constexpr (Work::DROPOUT) {
+      // else ptxas sees sums of the tile before, which plain additions wrote, enter the first product, and serialises all
+      UNROLL for (int i = 0; i < BN / 2; i++) d[i] = 0.f;
+      accumulate = 1;
+    }
     auto multiply_steps = [&](int steps) {
       for (int i = 0; i < steps; i++) {
         mbar_wait(full + 8 * ring.stage, ring.phase);
@@ -142,7 +149,32 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
       multiply_steps(tile.scaled);
       UNROLL for (int i = 0; i < BN / 2; i++) d[i] *= tile.scale;
     }
-    multiply_steps(tile.steps - tile.scaled);
+    multiply_steps(tile.steps - tile.scaled - tile.dropped);
+    if constexpr (Work::DROPOUT) {
+      static_assert(LEFT_ALONG_K && !RIGHT_ALONG_K, "dx");
+      for (int i = tile.steps - tile.dropped; i < tile.steps; i++) {
+        const LinearDropout& dropout = work.dropout(tile, i);
+        const RandomKey key = work.key(dropout, tile.m0 + consumer * 64 + warp * 16 + kept_row(lane));
+        mbar_wait(full + 8 * ring.stage, ring.phase);
+        const uint32_t left = base + ring.stage * STAGE_BYTES + consumer * (LEFT_BYTES / 2);
+        const uint32_t right = base + ring.stage * STAGE_BYTES + LEFT_BYTES;
+        UNROLL for (int n = 0; n < BN / 64; n++) {
+          float v[32];
+          wgmma_fence();
+          UNROLL for (int kk = 0; kk < HOPPER_K / 16; kk++) {
+            const uint64_t a = wgmma_desc_sw128(left + kk * 32, ATOM_BYTES, 1024);
+            const uint64_t b = wgmma_desc_sw128(right + n * ATOM_BYTES + kk * 2048, ATOM_BYTES, 1024);
+            wgmma_m64n64k16<0, 1>(v, a, b, kk > 0);
+          }
+          wgmma_commit();
+          wgmma_wait<0>();
+          const uint32_t kept = kept_sums<8>(key, tile.n0 + n * 64, dropout.from, lane);
+          UNROLL for (int j = 0; j < 32; j++) d[n * 32 + j] += v[j] * (kept >> j & 1 ? dropout.kept : 0.f);
+        }
+        if (leads) mbar_arrive(empty + 8 * ring.stage);
+        ring.advance();
+      }
+    }
     for (int s = 0; s < BN / HOPPER_SLICE; s++) {
       UNROLL for (int from = 0; from < BN / HOPPER_SLICE; from++) {
         if (from != s) continue;  // registers have no run-time index

@@ -35,7 +35,7 @@ LAYOUT(PatchEmbedArgs, product, table, corners, shares);
 template <class T, bool VECTOR> DEV void patch_embed(const PatchEmbedArgs& a) {
   DYN_SMEM(smem);
   const Place at = place_of<T>(a.product);
-  const float* sums = product<T, true, VECTOR>(a.product, at, smem);
+  const float* sums = product<T, true, VECTOR>(a.product, at, smem, Undropped{});
   const LinearBand& band = a.product.bands[0];
   for (int c = threadIdx.x; c < T::BM * T::BN / 8; c += T::THREADS) {
     const int r = c / (T::BN / 8), n = at.n0 + c % (T::BN / 8) * 8, valid = band.width - n;

@@ -68,7 +68,7 @@ MUTANTS = [
     (HOST + "adamw.rs", "rate: T::of(step.learning_rate / (1.0 - step.beta1.powf(«t»))),", "t + 1.0"),
     (HOST + "adamw.rs", "*p = *p * keep «-» rate * (*m", "+"),
     (HOST + "grad_norm.rs", "let coefficient = max_norm / («norm» + 1e-6);", "norm * norm"),
-    (HOST + "dropout.rs", "*factor = if u64::from(word) >= from { «scale» } else { 0.0 };", "1.0"),
+    (HOST + "dropout.rs", "*factor = if word >= from { «kept» } else { 0.0 };", "1.0"),
     (HOST + "dropout.rs", "Stream::of_key(key).with(«dropout.module»)", "0"),
     ("src/tape/rules.rs", "return Some(Gradient { tensor, accumulate: «Accumulate::Add» });", "Accumulate::Overwrite"),
     ("src/tape/rules.rs", "let part = op.residual.filter(|_| «op.rows.is_some()»);", "op.rows.is_none()"),

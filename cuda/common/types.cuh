@@ -20,6 +20,7 @@ DEV uint8_t* dynamic_shared() {
 }
 #define UNROLL _Pragma("unroll")
 #define UNROLL1 _Pragma("unroll 1")
+#define UNROLL4 _Pragma("unroll 4")
 // LAYOUT(Args, every, field, in, order); after an argument struct: a test compares it with the Rust side's.
 #define LAYOUT(...)
 #define ALIGNED(n) __align__(n)
@@ -39,6 +40,7 @@ DEV uint8_t* dynamic_shared() {
 #define DYN_SMEM(name) uint8_t* const name = (uint8_t*)emu::dynamic_shared()
 #define UNROLL
 #define UNROLL1
+#define UNROLL4
 #define LAYOUT(...) EMU_LAYOUT(__VA_ARGS__)
 #define ALIGNED(n) alignas(n)
 #endif

@@ -168,6 +168,8 @@ pub fn cases() -> Vec<Case> {
     });
     let key = words([0xdead_beef_u32, 0x0123_4567]);
     all.push(Case { n: 100, ..case("random", "conformance_random", 256, key, 4 * 500) });
+    let drop = words([0xdead_beef_u32, 0x0123_4567, 0x89ab_cdef, 0xfedc_ba98, 0x4000_0000]);
+    all.push(Case { n: 100, ..case("dropout", "conformance_dropout", 256, drop, 4 * 102) });
     let x = floats((0..256).map(|i| pattern(i) as f32 * 1.5 + i as f32 / 512.0));
     all.push(case("reductions", "conformance_reductions", 256, x, 4 * 1280));
     let x = words((0..32).map(|i| pattern(i).unsigned_abs() * 3 + i as u32));

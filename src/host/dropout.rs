@@ -15,13 +15,24 @@ pub struct Dropout {
     pub module: u64,
 }
 
+impl Dropout {
+    /// An element whose word is below this is left out.
+    pub fn from(&self) -> u32 {
+        (self.p * 2f64.powi(32)) as u32
+    }
+
+    /// What the others are multiplied with.
+    pub fn kept(&self) -> f32 {
+        (1.0 / (1.0 - self.p)) as f32
+    }
+}
+
 /// What each element of a row is multiplied with: 0 or 1 / (1 - p). `key` is the row's, of [`Stream::key`].
 pub fn factors(dropout: Dropout, key: [u32; 2], row: &mut [f32]) {
-    let from = (dropout.p * 2f64.powi(32)) as u64;
-    let scale = (1.0 / (1.0 - dropout.p)) as f32;
+    let (from, kept) = (dropout.from(), dropout.kept());
     let mut words = vec![0; row.len()];
     Stream::of_key(key).with(dropout.module).fill_bits(&mut words);
     for (factor, word) in row.iter_mut().zip(words) {
-        *factor = if u64::from(word) >= from { scale } else { 0.0 };
+        *factor = if word >= from { kept } else { 0.0 };
     }
 }

@@ -207,7 +207,7 @@ impl LinearLoss {
                 left_stride: d as i64,
                 right_stride: d as i64,
                 depth: d as i32,
-                gathered: 0,
+                ..LinearPiece::default()
             };
             product.push(LinearBand { width: v as i32, ..LinearBand::default() }, &[piece]);
             let tile = plan::tile(&product, Form::Forward, gpu.facts());
@@ -275,7 +275,7 @@ impl LinearLoss {
             left_stride: stride(v) as i64,
             right_stride: d as i64,
             depth: v as i32,
-            gathered: 0,
+            ..LinearPiece::default()
         };
         product.push(LinearBand { width: d as i32, ..LinearBand::default() }, &[piece]);
         run(gpu, "linear_loss", &product, Form::Backward)?;

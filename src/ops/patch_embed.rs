@@ -178,7 +178,7 @@ impl PatchEmbed {
             left_stride: k as i64,
             right_stride: k as i64,
             depth: k as i32,
-            gathered: 0,
+            ..LinearPiece::default()
         };
         let band = LinearBand { bias: at.weight(&self.bias)?, width: c as i32, ..LinearBand::default() };
         product.push(band, &[piece]);

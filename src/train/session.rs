@@ -139,13 +139,6 @@ pub fn train(
     watch: &mut Watch,
 ) -> Result<End> {
     let started = Instant::now();
-    if let (Device::Launch(_), true) = (&device, settings.dropout > 0.0) {
-        let said = format!(
-            "--dropout {}: there is no kernel for it yet; use --device cpu, or leave it at 0",
-            settings.dropout
-        );
-        return Err(Error::Unsupported(said));
-    }
     let Inputs { checkpoint, preparer, samples: all, evaluation, kind, init, trainable, order } =
         Inputs::read(settings, watch)?;
     let most_tokens = checkpoint.config.text.max_position_embeddings;

@@ -2,13 +2,16 @@
 //! bits twice.
 
 use crate::golden_cases::{CASES, Opened, cases, compare, floats, greedy, reference, relative, tolerance};
+use crate::support::tiny::{What, step, trainer_on};
 use crate::training::{BF16, follow};
 use std::collections::BTreeMap;
 use vlm::base::Precision;
+use vlm::base::rng::Stream;
 use vlm::device::{Device, emulated};
 use vlm::infer::generate::generate;
 use vlm::infer::trace;
 use vlm::io::HostTensor;
+use vlm::train::step::Example;
 
 fn device() -> Device {
     Device::emulated((9, 0)).expect("an emulator")
@@ -107,4 +110,34 @@ fn training_follows_peft_and_gives_the_same_bits_twice() {
     ];
     ran(&runs[0].1.launches(), &PROMPT);
     ran(&runs[0].1.launches(), &words);
+}
+
+/// What drops out is what drops out on the host: the gradients are as near to the host's as those of a step without, where
+/// sums run in another order and round another way, and far from that step's.
+#[test]
+fn a_step_with_dropout_is_the_hosts() {
+    for model in ["single", "uneven"] {
+        let run = |device: Device, p: f64| {
+            let (mut trainer, examples) = trainer_on(device, model, What::Lora(p), Precision::Bf16);
+            let batch: Vec<&Example> = examples.iter().collect();
+            let (losses, gradients) = step(&mut trainer, &batch, Stream::new(4, &[2]));
+            (losses, gradients, trainer.engine.device)
+        };
+        let (want_losses, want, _) = run(Device::host(), 0.3);
+        let (_, without, _) = run(Device::host(), 0.0);
+        let bound = 3.0 * relative(&run(device(), 0.0).1, &without);
+        let runs = [1, 2].map(|seed| {
+            emulated::configure("seed", seed).expect("an emulator");
+            run(device(), 0.3)
+        });
+        assert!(runs[0].0 == runs[1].0 && runs[0].1 == runs[1].1, "{model}: two runs differ");
+        let (losses, gradients, device) = &runs[0];
+        let error = relative(gradients, &want);
+        assert!(error <= bound && bound <= 6e-2, "{model}: gradients are off by {error:.2e}, allowed {bound:.2e}");
+        assert!(relative(&without, &want) >= 0.3, "{model}: nothing drops out");
+        for (got, want) in losses.iter().zip(&want_losses) {
+            assert!((got - want).abs() <= 5e-3 * want, "{model}: {losses:?}, wanted {want_losses:?}");
+        }
+        ran(&device.launches(), &["linear_fwd_dropout", "linear_bwd_dx_dropout", "linear_bwd_dw_dropout"]);
+    }
 }

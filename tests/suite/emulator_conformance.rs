@@ -6,10 +6,11 @@
 use half::bf16;
 use std::process::Command;
 use std::sync::Arc;
-use vlm::base::rng::philox;
+use vlm::base::rng::{Stream, philox};
 use vlm::device::conformance::{Case, MapOver, UNTOUCHED, WGMMA_B, cases, run};
 use vlm::device::launcher::{Launcher, Swizzle};
 use vlm::device::{conformance, cuda, emulated};
+use vlm::host::dropout::{Dropout, factors};
 
 fn emulator() -> Option<Arc<dyn Launcher>> {
     if emulated::builds().is_empty() {
@@ -126,6 +127,7 @@ fn expected(case: &Case) -> Vec<u8> {
         "pack_bf16" => pack(case),
         "approximations" => approximations(case),
         "random" => random(case),
+        "dropout" => dropout(case),
         "reductions" => reductions(case),
         "shuffles" => shuffles(case),
         "cp_async" => cp_async(case),
@@ -162,6 +164,17 @@ fn random(case: &Case) -> Vec<u8> {
     let bits = blocks.iter().flatten().flat_map(|w| w.to_le_bytes());
     let uniform = blocks.iter().flat_map(|b| ((b[0] >> 8) as f32 / 16_777_216.0).to_le_bytes());
     bits.chain(uniform).collect()
+}
+
+/// The host's own stream of a row and a module, and its own factors.
+fn dropout(case: &Case) -> Vec<u8> {
+    let x = words(&case.x);
+    let (row, module) = ([x[0], x[1]], u64::from(x[3]) << 32 | u64::from(x[2]));
+    let key = Stream::of_key(row).with(module).key();
+    let mut row_factors = vec![f32::NAN; 4 * case.n as usize];
+    factors(Dropout { p: f64::from(x[4]) / 2f64.powi(32), module }, row, &mut row_factors);
+    let kept = row_factors.chunks(4).map(|f| (0..4).map(|w| u32::from(f[w] > 0.0) << w).sum::<u32>());
+    key.into_iter().chain(kept).flat_map(u32::to_le_bytes).collect()
 }
 
 /// Trees over lane distances 16, 8, 4, 2, 1, within warps and then over the warps' results.

@@ -24,6 +24,7 @@ fn structs() -> Vec<StructLayout> {
         linear::LinearArgs::layout(),
         linear::LinearBand::layout(),
         linear::LinearBiasArgs::layout(),
+        linear::LinearDropout::layout(),
         linear::LinearGradientArgs::layout(),
         linear::LinearGradientBand::layout(),
         linear::LinearGradientSm90Args::layout(),

@@ -4,9 +4,9 @@ use crate::support::kernels::Case;
 use std::collections::BTreeSet;
 use vlm::base::{DType, Precision};
 use vlm::device::{Accumulate, Device};
-use vlm::ops::linear::{Activation, Adapter, Linear, LinearBackward, Segment};
+use vlm::ops::linear::{Activation, Adapter, Dropout, Linear, LinearBackward, Segment};
 use vlm::ops::{Gradient, Op};
-use vlm::tensor::Weight;
+use vlm::tensor::{Tensor, Weight};
 
 /// A segment's output width, its adapter's rank (0: none), and whether it has a bias.
 type Columns = (usize, usize, bool);
@@ -46,18 +46,34 @@ fn weight(case: &mut Case, name: &str, shape: [usize; 2], trained: bool) -> Weig
     if trained { case.trained(name, shape, deviation) } else { case.weight(name, shape, deviation) }
 }
 
-fn segments(case: &mut Case, k: usize, columns: &[Columns], trained: Trained) -> Vec<Segment> {
+fn segments(case: &mut Case, k: usize, columns: &[Columns], trained: Trained, p: f64) -> Vec<Segment> {
     let (all, adapters) = (trained == Trained::Everything, trained != Trained::Nothing);
-    let mut segment = |(n, rank, bias): &Columns| {
+    let mut segment = |(i, (n, rank, bias)): (usize, &Columns)| {
         let w = weight(case, "weight", [*n, k], all);
         let bias = bias.then(|| if all { case.trained("bias", [*n], 1.0) } else { case.weight("bias", [*n], 1.0) });
         let adapter = (*rank > 0).then(|| {
             let (a, b) = (weight(case, "A", [*rank, k], adapters), weight(case, "B", [*n, *rank], adapters));
-            Adapter { a, b, scale: 1.7, dropout: None }
+            let dropout = (p > 0.0).then_some(Dropout { p, module: module(i) });
+            Adapter { a, b, scale: 1.7, dropout }
         });
         Segment { weight: w, bias, adapter }
     };
-    columns.iter().map(&mut segment).collect()
+    columns.iter().enumerate().map(&mut segment).collect()
+}
+
+/// The id of a segment's module.
+pub fn module(segment: usize) -> u64 {
+    0x1234_5678_9abc_def0 + segment as u64
+}
+
+/// The key of a row of x: any two words.
+pub fn key(row: usize) -> [u32; 2] {
+    [(row as u32).wrapping_mul(0x9e37_79b9), !(row as u32)]
+}
+
+/// The keys of so many rows.
+pub fn noise(case: &mut Case, rows: usize) -> Tensor {
+    case.whole([rows, 2], (0..rows).flat_map(key).map(|word| word as i32).collect())
 }
 
 #[derive(Clone, Copy)]
@@ -67,9 +83,11 @@ struct Options {
     rows: bool,
     residual: bool,
     kept: bool,
+    /// Of adapters, the probability of an element of x to drop out.
+    p: f64,
 }
 
-const PLAIN: Options = Options { activation: Activation::None, rows: false, residual: false, kept: false };
+const PLAIN: Options = Options { activation: Activation::None, rows: false, residual: false, kept: false, p: 0.0 };
 
 fn linear(
     case: &mut Case,
@@ -81,7 +99,8 @@ fn linear(
     let all_rows = if options.rows { m + 5 } else { m };
     let x = case.bf16([all_rows, k]);
     let rows = options.rows.then(|| case.whole([m], (0..m).map(|i| ((i * 7 + 3) % all_rows) as i32).collect()));
-    let segments = segments(case, k, columns, trained);
+    let segments = segments(case, k, columns, trained, options.p);
+    let noise = (options.p > 0.0).then(|| noise(case, all_rows));
     let (n, rank) = (Linear::width(&segments), Linear::rank(&segments));
     let residual = options.residual.then(|| case.bf16([all_rows, n]));
     // what forward keeps, backward reads
@@ -93,7 +112,7 @@ fn linear(
     let z = options.kept.then(|| kept(case, [m, n]));
     let y = case.output(DType::Bf16, [m, n]);
     let activation = options.activation;
-    Linear { x, rows, segments, activation, residual, noise: None, s, z, precision: Precision::Bf16, y }
+    Linear { x, rows, segments, activation, residual, noise, s, z, precision: Precision::Bf16, y }
 }
 
 /// Multiples of 7 modulo m + 5 differ where 7 does not divide it.
@@ -106,12 +125,13 @@ fn forward_options(i: usize, m: usize) -> [Options; 3] {
     let (activation, gathers) = (activations[i % 3], may_gather(m));
     [
         Options { activation, ..PLAIN },
-        Options { activation: activations[(i + 1) % 3], rows: gathers, residual: true, kept: false },
+        Options { activation: activations[(i + 1) % 3], rows: gathers, residual: true, kept: false, p: 0.0 },
         Options {
             activation: activations[(i + 2) % 3],
             rows: i.is_multiple_of(2) && gathers,
             residual: false,
             kept: true,
+            p: 0.0,
         },
     ]
 }
@@ -170,12 +190,63 @@ fn backward_agrees_with_the_host() {
     }
 }
 
+/// Shapes that have an adapter.
+fn adapted() -> impl Iterator<Item = (usize, (usize, usize, &'static [Columns]))> {
+    SHAPES.into_iter().enumerate().filter(|(_, (.., columns))| columns.iter().any(|(_, rank, _)| *rank > 0))
+}
+
+const PS: [f64; 2] = [0.1, 0.5];
+
+#[test]
+fn forward_behind_dropouts_agrees_with_the_host() {
+    for (i, shape) in adapted() {
+        for (j, options) in forward_options(i, shape.0).into_iter().enumerate() {
+            let mut case = Case::new(i as u64);
+            let options = Options { p: PS[(i + j) % 2], ..options };
+            let op = linear(&mut case, shape, Trained::Adapters, options, false);
+            case.agrees(&op);
+        }
+    }
+}
+
+#[test]
+fn backward_behind_dropouts_agrees_with_the_host() {
+    for (i, shape) in adapted() {
+        for (j, (options, trained, accumulate)) in backward_options(i, shape.0).into_iter().enumerate() {
+            let mut case = Case::new(i as u64);
+            let options = Options { p: PS[(i + j) % 2], ..options };
+            let op = backward(&mut case, shape, (options, trained, accumulate));
+            case.agrees(&op);
+        }
+    }
+}
+
+#[test]
+fn adapters_with_and_without_a_dropout_may_share_their_input() {
+    for (i, shape) in adapted().filter(|(_, (.., columns))| columns.len() > 1) {
+        for without in [0, 1] {
+            let options = Options { p: PS[i % 2], ..PLAIN };
+            let strip = |segments: &mut Vec<Segment>| {
+                segments[without].adapter.iter_mut().for_each(|adapter| adapter.dropout = None);
+            };
+            let mut case = Case::new(i as u64);
+            let mut op = linear(&mut case, shape, Trained::Adapters, options, false);
+            strip(&mut op.segments);
+            case.agrees(&op);
+            let mut case = Case::new(i as u64);
+            let mut op = backward(&mut case, shape, (options, Trained::Adapters, Some(Accumulate::Overwrite)));
+            strip(&mut op.forward.segments);
+            case.agrees(&op);
+        }
+    }
+}
+
 #[test]
 fn batch_rows_in_several_parts_are_one_gradient() {
     for (seed, (k, n, rank)) in [(72, 40, 8), (13, 9, 3), (136, 128, 0)].into_iter().enumerate() {
-        for rows in [false, true] {
+        for (rows, p) in [(false, 0.0), (true, 0.0), (true, 0.5)] {
             let mut case = Case::new(seed as u64);
-            let options = Options { rows, ..PLAIN };
+            let options = Options { rows, p, ..PLAIN };
             let op =
                 backward(&mut case, (700, k, &[(n, rank, true), (24, 8, false)]), (options, Trained::Everything, None));
             case.agrees(&op);
@@ -204,9 +275,10 @@ fn logits_may_be_kept_in_f32() {
 
 #[test]
 fn a_nan_stays_in_its_row() {
-    for m in [4, 70] {
+    for (m, p) in [(4, 0.0), (70, 0.0), (70, 0.9)] {
         let mut case = Case::new(3);
-        let mut op = linear(&mut case, (m, 64, &[(72, 8, true)]), Trained::Nothing, PLAIN, false);
+        let options = Options { p, ..PLAIN };
+        let mut op = linear(&mut case, (m, 64, &[(72, 8, true)]), Trained::Nothing, options, false);
         let mut x = case.random().f32s(m * 64, 1.0);
         x[64 + 5] = f32::NAN;
         op.x = case.values(DType::Bf16, [m, 64], x);
@@ -253,10 +325,15 @@ fn every_kernel_runs() {
         let mut case = Case::new(i as u64);
         let op = linear(&mut case, shape, Trained::Adapters, PLAIN, false);
         run(&case, &op);
-        for options in backward_options(i, shape.0) {
-            let mut case = Case::new(i as u64);
-            let op = backward(&mut case, shape, options);
-            run(&case, &op);
+        let mut case = Case::new(i as u64);
+        let op = linear(&mut case, shape, Trained::Adapters, Options { p: 0.5, ..PLAIN }, false);
+        run(&case, &op);
+        for (options, trained, accumulate) in backward_options(i, shape.0) {
+            for p in [0.0, 0.5] {
+                let mut case = Case::new(i as u64);
+                let op = backward(&mut case, shape, (Options { p, ..options }, trained, accumulate));
+                run(&case, &op);
+            }
         }
     }
     let wanted = [
@@ -266,11 +343,18 @@ fn every_kernel_runs() {
         "linear_bwd_dw_128x128_sm90_bf16",
         "linear_bwd_dw_64x64_bf16",
         "linear_bwd_dw_any_bf16",
+        "linear_bwd_dw_dropout_64x64_bf16",
+        "linear_bwd_dw_dropout_any_bf16",
         "linear_bwd_dx_128x128_bf16",
         "linear_bwd_dx_128x128_sm90_bf16",
         "linear_bwd_dx_128x256_sm90_bf16",
         "linear_bwd_dx_64x64_bf16",
         "linear_bwd_dx_any_bf16",
+        "linear_bwd_dx_dropout_128x128_bf16",
+        "linear_bwd_dx_dropout_128x128_sm90_bf16",
+        "linear_bwd_dx_dropout_128x256_sm90_bf16",
+        "linear_bwd_dx_dropout_64x64_bf16",
+        "linear_bwd_dx_dropout_any_bf16",
         "linear_bwd_rows_bf16",
         "linear_fwd_128x128_bf16",
         "linear_fwd_128x128_sm90_bf16",
@@ -278,6 +362,8 @@ fn every_kernel_runs() {
         "linear_fwd_16x32_bf16",
         "linear_fwd_64x64_bf16",
         "linear_fwd_any_bf16",
+        "linear_fwd_dropout_64x64_bf16",
+        "linear_fwd_dropout_any_bf16",
     ];
     let missing: Vec<_> = wanted.into_iter().filter(|name| !ran.contains(name)).collect();
     assert!(missing.is_empty(), "no shape of this file reaches {missing:?}");

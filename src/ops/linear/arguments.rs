@@ -1,10 +1,21 @@
 //! Argument structs of `cuda/linear*.cu`, field for field. Addresses are u64; 0 is null.
 
+use super::Dropout;
 use crate::device::launcher::TensorMap;
 
 /// Terms of a product at the most, and columns (or weights) that one launch may serve.
 pub const PIECES: usize = 8;
 pub const BANDS: usize = 4;
+
+crate::arguments! {
+    /// What an adapter does not read of x; `from` 0: nothing.
+    #[derive(Default, PartialEq)]
+    pub struct LinearDropout {
+        pub module: u64,
+        pub from: u32,
+        pub kept: f32,
+    }
+}
 
 crate::arguments! {
     /// A term of the sum: left [m, depth] times right, [width, depth] (x W^T) or [depth, width] (dz W).
@@ -14,6 +25,8 @@ crate::arguments! {
         pub right: u64,
         pub left_stride: i64,
         pub right_stride: i64,
+        /// Forward of left, backward of the product; `kept` multiplies only the latter.
+        pub dropout: LinearDropout,
         pub depth: i32,
         /// 1: `rows` names the row of left for each row of the result.
         pub gathered: i32,
@@ -42,6 +55,8 @@ crate::arguments! {
         pub pieces: [LinearPiece; PIECES],
         pub bands: [LinearBand; BANDS],
         pub rows: u64,
+        /// Keys of the rows of x.
+        pub noise: u64,
         /// What is added after the activation, rows as `rows` says.
         pub added: u64,
         pub y: u64,
@@ -87,6 +102,8 @@ crate::arguments! {
         pub gradient: u64,
         pub right_stride: i64,
         pub partial_at: i64,
+        /// Of right; `scale` holds its `kept`.
+        pub dropout: LinearDropout,
         pub height: i32,
         pub width: i32,
         pub scale: f32,
@@ -100,6 +117,8 @@ crate::arguments! {
     pub struct LinearGradientArgs {
         pub bands: [LinearGradientBand; BANDS],
         pub rows: u64,
+        /// Keys of the rows of x.
+        pub noise: u64,
         /// 0 where there is one split.
         pub partial: u64,
         pub left_stride: i64,
@@ -154,7 +173,25 @@ crate::arguments! {
     }
 }
 
+impl LinearDropout {
+    /// What `dropout` leaves out where the rows of x have keys.
+    pub fn new(dropout: Option<Dropout>, keys: bool) -> LinearDropout {
+        let of = |d: Dropout| LinearDropout { module: d.module, from: d.from(), kept: d.kept() };
+        dropout.filter(|_| keys).map_or(LinearDropout { kept: 1.0, ..LinearDropout::default() }, of)
+    }
+
+    /// Whether anything is left out.
+    pub fn drops(&self) -> bool {
+        self.from > 0
+    }
+}
+
 impl LinearArgs {
+    /// Whether anything drops out.
+    pub fn drops(&self) -> bool {
+        self.pieces().any(|(_, piece, _)| piece.dropout.drops())
+    }
+
     /// The bands that are there.
     pub fn bands(&self) -> &[LinearBand] {
         &self.bands[..self.n_bands as usize]

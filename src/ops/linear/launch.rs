@@ -47,7 +47,7 @@ pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
         Some(r) if !gpu.memory.same_place(&r, &op.y)? => Some(r),
         _ => None,
     };
-    let inputs: Vec<Tensor> = std::iter::once(op.x).chain(residual).chain(op.rows).collect();
+    let inputs: Vec<Tensor> = std::iter::once(op.x).chain(residual).chain(op.rows).chain(op.noise).collect();
     let at = gpu.addresses(&inputs, &op.weights(), &op.outputs())?;
     let y = at.of(&op.y)?;
     let (k, rank) = (op.x.shape.width() as i32, Linear::rank(&op.segments) as i64);
@@ -60,8 +60,8 @@ pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
         ..LinearPiece::default()
     };
     let s = at.of_optional(op.s.as_ref())?;
-    let base =
-        LinearArgs { rows: at.of_optional(op.rows.as_ref())?, m: op.m() as i32, splits: 1, ..LinearArgs::default() };
+    let (rows, noise) = (at.of_optional(op.rows.as_ref())?, at.of_optional(op.noise.as_ref())?);
+    let base = LinearArgs { rows, noise, m: op.m() as i32, splits: 1, ..LinearArgs::default() };
     let mut shrink = LinearArgs { y: s, stride: rank, ..base };
     let mut product = LinearArgs {
         added: match (op.residual, residual) {
@@ -82,8 +82,11 @@ pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
             band.bias = at.weight(bias)?;
         }
         if let Some((adapter, r, s_column)) = placed.adapter {
-            let of_a = LinearPiece { right: at.weight(&adapter.a)?, ..of_x };
-            fits(shrink.push(LinearBand { column: s_column, width: r, ..LinearBand::default() }, &[of_a]))?;
+            let dropout = LinearDropout::new(adapter.dropout, op.noise.is_some());
+            let of_a = LinearPiece { right: at.weight(&adapter.a)?, dropout, ..of_x };
+            let (scaled, scale) = (dropout.drops() as i32, dropout.kept);
+            let of_s = LinearBand { column: s_column, width: r, scaled, scale, ..LinearBand::default() };
+            fits(shrink.push(of_s, &[of_a]))?;
             (band.scaled, band.scale) = (1, adapter.scale);
             pieces.push(LinearPiece {
                 left: s + 2 * s_column as u64,
@@ -91,7 +94,7 @@ pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
                 left_stride: rank,
                 right_stride: r.into(),
                 depth: r,
-                gathered: 0,
+                ..LinearPiece::default()
             });
         }
         pieces.push(LinearPiece { right: at.weight(&placed.segment.weight)?, ..of_x });
@@ -195,11 +198,12 @@ impl Operands {
         run(gpu, "linear_backward", &args, Form::Backward)
     }
 
-    /// dx = sum over segments of dz W + ds A.
+    /// dx = sum over segments of dz W + (ds A) o keep.
     fn dx(&self, gpu: &mut Accelerator, f: &Linear, placed: &[Placed], dx: &Gradient) -> Result<()> {
         let to = self.at.of(&dx.tensor)?;
         let mut args = LinearArgs {
             rows: self.at.of_optional(f.rows.as_ref())?,
+            noise: self.at.of_optional(f.noise.as_ref())?,
             added: if dx.accumulate == Accumulate::Add { to } else { 0 },
             y: to,
             stride: self.k.into(),
@@ -217,10 +221,13 @@ impl Operands {
                 right: self.at.weight(&adapter.a)?,
                 left_stride: self.rank,
                 right_stride: self.k.into(),
+                dropout: LinearDropout::new(adapter.dropout, f.noise.is_some()),
                 depth: r,
-                gathered: 0,
+                ..LinearPiece::default()
             });
         }
+        // what drops out comes last, as Hopper's kernel wants it
+        pieces.sort_by_key(|piece| piece.dropout.drops());
         fits(args.push(LinearBand { width: self.k, ..LinearBand::default() }, &pieces))?;
         run(gpu, "linear_backward", &args, Form::Backward)
     }
@@ -228,14 +235,16 @@ impl Operands {
     /// A segment's columns of dz times a matrix [n, width].
     fn of_dz(&self, p: &Placed, right: u64, width: i32) -> LinearPiece {
         let left = self.dz + 2 * p.column as u64;
-        LinearPiece { left, right, left_stride: self.n, right_stride: width.into(), depth: p.n, gathered: 0 }
+        let (left_stride, right_stride) = (self.n, width.into());
+        LinearPiece { left, right, left_stride, right_stride, depth: p.n, ..LinearPiece::default() }
     }
 
     /// Gradients of what is trained.
     fn parameters(&self, gpu: &mut Accelerator, f: &Linear, placed: &[Placed], parts: &Parts) -> Result<()> {
-        let rows = self.at.of_optional(f.rows.as_ref())?;
+        let (rows, noise) = (self.at.of_optional(f.rows.as_ref())?, self.at.of_optional(f.noise.as_ref())?);
         let base = |(splits, split_rows, _): (i32, i32, usize), left_stride| LinearGradientArgs {
             rows,
+            noise,
             partial: if splits > 1 { self.partial } else { 0 },
             left_stride,
             m: self.m,
@@ -268,7 +277,9 @@ impl Operands {
             let to = self.at.gradient(&adapter.a)?;
             if to != 0 {
                 let left = self.ds + 2 * column as u64;
-                fits(da.push(LinearGradientBand { left, gradient: to, height: r, ..of_x }))?;
+                let dropout = LinearDropout::new(adapter.dropout, f.noise.is_some());
+                let scale = dropout.kept;
+                fits(da.push(LinearGradientBand { left, gradient: to, height: r, dropout, scale, ..of_x }))?;
             }
             let to = self.at.gradient(&adapter.b)?;
             if to != 0 {

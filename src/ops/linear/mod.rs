@@ -2,14 +2,15 @@
 //!
 //! Specification: `host/linear.rs`; what the host device runs: `host/linear_tuned.rs`; kernels: `cuda/linear.cu`,
 //! `cuda/linear_backward.cu`, `cuda/linear_sm90.cu`, which [`plan`] chooses among and [`launch`] calls. Rounding points:
-//! s = x A^T, and y once at the end; backward, dz of an activation and ds. Sums are f32.
+//! s = x A^T, and y once at the end; backward, dz of an activation and ds. Sums are f32. Behind a dropout A reads x times
+//! the factors of `host/dropout.rs`, whose words each kernel draws for itself (`cuda/linear_dropout.cuh`).
 
 pub mod arguments;
 pub(super) mod launch;
 pub mod plan;
 
 use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
-use crate::base::{Error, Precision, Result};
+use crate::base::{Precision, Result};
 use crate::device::{Borrowed, Device};
 use crate::host::linear_tuned::{self, LowRank, Matrix};
 use crate::host::{self, linear_tuned_backward};
@@ -192,7 +193,6 @@ impl Op for Linear {
                 }
                 Ok(())
             }
-            Device::Launch(_) if self.noise.is_some() => Err(no_dropout()),
             Device::Launch(gpu) => launch::forward(self, gpu),
         }
     }
@@ -305,7 +305,6 @@ impl Op for LinearBackward {
                 opened.into_iter().chain([dx]).flatten().for_each(|g| g.close());
                 Ok(())
             }
-            Device::Launch(_) if self.forward.noise.is_some() => Err(no_dropout()),
             Device::Launch(gpu) => launch::backward(self, gpu),
         }
     }
@@ -332,11 +331,6 @@ fn scatter(from: &[f32], width: usize, rows: Option<&[i32]>, to: &mut [f32]) {
     for (from, row) in from.chunks_exact(width).zip(rows.unwrap_or_default()) {
         to[*row as usize * width..][..width].iter_mut().zip(from).for_each(|(to, from)| *to += *from);
     }
-}
-
-/// The kernels read x as it is.
-fn no_dropout() -> Error {
-    Error::Unsupported("the kernels have no dropout yet: leave --dropout at 0, or use --device cpu".into())
 }
 
 /// The factors of a dropout for every row that is read [M, K]; None where nothing drops out.

@@ -88,29 +88,38 @@ const SPLIT_DEPTH: i32 = 2048;
 pub fn product(args: &LinearArgs, form: Form, facts: &Facts) -> Plan {
     let widths = || args.bands().iter().map(|b| b.width);
     let gathered = args.pieces().any(|(_, p, _)| p.gathered != 0);
-    if facts.is_hopper() && aligned(args) && !gathered && args.m >= HOPPER_ROWS {
+    // the threads of Hopper's kernel never touch x, so that nothing of it can drop out there
+    let operand_drops = args.drops() && form == Form::Forward;
+    if facts.is_hopper() && aligned(args) && !gathered && !operand_drops && args.m >= HOPPER_ROWS {
         let tiles = |columns| parts(args.m, 128) * widths().map(|w| parts(w, columns)).sum::<i32>() * args.splits;
         // wide tiles read less for each product; they wait for each other more
         let waves = |columns| f64::from(parts(tiles(columns), facts.multiprocessors as i32) * columns);
         let columns = if waves(256) <= 1.05 * waves(128) { 256 } else { 128 };
-        let kernel = match (form, columns) {
-            (Form::Forward, 128) => "linear_fwd_128x128_sm90_bf16",
-            (Form::Forward, _) => "linear_fwd_128x256_sm90_bf16",
-            (Form::Backward, 128) => "linear_bwd_dx_128x128_sm90_bf16",
-            (Form::Backward, _) => "linear_bwd_dx_128x256_sm90_bf16",
+        let kernel = match (form, args.drops(), columns) {
+            (Form::Forward, _, 128) => "linear_fwd_128x128_sm90_bf16",
+            (Form::Forward, ..) => "linear_fwd_128x256_sm90_bf16",
+            (Form::Backward, false, 128) => "linear_bwd_dx_128x128_sm90_bf16",
+            (Form::Backward, false, _) => "linear_bwd_dx_128x256_sm90_bf16",
+            (Form::Backward, true, 128) => "linear_bwd_dx_dropout_128x128_sm90_bf16",
+            (Form::Backward, true, _) => "linear_bwd_dx_dropout_128x256_sm90_bf16",
         };
         let tile = HopperTile { columns: columns as u32 };
         return Plan { launch: tile.launch(kernel, tiles(columns), facts), hopper: Some(tile) };
     }
     let tile = tile(args, form, facts);
-    let kernel = match (form, tile) {
-        (Form::Forward, Tile::Large) => "linear_fwd_128x128_bf16",
-        (Form::Forward, Tile::Small) => "linear_fwd_64x64_bf16",
-        (Form::Forward, Tile::Few) => "linear_fwd_16x32_bf16",
-        (Form::Forward, Tile::Any) => "linear_fwd_any_bf16",
-        (Form::Backward, Tile::Large) => "linear_bwd_dx_128x128_bf16",
-        (Form::Backward, Tile::Small | Tile::Few) => "linear_bwd_dx_64x64_bf16",
-        (Form::Backward, Tile::Any) => "linear_bwd_dx_any_bf16",
+    let kernel = match (form, args.drops(), tile) {
+        (Form::Forward, false, Tile::Large) => "linear_fwd_128x128_bf16",
+        (Form::Forward, false, Tile::Small) => "linear_fwd_64x64_bf16",
+        (Form::Forward, false, Tile::Few) => "linear_fwd_16x32_bf16",
+        (Form::Forward, false, Tile::Any) => "linear_fwd_any_bf16",
+        (Form::Forward, true, Tile::Any) => "linear_fwd_dropout_any_bf16",
+        (Form::Forward, true, _) => "linear_fwd_dropout_64x64_bf16",
+        (Form::Backward, false, Tile::Large) => "linear_bwd_dx_128x128_bf16",
+        (Form::Backward, false, Tile::Small | Tile::Few) => "linear_bwd_dx_64x64_bf16",
+        (Form::Backward, false, Tile::Any) => "linear_bwd_dx_any_bf16",
+        (Form::Backward, true, Tile::Large) => "linear_bwd_dx_dropout_128x128_bf16",
+        (Form::Backward, true, Tile::Small | Tile::Few) => "linear_bwd_dx_dropout_64x64_bf16",
+        (Form::Backward, true, Tile::Any) => "linear_bwd_dx_dropout_any_bf16",
     };
     Plan { launch: launch_of(args, tile, kernel), hopper: None }
 }
@@ -120,6 +129,8 @@ pub fn tile(args: &LinearArgs, form: Form, facts: &Facts) -> Tile {
     let widths = || args.bands().iter().map(|b| b.width);
     if !aligned(args) {
         Tile::Any
+    } else if args.drops() && form == Form::Forward {
+        Tile::Small
     } else if args.m <= 16 && form == Form::Forward {
         Tile::Few
     } else if args.m > 64 && Tile::Large.tiles(args.m, widths()) * args.splits >= facts.multiprocessors as i32 {
@@ -144,7 +155,8 @@ pub fn gradients(args: &LinearGradientArgs, facts: &Facts) -> Plan {
                 && b.right_stride % 8 == 0
                 && [b.height, b.width].iter().all(|n| n % 8 == 0)
         });
-    let large = bands.iter().all(|b| b.height >= 128 && b.width >= 128);
+    let drops = bands.iter().any(|b| b.dropout.drops());
+    let large = !drops && bands.iter().all(|b| b.height >= 128 && b.width >= 128);
     if args.m == 0 {
         return Plan { launch: Launch::of("linear_bwd_dw_64x64_bf16", 0, 128), hopper: None };
     }
@@ -154,11 +166,11 @@ pub fn gradients(args: &LinearGradientArgs, facts: &Facts) -> Plan {
         return Plan { launch, hopper: Some(tile) };
     }
     let (tile, kernel) = if !aligned {
-        (Tile::Any, "linear_bwd_dw_any_bf16")
+        (Tile::Any, if drops { "linear_bwd_dw_dropout_any_bf16" } else { "linear_bwd_dw_any_bf16" })
     } else if large && tiles(128, 128) * args.splits >= facts.multiprocessors as i32 {
         (Tile::Large, "linear_bwd_dw_128x128_bf16")
     } else {
-        (Tile::Small, "linear_bwd_dw_64x64_bf16")
+        (Tile::Small, if drops { "linear_bwd_dw_dropout_64x64_bf16" } else { "linear_bwd_dw_64x64_bf16" })
     };
     let (rows, columns, ..) = tile.facts();
     Plan { launch: tile.launch(kernel, tiles(rows, columns), args.splits), hopper: None }
@@ -200,7 +212,7 @@ fn parts(n: i32, of: i32) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::arguments::{LinearBand, LinearGradientBand, LinearPiece};
+    use super::super::arguments::{LinearBand, LinearDropout, LinearGradientBand, LinearPiece};
     use super::*;
 
     fn gpu(capability: (i32, i32), multiprocessors: u32) -> Facts {
@@ -245,6 +257,37 @@ mod tests {
         shifted.pieces[0].left = 2;
         assert_eq!(kernel(&shifted, forward, &hopper), "linear_fwd_any_bf16");
         assert!(product(&args(0, 64, &[64]), forward, &hopper).launch.is_empty());
+    }
+
+    #[test]
+    fn dropouts_have_kernels_of_their_own() {
+        let (older, hopper) = (gpu((8, 6), 80), gpu((9, 0), 132));
+        let dropout = LinearDropout { module: 1, from: 1 << 30, kept: 4.0 / 3.0 };
+        let kernel = |m, k, width, form, facts: &Facts| {
+            let mut args = args(m, k, &[width]);
+            args.pieces[0].dropout = dropout;
+            product(&args, form, facts).launch.kernel
+        };
+        let (forward, backward) = (Form::Forward, Form::Backward);
+        // what x drops out of has one kernel for every device and number of rows
+        for (m, facts) in [(1, &older), (2764, &older), (2764, &hopper)] {
+            assert_eq!(kernel(m, 4096, 64, forward, facts), "linear_fwd_dropout_64x64_bf16");
+            assert_eq!(kernel(m, 4095, 64, forward, facts), "linear_fwd_dropout_any_bf16");
+        }
+        assert_eq!(kernel(2764, 64, 4096, backward, &older), "linear_bwd_dx_dropout_128x128_bf16");
+        assert_eq!(kernel(64, 64, 4096, backward, &hopper), "linear_bwd_dx_dropout_64x64_bf16");
+        assert_eq!(kernel(2764, 64, 4095, backward, &hopper), "linear_bwd_dx_dropout_any_bf16");
+        assert_eq!(kernel(2764, 64, 4096, backward, &hopper), "linear_bwd_dx_dropout_128x256_sm90_bf16");
+        assert_eq!(kernel(512, 64, 4096, backward, &hopper), "linear_bwd_dx_dropout_128x128_sm90_bf16");
+        for (height, width, wanted) in
+            [(128, 4096, "linear_bwd_dw_dropout_64x64_bf16"), (64, 67, "linear_bwd_dw_dropout_any_bf16")]
+        {
+            let mut args = LinearGradientArgs { left_stride: 128, m: 2764, splits: 1, ..LinearGradientArgs::default() };
+            let right_stride = i64::from(width);
+            let band = LinearGradientBand { height, width, right_stride, dropout, ..LinearGradientBand::default() };
+            args.push(band).expect("room");
+            assert_eq!(gradients(&args, &hopper).launch.kernel, wanted);
+        }
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub enum What {
 
 /// The trainer of one of the models, and the three samples of train.jsonl. Adapters begin with numbers everywhere.
 pub fn trainer(model: &str, what: What, precision: Precision) -> (Trainer, Vec<Example>) {
+    trainer_on(Device::host(), model, what, precision)
+}
+
+/// The same on another device.
+pub fn trainer_on(mut device: Device, model: &str, what: What, precision: Precision) -> (Trainer, Vec<Example>) {
     let checkpoint = Checkpoint::open(&cases().join(model)).unwrap();
     let trainable = match what {
         What::Full => Trainable::full(&checkpoint),
@@ -38,7 +43,6 @@ pub fn trainer(model: &str, what: What, precision: Precision) -> (Trainer, Vec<E
             Trainable::lora(&modules, 2, 1.5).with_dropout(dropout)
         }
     };
-    let mut device = Device::host();
     trainable.allocate(&mut device).unwrap();
     match what {
         What::Full => trainable.start_full(&mut device, &checkpoint).unwrap(),
