@@ -236,7 +236,7 @@ impl Train {
 
     fn stated(&self) -> Option<Roof> {
         let (tflops, gbs) = self.peak_tflops.zip(self.peak_gbs)?;
-        Some(Roof { flops_per_second: 1e12 * tflops, bytes_per_second: 1e9 * gbs })
+        Some(Roof { flops_per_second: 1e12 * tflops, bytes_per_second: 1e9 * gbs, seconds_per_operation: 0.0 })
     }
 
     fn print_plan(&self, plan: &Plan) -> Result<()> {
@@ -259,7 +259,7 @@ impl Train {
             plan.flops / 1e12
         );
         if let Some(seconds) = plan.seconds {
-            said += &format!("about {seconds:.0} s at what the device reaches, evaluations apart");
+            said += &format!("about {seconds:.0} s at what the device reaches, reading photos and evaluations apart");
             said += &dollars.map_or("\n".into(), |dollars| format!("; {dollars:.2} dollars\n"));
         }
         super::print(&said)

@@ -26,31 +26,51 @@ const COSTED: usize = 64;
 pub struct Roof {
     pub flops_per_second: f64,
     pub bytes_per_second: f64,
+    /// What an operation takes on top of its work: most of the time of a small model.
+    pub seconds_per_operation: f64,
 }
 
 /// Rows of the product that is timed.
 const TIMED_ROWS: usize = 512;
 const TIMED_WIDTH: usize = 2048;
+/// The small products that are timed: their number, and rows and width of each.
+const SMALL: (usize, usize) = (64, 16);
 
 impl Roof {
-    /// Times a product of about a model's width, and an element-wise pass over memory, on the device itself.
+    /// Times a product of about a model's width, an element-wise pass over memory, and products too small to take time, on
+    /// the device itself.
     pub fn measure(device: &mut Device, precision: Precision, width: usize) -> Result<Roof> {
         let k = width.min(TIMED_WIDTH);
-        let weight = Weight::from_f32("timed", [4 * k, k], &vec![0.01; 4 * k * k])?;
         let mut tape = Tape::new(precision);
         let x = tape.input(precision.dtype(), [TIMED_ROWS, k]);
-        let y = tape.activation([TIMED_ROWS, 4 * k]);
-        let segments = vec![Segment { weight, bias: None, adapter: None }];
-        let (rows, residual, noise, s, z, activation) = (None, None, None, None, None, Activation::None);
-        tape.push(Linear { x, rows, segments, activation, residual, noise, s, z, precision, y })?;
+        push_product(&mut tape, precision, x, 4 * k)?;
         let product = (tape.cost().flops as f64) / seconds_of(&tape, device, x)?;
+        let (n, small) = SMALL;
+        let mut tape = Tape::new(precision);
+        let first = tape.input(precision.dtype(), [small, small]);
+        let mut x = first;
+        for _ in 0..n {
+            x = push_product(&mut tape, precision, x, small)?;
+        }
+        let operation = seconds_of(&tape, device, first)? / n as f64;
         let mut tape = Tape::new(precision);
         let gate_up = tape.input(precision.dtype(), [8 * TIMED_ROWS, 2 * TIMED_WIDTH]);
         let y = tape.activation([8 * TIMED_ROWS, TIMED_WIDTH]);
         tape.push(Swiglu { gate_up, y })?;
         let moved = (tape.cost().bytes as f64) / seconds_of(&tape, device, gate_up)?;
-        Ok(Roof { flops_per_second: product, bytes_per_second: moved })
+        Ok(Roof { flops_per_second: product, bytes_per_second: moved, seconds_per_operation: operation })
     }
+}
+
+/// x [M, K] times a weight [N, K]; returns what comes out.
+fn push_product(tape: &mut Tape, precision: Precision, x: Tensor, n: usize) -> Result<Tensor> {
+    let [m, k] = [x.shape.rows(), x.shape.width()];
+    let weight = Weight::from_f32("timed", [n, k], &vec![0.01; n * k])?;
+    let y = tape.activation([m, n]);
+    let segments = vec![Segment { weight, bias: None, adapter: None }];
+    let (rows, residual, noise, s, z, activation) = (None, None, None, None, None, Activation::None);
+    tape.push(Linear { x, rows, segments, activation, residual, noise, s, z, precision, y })?;
+    Ok(y)
 }
 
 /// The best of several runs.
@@ -91,7 +111,7 @@ pub struct Plan {
     pub steps: u64,
     pub samples: usize,
     pub tokens: u64,
-    /// Of all steps and passes of the frozen tower, evaluations apart.
+    /// Of all steps and passes of the frozen tower, evaluations and the reading of photos apart.
     pub flops: f64,
     pub seconds: Option<f64>,
 }
@@ -260,7 +280,8 @@ impl Planner<'_> {
         let of = |tape: &Tape| {
             let costs = tape.records().iter().map(|r| r.op().cost()).map(|c| (c.flops as f64, c.bytes as f64));
             costs.fold((0.0, 0.0), |(flops, seconds), (f, b)| {
-                let took = roof.map_or(0.0, |r| (f / r.flops_per_second).max(b / r.bytes_per_second));
+                let took = roof
+                    .map_or(0.0, |r| (f / r.flops_per_second).max(b / r.bytes_per_second) + r.seconds_per_operation);
                 (flops + f, seconds + took)
             })
         };

@@ -212,18 +212,23 @@ fn an_adapter_tensor_without_a_gradient_is_named() {
 #[test]
 fn a_budget_is_kept_by_computing_twice_and_refused_with_a_table() {
     let bench = Bench::new();
-    let plan = |memory: Option<u64>| {
+    let roof = Roof { flops_per_second: 1e9, bytes_per_second: 1e9, seconds_per_operation: 0.0 };
+    let plan_under = |memory: Option<u64>, roof: Roof| {
         let settings = bench.settings(|s| (s.lora_vision, s.memory) = (true, memory));
         let mut watch = Watch { said: &mut |_| (), interrupted: &|| false };
-        let roof = Roof { flops_per_second: 1e9, bytes_per_second: 1e9 };
         dry_run(&settings, &mut Device::host(), Precision::F32, Some(roof), &mut watch)
     };
+    let plan = |memory| plan_under(memory, roof);
     let whole = plan(None).unwrap();
     assert_eq!((whole.recompute_level, whole.steps, whole.samples, whole.largest_samples), (0, 6, 3, 2));
     assert_eq!(whole.step_bytes, whole.step_bytes_without_recompute);
     // every sample three times
     assert!(whole.tokens.is_multiple_of(3) && whole.tokens > 0);
     assert!(whole.seconds.unwrap() >= whole.flops / 1e9 && whole.flops > 0.0);
+    // an operation takes a second: more than 20 of them in each of 6 steps of a model of 2 layers
+    let slow = plan_under(None, Roof { seconds_per_operation: 1.0, ..roof }).unwrap();
+    let operations = slow.seconds.unwrap() - whole.seconds.unwrap();
+    assert!(operations > 120.0 && (operations - operations.round()).abs() < 1e-6, "{operations}");
     let least = whole.trained_bytes + whole.step_bytes_at_least.max(whole.tower_bytes);
     let tight = plan(Some(least as u64)).unwrap();
     assert!(tight.recompute_level > 0 && tight.bytes() <= least && tight.flops > whole.flops);
@@ -256,7 +261,7 @@ fn features_that_do_not_fit_are_computed_again() {
     let plan = |memory: Option<u64>| {
         let settings = bench.settings(|s| s.memory = memory);
         let mut watch = Watch { said: &mut |_| (), interrupted: &|| false };
-        let roof = Roof { flops_per_second: 1e9, bytes_per_second: 1e9 };
+        let roof = Roof { flops_per_second: 1e9, bytes_per_second: 1e9, seconds_per_operation: 0.0 };
         dry_run(&settings, &mut Device::host(), Precision::F32, Some(roof), &mut watch).unwrap()
     };
     let whole = plan(None);
