@@ -132,8 +132,7 @@ DEV uint32_t kth_key(const SampleArgs& a, const Row& row, int64_t k) {
   SHARED(uint32_t, s_found, [2]);
   uint32_t prefix = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
-    __syncthreads();
-    s_counts[threadIdx.x] = 0;
+    s_counts[threadIdx.x] = 0;  // thread 0 has read the last step's: all waited for what it found
     __syncthreads();
     for (int64_t i = threadIdx.x; i < a.n_valid; i += THREADS) {
       const float l = penalised(a, row, i);
@@ -201,7 +200,7 @@ template <bool STRICT> DEV Found find(const SampleArgs& a, const Row& row, int64
       const uint32_t key = row.keys[i];
       if (((uint64_t)key >> (shift + 8)) == prefix && (key >> shift & 255u) == threadIdx.x) sum += mass(a, key, max), count++;
     }
-    __syncthreads();
+    // thread 0 has read the last step's: all waited for what it found
     s_sums[threadIdx.x] = sum, s_counts[threadIdx.x] = count;
     __syncthreads();
     if (threadIdx.x == 0) {

@@ -294,15 +294,19 @@ void syncwarp(uint32_t warp, uint32_t lanes) {
   }
 }
 
+// An atomic is a write that comes after all atomics on its address before it, and hands on what its thread knows.
 void atomic(uint32_t t, uintptr_t address) {
   History& h = *history;
   join(h.known[t], h.atomics[address]);
-  join(h.atomics[address], h.known[t]);
-  h.known[t][t]++;
   std::set<uint32_t>&on_address = h.atomic_blocks[address], &before = h.before[h.block_number];
   before.insert(on_address.begin(), on_address.end());
   on_address.insert(before.begin(), before.end());
   on_address.insert(h.block_number);
+  const uintptr_t offset = address - (uintptr_t)block->shared;
+  if (offset < kSharedBytes) shared_access(t, (uint32_t)offset, 4, true, "an atomic write");
+  else device_access(t, address, 4, true, "an atomic write");
+  join(h.atomics[address], h.known[t]);
+  h.known[t][t]++;
 }
 
 void copy_issued(uint32_t t, uint32_t offset, uint32_t bytes) {

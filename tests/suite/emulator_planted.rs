@@ -1,8 +1,7 @@
 //! Kernels with planted bugs (`cuda/emulator/planted`): each is caught by the plain build of the emulator under its seeds,
 //! by the race build in one run, or by both; correct ones give no alarm. The libraries are built in debug builds only.
-//!
-//! `VLM_EMULATOR_SEEDS` says how many seeds (default 3; tools/soak-emulator asks for 100).
 
+use crate::support::kernels::seeds;
 use half::bf16;
 use libc::{RTLD_LOCAL, RTLD_NOW, c_char, c_int, c_void};
 use std::ffi::{CStr, CString};
@@ -240,10 +239,6 @@ fn rows(e: &Emulator, kernel: &str) -> Result<(), String> {
 
 type Program = fn(&Emulator, &str) -> Result<(), String>;
 
-fn seeds() -> i64 {
-    std::env::var("VLM_EMULATOR_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(3)
-}
-
 /// The seeds under which the plain build finds something, and the first thing it says.
 fn found_by_seeds(e: &Emulator, program: Program, kernel: &str) -> (i64, String) {
     let (mut found, mut said) = (0, String::new());
@@ -260,12 +255,13 @@ fn found_by_seeds(e: &Emulator, program: Program, kernel: &str) -> (i64, String)
 /// Correct kernels, under every policy and delay: no alarm, in no build.
 #[test]
 fn correct_kernels_give_no_alarm() {
-    let correct: [(Program, &str); 5] = [
+    let correct: [(Program, &str); 6] = [
         (copies, "planted_copies_correct"),
         (hopper, "planted_hopper_correct"),
         (stored, "planted_stored_correct"),
         (rows, "planted_rows_correct"),
         (rows, "planted_rows_reverse_correct"),
+        (rows, "planted_rows_reverse_by_atomics_correct"),
     ];
     let (Some(plain), Some(race)) = (Emulator::open("planted"), Emulator::open("planted-race")) else { return };
     for (program, kernel) in correct {
@@ -298,7 +294,7 @@ enum Catch {
 #[test]
 fn planted_bugs_are_caught() {
     use Catch::{Both, Plain, Race};
-    let bugs: [(Program, &str, Catch, &str); 24] = [
+    let bugs: [(Program, &str, Catch, &str); 25] = [
         (copies, "planted_copies_no_wait", Both, "race:"),
         (copies, "planted_copies_no_barrier_before_read", Both, "race:"),
         (copies, "planted_copies_no_barrier_before_refill", Both, "race:"),
@@ -308,6 +304,7 @@ fn planted_bugs_are_caught() {
         (rows, "planted_rows_shared_scratch", Race, "shared address"),
         (rows, "planted_rows_blocks_overlap", Both, "by block 0"),
         (rows, "planted_rows_reverse_unordered", Race, "device allocation"),
+        (rows, "planted_rows_reverse_by_atomics_unordered", Race, "device allocation"),
         (hopper, "planted_hopper_no_wgmma_wait", Both, ""),
         (hopper, "planted_hopper_released_early", Race, "race: a write"),
         (hopper, "planted_hopper_producer_phase", Both, "deadlock"),

@@ -198,8 +198,9 @@ fn sample(case: &mut Case, (b, v): (usize, usize), logits: Option<Vec<f32>>, cho
         Some(values) => case.values(DType::F32, [b, v], values),
         None => case.numbers(DType::F32, [b, v], 3.0),
     };
+    // padding is negative or past the end
     let mut some = |n: usize| {
-        let ids = (0..b * n).map(|i| if i % 4 == 3 { -1 } else { case.random().below(v) as i32 }).collect();
+        let ids = (0..b * n).map(|i| if i % 4 == 3 { -1 } else { case.random().below(v + 1) as i32 }).collect();
         case.whole([b, n], ids)
     };
     let (seen, generated) = (some(9), some(5));
@@ -242,6 +243,26 @@ fn the_same_tokens_are_chosen() {
         let op = sample(&mut case, (1, 40), Some(logits), choice);
         case.agrees(&op);
     }
+}
+
+#[test]
+fn tokens_at_the_edges_are_chosen() {
+    let free = Choice { temperature: Some(0.7), ..Choice::GREEDY };
+    // the first of all is the largest
+    let falling = (0..600).map(|i| 3.0 - i as f32 * 0.001).collect();
+    // an infinite logit is the greedy choice, and never drawn
+    let mut infinite: Vec<f32> = (0..40).map(|i| i as f32 * 0.1).collect();
+    (infinite[0], infinite[7]) = (f32::NEG_INFINITY, f32::INFINITY);
+    for (logits, choice) in [(falling, Choice::GREEDY), (infinite.clone(), Choice::GREEDY), (infinite, free)] {
+        let mut case = Case::new(7);
+        let op = sample(&mut case, (1, logits.len()), Some(logits), choice);
+        case.agrees(&op);
+    }
+    // where rounding leaves the sum below what is wanted, the last is taken and nothing behind it is looked at
+    let mut case = Case::new(7);
+    let mut op = sample(&mut case, (3, 2), None, free);
+    op.uniform = case.values(DType::F32, [3], vec![1.0; 3]);
+    case.agrees(&op);
 }
 
 #[test]

@@ -9,7 +9,7 @@ struct PlantedRowsArgs {
 LAYOUT(PlantedRowsArgs, x, y, n);
 
 namespace planted_rows {
-enum Bug { kNone, kSharedScratch, kBlocksOverlap, kUnordered };
+enum Bug { kNone, kSharedScratch, kBlocksOverlap, kUnordered, kAtomicUnordered };
 
 template <bool BARRIER> DEV float sum_in(float (&s_partial)[32], float v) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
@@ -45,6 +45,19 @@ template <int BUG> DEV void reverse(const PlantedRowsArgs& a) {
   __syncthreads();
   if (i < a.n) y[i] = other;
 }
+
+// The same, where y gets its bits by atomics.
+template <int BUG> DEV void reverse_by_atomics(const PlantedRowsArgs& a) {
+  const float* x = a.x + (int64_t)blockIdx.x * a.n;
+  float* y = a.y + (int64_t)blockIdx.x * a.n;
+  const int i = (int)threadIdx.x;
+  if (i < a.n) y[i] = 0.0f;
+  __syncthreads();
+  if (i < a.n) atomicOr((uint32_t*)&y[a.n - 1 - i], __float_as_uint(x[a.n - 1 - i]));
+  if (BUG != kAtomicUnordered) __syncthreads();
+  const float other = i < a.n / 2 ? y[a.n - 1 - i] : 0.0f, own = i < a.n / 2 ? y[i] : 0.0f;
+  if (i < a.n / 2) y[i] = other, y[a.n - 1 - i] = own;
+}
 }  // namespace planted_rows
 
 using namespace planted_rows;
@@ -54,6 +67,8 @@ PLANTED(planted_rows_shared_scratch, two_sums<kSharedScratch>(a))
 PLANTED(planted_rows_blocks_overlap, two_sums<kBlocksOverlap>(a))
 PLANTED(planted_rows_reverse_correct, reverse<kNone>(a))
 PLANTED(planted_rows_reverse_unordered, reverse<kUnordered>(a))
+PLANTED(planted_rows_reverse_by_atomics_correct, reverse_by_atomics<kNone>(a))
+PLANTED(planted_rows_reverse_by_atomics_unordered, reverse_by_atomics<kAtomicUnordered>(a))
 
 // Single faults.
 // So far that nothing can have been mapped there.
