@@ -250,6 +250,17 @@ fn a_token_alone_gives_the_bits_that_it_gives_in_a_batch() {
 }
 
 #[test]
+fn a_neighbours_large_scores_stay_out() {
+    // beside the second head's largest score all of the first head's weights would be zero
+    let mut case = Case::new(4);
+    let mut op = cached(&mut case, &[1], &[300], (2, 1, 16), 16);
+    let mut q = case.random().f32s(2 * 16, 1.0);
+    q[16..].iter_mut().for_each(|x| *x *= 100.0);
+    op.q = case.values(DType::Bf16, [1, 2 * 16], q);
+    case.agrees(&op);
+}
+
+#[test]
 fn cached_agrees_with_the_host() {
     let mut reached = BTreeSet::new();
     for (i, heads) in HEADS.into_iter().enumerate() {
