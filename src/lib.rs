@@ -100,7 +100,7 @@
 //! | 1 | `host` | the words' loops: the specification | `base` |
 //! | 1 | `data` | photos and text to arrays, datasets | `base` |
 //! | 1 | `io` | memory maps, safetensors, JSON, atomic files | `base` |
-//! | 0 | `base` | errors, shapes, element types, environment, random numbers | nothing |
+//! | 0 | `base` | errors, shapes, element types, environment, random numbers, the date | nothing |
 
 pub mod base;
 pub mod classify;

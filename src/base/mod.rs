@@ -1,7 +1,8 @@
-//! What every room may use: the error, shapes, element types, environment variables, random numbers.
+//! What every room may use: the error, shapes, element types, environment variables, random numbers, the date.
 //!
 //! Floor 0: uses nothing of this crate. Start at [`error`].
 
+pub mod date;
 pub mod dtype;
 pub mod env;
 pub mod error;

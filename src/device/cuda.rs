@@ -75,6 +75,11 @@ impl Cuda {
         Ok(Arc::new(cuda))
     }
 
+    /// What everything is given to: for a library that is timed beside the kernels.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
     /// Loads the images that this GPU runs.
     fn load(&self) -> Result<()> {
         let mut state = self.lock();
@@ -314,6 +319,15 @@ impl Launcher for Cuda {
     fn synchronise(&self) -> Result<()> {
         self.bind()?;
         self.wait(&mut self.lock())
+    }
+
+    fn elapsed(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let failed = |e| self.error("cannot time what runs", e);
+        let mark = || self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(failed);
+        let start = mark()?;
+        run()?;
+        let milliseconds = start.elapsed_ms(&mark()?).map_err(failed)?;
+        Ok(f64::from(milliseconds) / 1e3)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::base::{Error, Result, env};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 type LaunchKernel = unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int;
 type LastError = unsafe extern "C" fn() -> *const c_char;
@@ -283,5 +284,11 @@ impl Launcher for Emulated {
 
     fn synchronise(&self) -> Result<()> {
         Ok(())
+    }
+
+    fn elapsed(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = Instant::now();
+        run()?;
+        Ok(start.elapsed().as_secs_f64())
     }
 }

@@ -135,6 +135,9 @@ pub trait Launcher: Send + Sync {
 
     /// Waits until everything has happened.
     fn synchronise(&self) -> Result<()>;
+
+    /// Seconds from the moment when the device comes to what `run` gives it to do until it has done all of that.
+    fn elapsed(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
 }
 
 /// Bytes of a device, given back when dropped. Its methods check their ranges.

@@ -3,6 +3,7 @@
 mod adapter;
 mod adapter_write;
 mod batches;
+mod bench_ops;
 mod checkpoint;
 mod commands;
 mod config;
