@@ -115,6 +115,8 @@ CONFORMANCE_WGMMA(n96_kk_sw128, 96, 0, 0, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n128_kk_sw128, 128, 0, 0, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n128_mn_sw128, 128, 1, 1, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n160_kk_sw128, 160, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n176_kk_sw128, 176, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n176_kn_sw128, 176, 0, 1, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n192_kk_sw128, 192, 0, 0, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n256_kk_sw128, 256, 0, 0, wgmma_desc_sw128)
 

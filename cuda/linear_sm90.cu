@@ -123,11 +123,23 @@ template <int BN> struct GradientWork {
 KERNEL(linear_fwd_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<128, true, true>(linear::ProductWork<128>{a});
 }
+KERNEL(linear_fwd_128x176_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<176, true, true>(linear::ProductWork<176>{a});
+}
+KERNEL(linear_fwd_128x192_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<192, true, true>(linear::ProductWork<192>{a});
+}
 KERNEL(linear_fwd_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<256, true, true>(linear::ProductWork<256>{a});
 }
 KERNEL(linear_bwd_dx_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<128, true, false>(linear::ProductWork<128>{a});
+}
+KERNEL(linear_bwd_dx_128x176_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<176, true, false>(linear::ProductWork<176>{a});
+}
+KERNEL(linear_bwd_dx_128x192_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<192, true, false>(linear::ProductWork<192>{a});
 }
 KERNEL(linear_bwd_dx_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<256, true, false>(linear::ProductWork<256>{a});

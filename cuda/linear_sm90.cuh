@@ -9,16 +9,22 @@
 //
 // Operands lie with k contiguous or with their other index contiguous (wgmma's own transposition), so forward, dx and dW
 // read the same memory untransposed. TMA fills what lies outside an operand with zeros: ragged edges need no masks but at
-// the store, which goes through 32 columns of shared memory at a time, so that 16 bytes of a row move at once.
-// Shared memory: 4 (128 + BN) 64 2 bytes of stages and 20 KiB of sums, at most 214 KiB. One block a multiprocessor.
+// the store, which goes through 32 columns of shared memory at a time (16 where BN is no multiple of 32), so that 16
+// bytes of a row move at once.
+//
+// BN is 128, 176, 192 or 256: the plan takes the width whose tiles fill the multiprocessors best
+// (src/ops/linear/plan_sm90.rs). A right operand with k contiguous comes in one box of BN rows; else in boxes of 64
+// columns, of which the last may hold more than wgmma's N reads.
+//
+// Shared memory: 4 (128 + BN) 64 2 bytes of stages (BN rounded up to a multiple of 64) and at most 20 KiB of sums, in all
+// at most 214 KiB. One block a multiprocessor.
 #pragma once
 #include "linear_dropout.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 namespace linear {
 
-constexpr int HOPPER_M = 128, HOPPER_K = 64, HOPPER_STAGES = 4, HOPPER_SLICE = 32;
-constexpr int SLICE_STRIDE = HOPPER_SLICE + 8;  // floats; eight more, so that rows do not share banks
+constexpr int HOPPER_M = 128, HOPPER_K = 64, HOPPER_STAGES = 4;
 constexpr int ATOM_BYTES = 64 * HOPPER_K * 2;   // 64 columns of an operand whose other index is contiguous
 
 // What a tile sums: `scaled` of its steps come first and are multiplied by `scale` together.
@@ -49,7 +55,12 @@ struct Ring {
 template <int BN, int TA, int TB> DEV void wgmma(float (&d)[BN / 2], uint64_t a, uint64_t b, int accumulate) {
   if constexpr (BN == 256) {
     wgmma_m64n256k16<TA, TB>(d, a, b, accumulate);
+  } else if constexpr (BN == 192) {
+    wgmma_m64n192k16<TA, TB>(d, a, b, accumulate);
+  } else if constexpr (BN == 176) {
+    wgmma_m64n176k16<TA, TB>(d, a, b, accumulate);
   } else {
+    static_assert(BN == 128, "a width that has its instruction here");
     wgmma_m64n128k16<TA, TB>(d, a, b, accumulate);
   }
 }
@@ -63,12 +74,16 @@ DEV void consumer_sync(int consumer) {
   }
 }
 
+// Columns of an operand in shared memory, and those of a step that come: whole boxes of 64 where k is not contiguous.
+template <int OUTER> constexpr int STORED = (OUTER + 63) / 64 * 64;
+template <int OUTER, bool ALONG_K> constexpr int LOADED = ALONG_K ? OUTER : STORED<OUTER>;
+
 // One operand's part of a step, OUTER wide.
 template <int OUTER, bool ALONG_K> DEV void load_boxes(uint32_t to, const TensorMap* map, uint32_t full, int outer, int k) {
   if constexpr (ALONG_K) {
     tma_load_2d(to, map, full, k, outer);
   } else {
-    UNROLL for (int i = 0; i < OUTER / 64; i++) tma_load_2d(to + i * ATOM_BYTES, map, full, outer + i * 64, k);
+    UNROLL for (int i = 0; i < STORED<OUTER> / 64; i++) tma_load_2d(to + i * ATOM_BYTES, map, full, outer + i * 64, k);
   }
 }
 
@@ -76,7 +91,10 @@ template <int OUTER, bool ALONG_K> DEV void load_boxes(uint32_t to, const Tensor
 // void store(const HopperTile&, int m, int n, float (&v)[8]) const; DROPOUT, whether sums drop out, and if they do
 // const LinearDropout& dropout(const HopperTile&, int step) const; RandomKey key(const LinearDropout&, int m) const.
 template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void run_sm90(const Work& work) {
-  constexpr uint32_t LEFT_BYTES = HOPPER_M * HOPPER_K * 2, STAGE_BYTES = (HOPPER_M + BN) * HOPPER_K * 2;
+  constexpr uint32_t LEFT_BYTES = HOPPER_M * HOPPER_K * 2, STAGE_BYTES = LEFT_BYTES + STORED<BN> * HOPPER_K * 2;
+  constexpr uint32_t STEP_BYTES = LEFT_BYTES + LOADED<BN, RIGHT_ALONG_K> * HOPPER_K * 2;
+  constexpr int SLICE = BN % 32 == 0 ? 32 : 16;  // columns of the sums that are stored at a time
+  constexpr int SLICE_STRIDE = SLICE + 8;        // floats; eight more, so that rows do not share banks
   constexpr uint32_t SLICE_BYTES = 64 * SLICE_STRIDE * 4;
   DYN_SMEM(raw);
   const uint32_t base = (smem_u32(raw) + 1023u) & ~1023u;  // swizzled boxes begin at multiples of 1024
@@ -101,7 +119,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
         const HopperStep step = work.step(tile, i);
         const uint32_t to = base + ring.stage * STAGE_BYTES, bar = full + 8 * ring.stage;
         mbar_wait(empty + 8 * ring.stage, ring.phase ^ 1);
-        mbar_arrive_expect_tx(bar, STAGE_BYTES);
+        mbar_arrive_expect_tx(bar, STEP_BYTES);
         load_boxes<HOPPER_M, LEFT_ALONG_K>(to, step.left, bar, tile.m0, step.k);
         load_boxes<BN, RIGHT_ALONG_K>(to + LEFT_BYTES, step.right, bar, tile.n0, step.k);
         ring.advance();
@@ -175,21 +193,21 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
         ring.advance();
       }
     }
-    for (int s = 0; s < BN / HOPPER_SLICE; s++) {
-      UNROLL for (int from = 0; from < BN / HOPPER_SLICE; from++) {
+    for (int s = 0; s < BN / SLICE; s++) {
+      UNROLL for (int from = 0; from < BN / SLICE; from++) {
         if (from != s) continue;  // registers have no run-time index
-        UNROLL for (int j = 0; j < HOPPER_SLICE / 8; j++) UNROLL for (int h = 0; h < 2; h++) {
-          const int i = (from * HOPPER_SLICE / 8 + j) * 4 + 2 * h;
+        UNROLL for (int j = 0; j < SLICE / 8; j++) UNROLL for (int h = 0; h < 2; h++) {
+          const int i = (from * SLICE / 8 + j) * 4 + 2 * h;
           float* to = slice + (warp * 16 + h * 8 + (lane >> 2)) * SLICE_STRIDE + j * 8 + (lane & 3) * 2;
           *(float2*)to = make_float2(d[i], d[i + 1]);
         }
       }
       consumer_sync(consumer);
-      UNROLL1 for (int c = tid & 127; c < 64 * HOPPER_SLICE / 8; c += 128) {
-        const int r = c / (HOPPER_SLICE / 8), column = c % (HOPPER_SLICE / 8) * 8;
+      UNROLL1 for (int c = tid & 127; c < 64 * SLICE / 8; c += 128) {
+        const int r = c / (SLICE / 8), column = c % (SLICE / 8) * 8;
         float v[8];
         UNROLL for (int i = 0; i < 8; i++) v[i] = slice[r * SLICE_STRIDE + column + i];
-        work.store(tile, tile.m0 + consumer * 64 + r, tile.n0 + s * HOPPER_SLICE + column, v);
+        work.store(tile, tile.m0 + consumer * 64 + r, tile.n0 + s * SLICE + column, v);
       }
       consumer_sync(consumer);  // all have read the slice before the next is written
     }

@@ -67,6 +67,7 @@ DEV uint64_t wgmma_desc_none(uint32_t addr, uint32_t lbo, uint32_t sbo) { return
 #define WGMMA_L2 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
 #define WGMMA_L3 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define WGMMA_L4 ",%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79"
+#define WGMMA_H5 ",%80,%81,%82,%83,%84,%85,%86,%87"
 #define WGMMA_L5 ",%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95"
 #define WGMMA_L6 ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111"
 #define WGMMA_L7 ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
@@ -75,6 +76,7 @@ DEV uint64_t wgmma_desc_none(uint32_t addr, uint32_t lbo, uint32_t sbo) { return
 #define WGMMA_N96 WGMMA_N64 WGMMA_L2
 #define WGMMA_N128 WGMMA_N96 WGMMA_L3
 #define WGMMA_N160 WGMMA_N128 WGMMA_L4
+#define WGMMA_N176 WGMMA_N160 WGMMA_H5
 #define WGMMA_N192 WGMMA_N160 WGMMA_L5
 #define WGMMA_N256 WGMMA_N192 WGMMA_L6 WGMMA_L7
 #define WGMMA_F_N32 WGMMA_F8(0), WGMMA_F8(8)
@@ -82,6 +84,7 @@ DEV uint64_t wgmma_desc_none(uint32_t addr, uint32_t lbo, uint32_t sbo) { return
 #define WGMMA_F_N96 WGMMA_F32(0), WGMMA_F8(32), WGMMA_F8(40)
 #define WGMMA_F_N128 WGMMA_F32(0), WGMMA_F32(32)
 #define WGMMA_F_N160 WGMMA_F_N128, WGMMA_F8(64), WGMMA_F8(72)
+#define WGMMA_F_N176 WGMMA_F_N160, WGMMA_F8(80)
 #define WGMMA_F_N192 WGMMA_F_N128, WGMMA_F32(64)
 #define WGMMA_F_N256 WGMMA_F_N128, WGMMA_F32(64), WGMMA_F32(96)
 // P0.. are the operand numbers after the N / 2 accumulators.
@@ -111,5 +114,6 @@ WGMMA(64, 32, 33, 34, 35, 36, 37, 38)
 WGMMA(96, 48, 49, 50, 51, 52, 53, 54)
 WGMMA(128, 64, 65, 66, 67, 68, 69, 70)
 WGMMA(160, 80, 81, 82, 83, 84, 85, 86)
+WGMMA(176, 88, 89, 90, 91, 92, 93, 94)
 WGMMA(192, 96, 97, 98, 99, 100, 101, 102)
 WGMMA(256, 128, 129, 130, 131, 132, 133, 134)

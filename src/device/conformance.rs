@@ -289,7 +289,7 @@ pub const WGMMA_B: i32 = 8192;
 
 /// (kernel, N, leading and stride byte offsets of A, then of B).
 #[rustfmt::skip]
-const WGMMA: [(&str, i32, [i32; 4]); 19] = [
+const WGMMA: [(&str, i32, [i32; 4]); 21] = [
     ("conformance_wgmma_n64_kk_sw128", 64, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n64_mk_sw128", 64, [2048, 1024, 16, 1024]),
     ("conformance_wgmma_n64_kn_sw128", 64, [16, 1024, 2048, 1024]),
@@ -305,6 +305,8 @@ const WGMMA: [(&str, i32, [i32; 4]); 19] = [
     ("conformance_wgmma_n128_kk_sw128", 128, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n128_mn_sw128", 128, [2048, 1024, 2048, 1024]),
     ("conformance_wgmma_n160_kk_sw128", 160, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n176_kk_sw128", 176, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n176_kn_sw128", 176, [16, 1024, 2048, 1024]),
     ("conformance_wgmma_n192_kk_sw128", 192, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n256_kk_sw128", 256, [16, 1024, 16, 1024]),
     ("conformance_wgmma_rs_k_sw128", 64, [0, 0, 16, 1024]),

@@ -21,7 +21,7 @@ enum Trained {
 
 /// Rows, input width, segments: one, primes, the tiles of 16 x 32, 64 x 64 and 128 x 128 (and Hopper's) and one more or
 /// less, widths that are no multiple of 8, adapters of several ranks, several steps of k and a rest, none at all.
-const SHAPES: [(usize, usize, &[Columns]); 17] = [
+const SHAPES: [(usize, usize, &[Columns]); 19] = [
     (1, 1, &[(1, 1, true)]),
     (1, 264, &[(40, 8, false), (32, 0, true)]),
     (3, 7, &[(5, 0, false), (13, 3, true)]),
@@ -38,6 +38,8 @@ const SHAPES: [(usize, usize, &[Columns]); 17] = [
     (129, 264, &[(144, 8, false), (120, 72, true)]),
     (130, 129, &[(127, 0, true), (2, 1, false)]),
     (200, 8, &[(520, 8, false)]),
+    (130, 376, &[(504, 8, true)]),
+    (140, 504, &[(376, 0, false)]),
     (0, 16, &[(24, 8, true)]),
 ];
 
@@ -347,6 +349,8 @@ fn every_kernel_runs() {
         "linear_bwd_dw_dropout_any_bf16",
         "linear_bwd_dx_128x128_bf16",
         "linear_bwd_dx_128x128_sm90_bf16",
+        "linear_bwd_dx_128x176_sm90_bf16",
+        "linear_bwd_dx_128x192_sm90_bf16",
         "linear_bwd_dx_128x256_sm90_bf16",
         "linear_bwd_dx_64x64_bf16",
         "linear_bwd_dx_any_bf16",
@@ -358,6 +362,8 @@ fn every_kernel_runs() {
         "linear_bwd_rows_bf16",
         "linear_fwd_128x128_bf16",
         "linear_fwd_128x128_sm90_bf16",
+        "linear_fwd_128x176_sm90_bf16",
+        "linear_fwd_128x192_sm90_bf16",
         "linear_fwd_128x256_sm90_bf16",
         "linear_fwd_16x32_bf16",
         "linear_fwd_64x64_bf16",

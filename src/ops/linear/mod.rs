@@ -8,6 +8,7 @@
 pub mod arguments;
 pub(super) mod launch;
 pub mod plan;
+mod plan_sm90;
 
 use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};

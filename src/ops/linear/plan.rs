@@ -1,6 +1,8 @@
 //! Which kernel a product runs on, and how many blocks it takes: pure functions of sizes, addresses and the device.
 
 use super::arguments::{LinearArgs, LinearGradientArgs};
+pub use super::plan_sm90::HopperTile;
+use super::plan_sm90::hopper_product;
 use crate::device::{Facts, Launch};
 
 /// How the right operand of a product lies.
@@ -51,25 +53,6 @@ impl Tile {
     }
 }
 
-/// Tiles of Hopper's kernel: 128 rows and so many columns, one block a multiprocessor for many of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HopperTile {
-    pub columns: u32,
-}
-
-impl HopperTile {
-    pub const ROWS: u32 = 128;
-    /// Steps of k, and the width of a box whose other index is contiguous.
-    pub const DEPTH: u32 = 64;
-
-    fn launch(self, kernel: &'static str, tiles: i32, facts: &Facts) -> Launch {
-        let stages = 4 * 2 * HopperTile::DEPTH * (HopperTile::ROWS + self.columns);
-        let (sums, barriers, alignment) = (2 * 64 * 40 * 4, 64, 1024);
-        let grid = [(tiles as u32).min(facts.multiprocessors), 1, 1];
-        Launch { kernel, grid, block: 384, shared_bytes: stages + sums + barriers + alignment }
-    }
-}
-
 /// A launch of `linear`'s products: with tensor maps where the tile is Hopper's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Plan {
@@ -77,8 +60,6 @@ pub struct Plan {
     pub hopper: Option<HopperTile>,
 }
 
-/// Rows from which Hopper's tiles of 128 pay.
-const HOPPER_ROWS: i32 = 65;
 /// Rows of the batch that one split of a gradient sums, at the least.
 const SPLIT_ROWS: i32 = 256;
 /// Steps of k that one split of a product sums, at the least.
@@ -86,25 +67,8 @@ const SPLIT_DEPTH: i32 = 2048;
 
 /// The kernel for a product of `linear`.
 pub fn product(args: &LinearArgs, form: Form, facts: &Facts) -> Plan {
-    let widths = || args.bands().iter().map(|b| b.width);
-    let gathered = args.pieces().any(|(_, p, _)| p.gathered != 0);
-    // the threads of Hopper's kernel never touch x, so that nothing of it can drop out there
-    let operand_drops = args.drops() && form == Form::Forward;
-    if facts.is_hopper() && aligned(args) && !gathered && !operand_drops && args.m >= HOPPER_ROWS {
-        let tiles = |columns| parts(args.m, 128) * widths().map(|w| parts(w, columns)).sum::<i32>() * args.splits;
-        // wide tiles read less for each product; they wait for each other more
-        let waves = |columns| f64::from(parts(tiles(columns), facts.multiprocessors as i32) * columns);
-        let columns = if waves(256) <= 1.05 * waves(128) { 256 } else { 128 };
-        let kernel = match (form, args.drops(), columns) {
-            (Form::Forward, _, 128) => "linear_fwd_128x128_sm90_bf16",
-            (Form::Forward, ..) => "linear_fwd_128x256_sm90_bf16",
-            (Form::Backward, false, 128) => "linear_bwd_dx_128x128_sm90_bf16",
-            (Form::Backward, false, _) => "linear_bwd_dx_128x256_sm90_bf16",
-            (Form::Backward, true, 128) => "linear_bwd_dx_dropout_128x128_sm90_bf16",
-            (Form::Backward, true, _) => "linear_bwd_dx_dropout_128x256_sm90_bf16",
-        };
-        let tile = HopperTile { columns: columns as u32 };
-        return Plan { launch: tile.launch(kernel, tiles(columns), facts), hopper: Some(tile) };
+    if let Some(plan) = hopper_product(args, form, facts) {
+        return plan;
     }
     let tile = tile(args, form, facts);
     let kernel = match (form, args.drops(), tile) {
@@ -197,7 +161,7 @@ fn splits(n: i32, tiles: i32, least: i32, facts: &Facts) -> (i32, i32) {
 }
 
 /// Whether every row begins at a multiple of 16 bytes and every width is a multiple of 8 elements.
-fn aligned(args: &LinearArgs) -> bool {
+pub(super) fn aligned(args: &LinearArgs) -> bool {
     let addresses = [args.added, args.y, args.z, args.wide];
     let pieces = args.pieces().all(|(_, p, _)| {
         p.left % 16 == 0 && p.right % 16 == 0 && p.left_stride % 8 == 0 && p.right_stride % 8 == 0 && p.depth % 8 == 0
@@ -206,21 +170,21 @@ fn aligned(args: &LinearArgs) -> bool {
     pieces && bands && args.stride % 8 == 0 && addresses.iter().all(|a| a % 16 == 0)
 }
 
-fn parts(n: i32, of: i32) -> i32 {
+pub(super) fn parts(n: i32, of: i32) -> i32 {
     (n + of - 1) / of
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::arguments::{LinearBand, LinearDropout, LinearGradientBand, LinearPiece};
     use super::*;
 
-    fn gpu(capability: (i32, i32), multiprocessors: u32) -> Facts {
+    pub fn gpu(capability: (i32, i32), multiprocessors: u32) -> Facts {
         let name = "a GPU".into();
         Facts { name, capability, multiprocessors, shared_bytes: 99 << 10, guarded: false, profiled: false }
     }
 
-    fn args(m: i32, k: i32, widths: &[i32]) -> LinearArgs {
+    pub fn args(m: i32, k: i32, widths: &[i32]) -> LinearArgs {
         let stride = widths.iter().sum::<i32>().into();
         let mut args = LinearArgs { m, stride, splits: 1, ..LinearArgs::default() };
         let mut column = 0;
@@ -246,7 +210,7 @@ mod tests {
         assert_eq!(kernel(&args(16, 4096, &[6144]), backward, &older), "linear_bwd_dx_64x64_bf16");
         assert_eq!(kernel(&args(2764, 67, &[64]), forward, &older), "linear_fwd_any_bf16");
         assert_eq!(kernel(&args(2764, 64, &[68]), backward, &older), "linear_bwd_dx_any_bf16");
-        assert_eq!(kernel(&args(2764, 4096, &[4096]), forward, &hopper), "linear_fwd_128x256_sm90_bf16");
+        assert_eq!(kernel(&args(2764, 4096, &[4096]), forward, &hopper), "linear_fwd_128x176_sm90_bf16");
         assert_eq!(kernel(&args(512, 4096, &[4096]), backward, &hopper), "linear_bwd_dx_128x128_sm90_bf16");
         assert_eq!(kernel(&args(64, 4096, &[4096]), forward, &hopper), "linear_fwd_64x64_bf16");
         assert_eq!(kernel(&args(1, 4096, &[4096]), forward, &hopper), "linear_fwd_16x32_bf16");

@@ -1,0 +1,125 @@
+//! Which of Hopper's kernels a product runs on, and with how wide tiles: pure functions, as in [`super::plan`].
+
+use super::arguments::LinearArgs;
+use super::plan::{Form, Plan, aligned, parts};
+use crate::device::{Facts, Launch};
+
+/// Tiles of Hopper's kernel: 128 rows and so many columns, one block a multiprocessor for many of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HopperTile {
+    pub columns: u32,
+}
+
+impl HopperTile {
+    pub const ROWS: u32 = 128;
+    /// Steps of k, and the width of a box whose other index is contiguous.
+    pub const DEPTH: u32 = 64;
+
+    pub(super) fn launch(self, kernel: &'static str, tiles: i32, facts: &Facts) -> Launch {
+        let stages = 4 * 2 * HopperTile::DEPTH * (HopperTile::ROWS + self.columns.next_multiple_of(64));
+        let (sums, barriers, alignment) = (2 * 64 * 40 * 4, 64, 1024);
+        let grid = [(tiles as u32).min(facts.multiprocessors), 1, 1];
+        Launch { kernel, grid, block: 384, shared_bytes: stages + sums + barriers + alignment }
+    }
+}
+
+/// Rows from which Hopper's tiles of 128 pay.
+const HOPPER_ROWS: i32 = 65;
+
+/// Widths of Hopper's tiles with their kernels, wide ones first: they read less for each product.
+type Choices = [(i32, &'static str)];
+const HOPPER_FORWARD: [(i32, &str); 4] = [
+    (256, "linear_fwd_128x256_sm90_bf16"),
+    (192, "linear_fwd_128x192_sm90_bf16"),
+    (176, "linear_fwd_128x176_sm90_bf16"),
+    (128, "linear_fwd_128x128_sm90_bf16"),
+];
+const HOPPER_BACKWARD: [(i32, &str); 4] = [
+    (256, "linear_bwd_dx_128x256_sm90_bf16"),
+    (192, "linear_bwd_dx_128x192_sm90_bf16"),
+    (176, "linear_bwd_dx_128x176_sm90_bf16"),
+    (128, "linear_bwd_dx_128x128_sm90_bf16"),
+];
+const HOPPER_BACKWARD_DROPOUT: [(i32, &str); 2] =
+    [(256, "linear_bwd_dx_dropout_128x256_sm90_bf16"), (128, "linear_bwd_dx_dropout_128x128_sm90_bf16")];
+/// What a tile takes besides its columns, as columns. Unmeasured.
+const HOPPER_TILE_COST: i32 = 16;
+
+/// The width whose last wave of tiles ends first; of equals the widest.
+fn fastest(choices: &'static Choices, tiles: impl Fn(i32) -> i32, facts: &Facts) -> &'static (i32, &'static str) {
+    let waves = |columns| i64::from(parts(tiles(columns), facts.multiprocessors as i32));
+    let cost = |(columns, _): &&(i32, &str)| waves(*columns) * i64::from(columns + HOPPER_TILE_COST);
+    choices.iter().min_by_key(cost).unwrap_or(&choices[0])
+}
+
+/// Tiles of 128 rows and so many columns that a product has.
+fn hopper_tiles(args: &LinearArgs, columns: i32) -> i32 {
+    let of_row = args.bands().iter().map(|b| parts(b.width, columns)).sum::<i32>();
+    parts(args.m, HopperTile::ROWS as i32) * of_row * args.splits
+}
+
+/// The kernel for a product that Hopper's instructions can compute, where the device has them.
+pub(super) fn hopper_product(args: &LinearArgs, form: Form, facts: &Facts) -> Option<Plan> {
+    let gathered = args.pieces().any(|(_, p, _)| p.gathered != 0);
+    // the threads of Hopper's kernel never touch x, so that nothing of it can drop out there
+    let operand_drops = args.drops() && form == Form::Forward;
+    if !facts.is_hopper() || !aligned(args) || gathered || operand_drops || args.m < HOPPER_ROWS {
+        return None;
+    }
+    let choices = match (form, args.drops()) {
+        (Form::Forward, _) => &HOPPER_FORWARD[..],
+        (Form::Backward, false) => &HOPPER_BACKWARD,
+        (Form::Backward, true) => &HOPPER_BACKWARD_DROPOUT,
+    };
+    let tiles = |columns| hopper_tiles(args, columns);
+    let (columns, kernel) = *fastest(choices, tiles, facts);
+    let tile = HopperTile { columns: columns as u32 };
+    Some(Plan { launch: tile.launch(kernel, tiles(columns), facts), hopper: Some(tile) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::product;
+    use super::super::plan::tests::{args, gpu};
+    use super::*;
+
+    /// Sums that are wanted beside those that all multiprocessors compute until the last wave is done.
+    fn fill(m: i32, widths: &[i32], columns: i32, multiprocessors: i32) -> f64 {
+        let tiles = parts(m, 128) * widths.iter().map(|w| parts(*w, columns)).sum::<i32>();
+        let computed = f64::from(parts(tiles, multiprocessors) * multiprocessors) * f64::from(128 * columns);
+        f64::from(m) * f64::from(widths.iter().sum::<i32>()) / computed
+    }
+
+    #[test]
+    fn widths_fill_hoppers_multiprocessors() {
+        let hopper = gpu((9, 0), 132);
+        // the article's step, other steps and the sizes of a long batch; of the 8B model qkv, o and down, gate and up
+        let (qkv, o, gate_up) = (&[4096, 1024, 1024][..], &[4096][..], &[12_288, 12_288][..]);
+        for (m, widths, columns, least) in [
+            (2764, qkv, 256, 0.98),
+            (2764, o, 176, 0.95),
+            (2764, gate_up, 256, 0.98),
+            (512, o, 128, 0.96),
+            (512, &[6144], 192, 0.96),
+            (512, &[12_288], 192, 0.96),
+            (1024, o, 256, 0.96),
+            (1024, &[6144], 192, 0.96),
+            (4224, o, 256, 1.0),
+            (8448, qkv, 256, 1.0),
+            (8448, o, 256, 1.0),
+            (8448, gate_up, 256, 1.0),
+        ] {
+            for form in [Form::Forward, Form::Backward] {
+                let plan = product(&args(m, 4096, widths), form, &hopper);
+                assert_eq!(plan.hopper, Some(HopperTile { columns }), "{m} {widths:?}");
+                assert!(plan.launch.kernel.contains(&format!("128x{columns}")), "{plan:?}");
+            }
+            let reached = fill(m, widths, columns as i32, 132);
+            assert!(reached >= least, "{m} {widths:?}: {reached}");
+            let others = HOPPER_FORWARD.map(|(columns, _)| fill(m, widths, columns, 132));
+            assert!(others.iter().all(|other| *other <= 1.06 * reached), "{m} {widths:?}: {reached} of {others:?}");
+        }
+        // what tiles of 256 columns would leave idle
+        assert!((fill(2764, o, 256, 132) - 0.872).abs() < 1e-3 && (fill(2764, o, 176, 132) - 0.952).abs() < 1e-3);
+    }
+}
