@@ -290,26 +290,47 @@ fn a_nan_stays_in_its_row() {
 
 #[test]
 fn a_row_does_not_depend_on_how_many_there_are() {
-    // the tiles of 16, 64 and 128 rows sum in the same order
-    let row: Vec<f32> = (0..200).map(|i| (i as f32 * 0.37).sin()).collect();
-    let mut case = Case::new(9);
-    let one = linear(&mut case, (1, 200, &[(128, 8, true)]), Trained::Nothing, PLAIN, false);
-    let of_rows = |case: &mut Case, m: usize| {
-        let (s, y) = (case.output(DType::Bf16, [m, 8]), case.output(DType::Bf16, [m, 128]));
-        Linear { x: case.values(DType::Bf16, [m, 200], row.repeat(m)), s: Some(s), y, ..one.clone() }
+    // every tile sums in the same order, in steps of 16 along k, whatever stands beside a row; in the emulator wgmma adds
+    // within a step as mma does
+    let (k, n, rank, most) = (264, 376, 8, 130);
+    let run = |capability, ranges: &[(usize, usize)]| {
+        let mut case = Case::new(9);
+        let x = case.random().f32s(most * k, 1.0);
+        let one = linear(&mut case, (1, k, &[(n, rank, true)]), Trained::Nothing, PLAIN, false);
+        let mut of_rows = |(first, m): (usize, usize)| {
+            let x = case.values(DType::Bf16, [m, k], x[first * k..(first + m) * k].to_vec());
+            let (s, y) = (case.output(DType::Bf16, [m, rank]), case.output(DType::Bf16, [m, n]));
+            Linear { x, s: Some(s), y, ..one.clone() }
+        };
+        let ops: Vec<Linear> = ranges.iter().map(|range| of_rows(*range)).collect();
+        let mut device = Device::emulated(capability).expect("an emulator");
+        case.begin(&mut device).expect("memory");
+        let mut results = Vec::new();
+        for op in &ops {
+            op.forward(&mut device).expect("linear");
+            results.push(device.memory().read_f32(op.y).expect("y"));
+        }
+        (results, device.launches().into_keys().collect::<Vec<_>>())
     };
-    let ops = [1, 40, 600].map(|m| of_rows(&mut case, m));
-    let mut device = Device::emulated((8, 6)).expect("an emulator");
-    case.begin(&mut device).expect("memory");
-    let mut rows = Vec::new();
-    for op in &ops {
-        op.forward(&mut device).expect("linear");
-        let y = device.memory().read_f32(op.y).expect("y");
-        rows.extend(y.chunks(128).map(<[f32]>::to_vec));
+    let all = [(0, most)];
+    let batches = [1, 2, 15, 16, 17, 63, 64, 65, 128].map(|m| (0, m));
+    let alone = [(15, 1), (16, 1), (64, 1), (129, 1)];
+    let ranges = [&all[..], &batches, &alone].concat();
+    let older = ["linear_fwd_128x128_bf16", "linear_fwd_16x32_bf16", "linear_fwd_64x64_bf16"];
+    let hopper = [
+        "linear_fwd_128x128_sm90_bf16",
+        "linear_fwd_128x192_sm90_bf16",
+        "linear_fwd_16x32_bf16",
+        "linear_fwd_64x64_bf16",
+    ];
+    for (capability, kernels) in [((8, 6), &older[..]), ((9, 0), &hopper)] {
+        let (results, ran) = run(capability, &ranges);
+        assert!(results[0].iter().all(|v| v.is_finite()));
+        for ((first, m), got) in ranges.iter().zip(&results) {
+            assert_eq!(*got, results[0][first * n..(first + m) * n], "{m} rows from {first}, {capability:?}");
+        }
+        assert_eq!(ran, kernels);
     }
-    assert!(rows.iter().all(|r| *r == rows[0] && r.iter().all(|v| v.is_finite())));
-    let ran: Vec<&str> = device.launches().into_keys().collect();
-    assert_eq!(ran, ["linear_fwd_128x128_bf16", "linear_fwd_16x32_bf16", "linear_fwd_64x64_bf16"]);
 }
 
 #[test]
