@@ -127,39 +127,51 @@ impl Accelerator {
         self.launcher.tensor_map(shape)
     }
 
-    /// Memory for one operation's intermediate results, a range for each size, until the next operation asks. Grows
-    /// where it has to, and is filled with NaN in debug builds.
-    pub fn scratch<const N: usize>(&mut self, sizes: [usize; N]) -> Result<[u64; N]> {
-        let bytes = sizes.iter().map(|s| s.next_multiple_of(ALIGNMENT)).sum();
-        if bytes > self.scratch.bytes() {
-            self.scratch = Allocation::new(&self.launcher, 0)?;
-            self.scratch = Allocation::new(&self.launcher, bytes)?;
-        }
+    /// Memory for one operation's intermediate results, a range for each of the sizes that its `scratch` says, until the
+    /// next operation asks. Grows where nobody reserved it, and is filled with NaN in debug builds.
+    pub fn scratch<const N: usize>(&mut self, sizes: &[usize]) -> Result<[u64; N]> {
+        let bytes = scratch_bytes(sizes);
+        self.grow_scratch(bytes)?;
         if cfg!(debug_assertions) {
             self.scratch.fill(0, bytes, 0xff)?;
         }
         let mut at = self.scratch.address();
-        Ok(sizes.map(|size| {
+        let begins = sizes.iter().map(|size| {
             let begin = at;
             at += size.next_multiple_of(ALIGNMENT) as u64;
             begin
-        }))
+        });
+        begins.collect::<Vec<u64>>().try_into().map_err(|begins: Vec<u64>| {
+            let (wanted, got) = (format!("{N} ranges"), begins.len().to_string());
+            Error::Contract { op: "scratch", argument: "sizes", wanted, got }
+        })
     }
 
-    /// Before a tape runs: says whether its activations and weights fit, and puts the weights on the device.
-    pub fn reserve(&mut self, activations: usize, weights: &[&Weight]) -> Result<()> {
-        self.fits(activations, weights)?;
+    fn grow_scratch(&mut self, bytes: usize) -> Result<()> {
+        if bytes > self.scratch.bytes() {
+            // what is there goes before the new comes
+            self.scratch = Allocation::new(&self.launcher, 0)?;
+            self.scratch = Allocation::new(&self.launcher, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Before a tape runs: says whether its activations, intermediate results and weights fit, makes room for the
+    /// intermediate results and puts the weights on the device.
+    pub fn reserve(&mut self, activations: usize, scratch: usize, weights: &[&Weight]) -> Result<()> {
+        self.fits(activations, scratch, weights)?;
+        self.grow_scratch(scratch)?;
         self.weights.place(&self.launcher, weights)
     }
 
-    fn fits(&self, activations: usize, weights: &[&Weight]) -> Result<()> {
+    fn fits(&self, activations: usize, scratch: usize, weights: &[&Weight]) -> Result<()> {
         let Some((free, total)) = self.launcher.memory_bytes() else { return Ok(()) };
         let missing = self.weights.missing_bytes(weights);
         let trained: usize = weights.iter().filter(|w| w.as_trained().is_some()).map(|w| w.shape().elements()).sum();
         let shadows = self.memory.shadow_bytes().max(2 * trained);
         let held = self.memory.allocated(Arena::Activations);
         // a larger arena comes in the place of the smaller
-        let growth = activations.saturating_sub(held);
+        let growth = activations.saturating_sub(held) + scratch.saturating_sub(self.scratch.bytes());
         let new = missing + growth + (shadows - self.memory.shadow_bytes());
         if new <= free {
             return Ok(());
@@ -169,6 +181,7 @@ impl Accelerator {
             ("trained, with gradients and moments", self.memory.allocated(Arena::Parameters) + shadows),
             ("cache of keys and values", self.memory.allocated(Arena::Cache)),
             ("activations", activations.max(held)),
+            ("intermediate results of a kernel", scratch.max(self.scratch.bytes())),
         ];
         let lines: Vec<String> =
             rows.iter().map(|(name, bytes)| format!("\n  {name:<36}{:>10}", size(*bytes))).collect();
@@ -182,6 +195,11 @@ impl Accelerator {
             lines.concat()
         )))
     }
+}
+
+/// What ranges of these sizes take together.
+pub fn scratch_bytes(sizes: &[usize]) -> usize {
+    sizes.iter().map(|size| size.next_multiple_of(ALIGNMENT)).sum()
 }
 
 /// Bytes for a person.

@@ -104,11 +104,20 @@ impl Device {
         }
     }
 
-    /// Says before a tape runs whether its activations and weights fit, and puts the weights where they are needed.
-    pub fn reserve(&mut self, activation_bytes: usize, weights: &[&Weight]) -> Result<()> {
+    /// What plans need to know; None for the host, which has no kernels to plan.
+    pub fn facts(&self) -> Option<&Facts> {
+        match self {
+            Device::Host(_) => None,
+            Device::Launch(gpu) => Some(gpu.facts()),
+        }
+    }
+
+    /// Says before a tape runs whether its activations, the intermediate results of its operations and its weights fit,
+    /// and puts the weights where they are needed.
+    pub fn reserve(&mut self, activation_bytes: usize, scratch_bytes: usize, weights: &[&Weight]) -> Result<()> {
         match self {
             Device::Host(_) => Ok(()),
-            Device::Launch(gpu) => gpu.reserve(activation_bytes, weights),
+            Device::Launch(gpu) => gpu.reserve(activation_bytes, scratch_bytes, weights),
         }
     }
 

@@ -360,6 +360,12 @@ impl Op for AttentionBackward {
         self.forward.flops() / 2 * 5
     }
 
+    fn scratch(&self, _facts: &Facts) -> Result<Vec<usize>> {
+        // two numbers for each query of each head
+        let f = &self.forward;
+        Ok(vec![f.q.shape.rows() * f.heads.queries * 2 * size_of::<f32>()])
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
@@ -395,7 +401,7 @@ impl Op for AttentionBackward {
                 let launches = self.plan()?;
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
                 check_starts(op, gpu.memory.indices(&f.starts)?, f.q.shape.rows())?;
-                let [statistics] = gpu.scratch([f.q.shape.rows() * f.heads.queries * 2 * size_of::<f32>()])?;
+                let [statistics] = gpu.scratch(&self.scratch(gpu.facts())?)?;
                 let adds = |g: &Gradient| i32::from(g.accumulate == Accumulate::Add);
                 let args = AttentionBackwardArgs {
                     q: at.of(&f.q)?,

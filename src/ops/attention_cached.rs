@@ -7,7 +7,7 @@
 use super::attention::{Compiled, SHARED_ALIGNMENT, THREADS, check_starts, slots};
 use super::{Op, bf16, indices, require, shape, whole};
 use crate::base::{Error, Result};
-use crate::device::{Device, Launch};
+use crate::device::{Device, Facts, Launch};
 use crate::host::attention::{BlockTable, Heads};
 use crate::host::attention_tuned;
 use crate::tensor::Tensor;
@@ -165,6 +165,10 @@ impl Op for AttentionCached {
         super::Cost { bytes: (2 * self.q.bytes() + rows) as u64, flops: 0 }
     }
 
+    fn scratch(&self, _facts: &Facts) -> Result<Vec<usize>> {
+        Ok(vec![self.plan()?.scratch_bytes])
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
@@ -187,7 +191,7 @@ impl Op for AttentionCached {
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
                 let whole = |t| gpu.memory.indices(t);
                 self.check(whole(&self.starts)?, whole(&self.lengths)?, whole(&self.blocks)?)?;
-                let [partial] = gpu.scratch([plan.scratch_bytes])?;
+                let [partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
                 let mut args = AttentionCachedArgs {
                     q: at.of(&self.q)?,
                     keys: at.of(&self.keys)?,

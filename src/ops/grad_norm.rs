@@ -3,7 +3,7 @@
 
 use super::{Op, THREADS, require, shape};
 use crate::base::{DType, Result};
-use crate::device::{Device, Launch};
+use crate::device::{Device, Facts, Launch};
 use crate::host;
 use crate::tensor::Tensor;
 
@@ -53,6 +53,11 @@ impl Op for GradNorm {
         vec![self.norm]
     }
 
+    fn scratch(&self, _facts: &Facts) -> Result<Vec<usize>> {
+        let [first, _] = plan(self.gradients.shape.elements());
+        Ok(vec![first.grid[0] as usize * DType::F64.bytes()])
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
@@ -65,7 +70,7 @@ impl Op for GradNorm {
                 let n = self.gradients.shape.elements();
                 let [first, second] = plan(n);
                 let n_chunks = first.grid[0];
-                let [partial] = gpu.scratch([n_chunks as usize * DType::F64.bytes()])?;
+                let [partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
                 let (gradients, norm) = (at.of(&self.gradients)?, at.of(&self.norm)?);
                 let arguments = GradNormArgs { gradients, partial, norm, n: n as i64, n_chunks: i64::from(n_chunks) };
                 // SAFETY: there are n gradients, one norm, and scratch memory for a number a chunk.

@@ -63,6 +63,11 @@ impl Op for LinearLoss {
         2 * products * (self.x.shape.elements() * self.head.shape().rows()) as u64
     }
 
+    fn scratch(&self, facts: &Facts) -> Result<Vec<usize>> {
+        let plan = self.plan(facts);
+        Ok(vec![plan.logits, plan.dlogits, plan.statistics, plan.label_logits, plan.row_statistics, plan.partial])
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
@@ -174,20 +179,17 @@ fn stride(v: usize) -> usize {
 }
 
 impl LinearLoss {
+    fn plan(&self, facts: &Facts) -> LossPlan {
+        LossPlan::new(self.x.shape.rows(), self.x.shape.width(), self.head.shape().rows(), self.dx.is_some(), facts)
+    }
+
     fn launch(&self, gpu: &mut Accelerator) -> Result<()> {
         bf16("linear_loss", &std::iter::once(&self.x).chain(&self.dx).collect::<Vec<_>>())?;
         let (r, d, v) = (self.x.shape.rows(), self.x.shape.width(), self.head.shape().rows());
         indices("linear_loss", "labels", gpu.memory.indices(&self.labels)?, v, false)?;
         let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
-        let plan = LossPlan::new(r, d, v, self.dx.is_some(), gpu.facts());
-        let [logits, dlogits, statistics, label_logits, rows, partial] = gpu.scratch([
-            plan.logits,
-            plan.dlogits,
-            plan.statistics,
-            plan.label_logits,
-            plan.row_statistics,
-            plan.partial,
-        ])?;
+        let plan = self.plan(gpu.facts());
+        let [logits, dlogits, statistics, label_logits, rows, partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
         let (x, head, dx) = (at.of(&self.x)?, at.weight(&self.head)?, at.of_optional(self.dx.as_ref())?);
         let (labels, losses, scale) = (at.of(&self.labels)?, at.of(&self.losses)?, at.of(&self.scale)?);
         let dw = if self.dx.is_some() { at.gradient(&self.head)? } else { 0 };

@@ -18,7 +18,7 @@ pub mod sample;
 pub mod swiglu;
 
 use crate::base::{DType, Error, Result, Shape};
-use crate::device::{Accumulate, Borrowed, Device, Launch, Opened};
+use crate::device::{Accumulate, Borrowed, Device, Facts, Launch, Opened};
 use crate::tensor::{Tensor, Weight};
 
 /// What one call has to move and compute, at the least.
@@ -70,6 +70,10 @@ pub trait Op {
     }
     fn flops(&self) -> u64 {
         0
+    }
+    /// What a device with kernels lends the operation while it runs: the bytes of each range of intermediate results.
+    fn scratch(&self, _facts: &Facts) -> Result<Vec<usize>> {
+        Ok(Vec::new())
     }
     fn cost(&self) -> Cost {
         let tensors = self.inputs().iter().chain(&self.outputs()).map(Tensor::bytes).sum::<usize>();

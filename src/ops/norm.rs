@@ -5,7 +5,7 @@
 
 use super::{Gradient, Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
-use crate::device::{Accelerator, Accumulate, Device, Launch};
+use crate::device::{Accelerator, Accumulate, Device, Facts, Launch};
 use crate::host;
 use crate::tensor::{Tensor, Weight};
 use rayon::prelude::*;
@@ -209,6 +209,14 @@ impl Op for NormBackward {
         self.forward.weights()
     }
 
+    fn scratch(&self, _facts: &Facts) -> Result<Vec<usize>> {
+        // each row's statistics, and partial sums for each chunk of rows
+        let trains = self.weights().iter().any(|w| w.as_trained().is_some());
+        let (n_rows, d) = (self.dy.shape.rows(), self.forward.x.shape.width());
+        let f32s = |n: usize| if trains { n * DType::F32.bytes() } else { 0 };
+        Ok(vec![f32s(2 * n_rows), f32s(2 * n_rows.div_ceil(CHUNK) * d)])
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
@@ -275,8 +283,7 @@ impl Op for NormBackward {
                 let (dweight, dbias) = (at.gradient(weight)?, bias.map_or(Ok(0), |b| at.gradient(b))?);
                 let trains = dweight != 0 || dbias != 0;
                 let chunks = n_rows.div_ceil(CHUNK);
-                let f32s = |n: usize| if trains { n * DType::F32.bytes() } else { 0 };
-                let [stats, partial] = gpu.scratch([f32s(2 * n_rows), f32s(2 * chunks * d)])?;
+                let [stats, partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
                 let arguments = NormBackwardArgs {
                     x: at.of(&f.x)?,
                     rows: at.of_optional(f.rows.as_ref())?,

@@ -10,7 +10,7 @@ use super::linear::matrix;
 use super::linear::plan::{self, Form, Tile};
 use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
-use crate::device::{Accelerator, Device, Launch};
+use crate::device::{Accelerator, Device, Facts, Launch};
 use crate::host::linear_tuned::Segment;
 use crate::host::{self, linear::Activation, linear_tuned, linear_tuned_backward};
 use crate::tensor::{Tensor, Weight};
@@ -112,6 +112,13 @@ impl Op for PatchEmbedBackward {
         self.forward.flops()
     }
 
+    fn scratch(&self, facts: &Facts) -> Result<Vec<usize>> {
+        // the parts of the weight's gradient that are summed in a second stage
+        let (splits, weight) = (self.splits(facts).0 as usize, &self.forward.weight);
+        let wanted = weight.as_trained().is_some() && splits > 1;
+        Ok(vec![if wanted { splits * weight.shape().elements() * size_of::<f32>() } else { 0 }])
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
@@ -200,6 +207,12 @@ impl PatchEmbed {
 }
 
 impl PatchEmbedBackward {
+    /// Into how many parts the patches are cut for the weight's gradient, and the patches of a part.
+    fn splits(&self, facts: &Facts) -> (i32, i32) {
+        let (p, k) = (self.forward.pixels.shape.rows(), self.forward.pixels.shape.width());
+        plan::gradient_splits(p as i32, [(self.dy.shape.width() as i32, k as i32)].into_iter(), facts)
+    }
+
     fn launch(&self, gpu: &mut Accelerator) -> Result<()> {
         const OP: &str = "patch_embed_backward";
         let f = &self.forward;
@@ -210,8 +223,8 @@ impl PatchEmbedBackward {
         let (m, dy) = (p as i32, at.of(&self.dy)?);
         let dw = at.gradient(&f.weight)?;
         if dw != 0 {
-            let (splits, split_rows) = plan::gradient_splits(m, [(c as i32, k as i32)].into_iter(), gpu.facts());
-            let [partial] = gpu.scratch([if splits > 1 { 4 * splits as usize * c * k } else { 0 }])?;
+            let (splits, split_rows) = self.splits(gpu.facts());
+            let [partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
             let partial = if splits > 1 { partial } else { 0 };
             let left_stride = c as i64;
             let mut args =

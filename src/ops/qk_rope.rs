@@ -6,7 +6,7 @@
 
 use super::{Gradient, Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
-use crate::device::{Accumulate, Device, Launch};
+use crate::device::{Accumulate, Device, Facts, Launch};
 use crate::host;
 use crate::host::attention::Heads;
 use crate::tensor::{Tensor, Weight};
@@ -293,6 +293,14 @@ impl Op for QkRopeBackward {
         self.forward.weights()
     }
 
+    fn scratch(&self, _facts: &Facts) -> Result<Vec<usize>> {
+        // partial sums of both weights' gradients for each chunk of rows
+        let (_, of_weights) = self.plan()?;
+        let chunks = self.forward.qkv.shape.rows().div_ceil(CHUNK);
+        let numbers = if of_weights.is_some() { 2 * chunks * self.forward.heads.width } else { 0 };
+        Ok(vec![numbers * size_of::<f32>()])
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
@@ -333,8 +341,7 @@ impl Op for QkRopeBackward {
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (t, h) = (f.qkv.shape.rows(), &f.heads);
                 let chunks = t.div_ceil(CHUNK);
-                let bytes = if of_weights.is_some() { 2 * chunks * h.width * size_of::<f32>() } else { 0 };
-                let [partial] = gpu.scratch([bytes])?;
+                let [partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
                 let weight = |norm: Option<&Weight>| norm.map_or(Ok(0), |w| at.weight(w));
                 let gradient = |norm: Option<&Weight>| norm.map_or(Ok(0), |w| at.gradient(w));
                 let (query, key) = (f.norms.as_ref().map(|n| &n.query), f.norms.as_ref().map(|n| &n.key));

@@ -2,7 +2,7 @@
 
 use super::{Op, THREADS, require, shape, whole};
 use crate::base::{DType, Error, Result};
-use crate::device::{Device, Launch};
+use crate::device::{Device, Facts, Launch};
 use crate::host;
 use crate::tensor::Tensor;
 
@@ -55,6 +55,12 @@ pub struct Sample {
     pub y: Tensor,
 }
 
+impl Sample {
+    fn penalises(&self) -> bool {
+        self.choice.repetition_penalty != 1.0 || self.choice.presence_penalty != 0.0
+    }
+}
+
 impl Op for Sample {
     fn name(&self) -> &'static str {
         "sample"
@@ -82,6 +88,12 @@ impl Op for Sample {
         vec![self.y]
     }
 
+    fn scratch(&self, _facts: &Facts) -> Result<Vec<usize>> {
+        let words = |wanted: bool| if wanted { self.logits.shape.elements() * DType::I32.bytes() } else { 0 };
+        let draws = words(self.choice.temperature.is_some());
+        Ok(vec![words(self.penalises()), draws, draws])
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
         match device {
             Device::Host(memory) => {
@@ -105,10 +117,8 @@ impl Op for Sample {
             Device::Launch(gpu) => {
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
                 let (b, v) = (self.logits.shape.rows(), self.logits.shape.width());
-                let penalty = self.choice.repetition_penalty != 1.0 || self.choice.presence_penalty != 0.0;
-                let words = |wanted: bool| if wanted { b * v * DType::I32.bytes() } else { 0 };
-                let draws = self.choice.temperature.is_some();
-                let [flags, keys, ids] = gpu.scratch([words(penalty), words(draws), words(draws)])?;
+                let (penalty, draws) = (self.penalises(), self.choice.temperature.is_some());
+                let [flags, keys, ids] = gpu.scratch(&self.scratch(gpu.facts())?)?;
                 let arguments = SampleArgs {
                     logits: at.of(&self.logits)?,
                     seen: at.of(&self.seen)?,

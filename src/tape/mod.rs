@@ -16,7 +16,8 @@ pub use recompute::Fitted;
 pub use record::Record;
 
 use crate::base::{DType, Precision, Result, Shape};
-use crate::device::{Device, Layout};
+use crate::device::accelerator::scratch_bytes;
+use crate::device::{Device, Facts, Layout};
 use crate::ops::Cost;
 use crate::tensor::{Arena, Tensor, Weight, new_generation};
 
@@ -137,12 +138,19 @@ impl Tape {
         plan::layout(self)
     }
 
+    /// What the operation that needs most intermediate results takes for them on a device with kernels.
+    pub fn scratch_bytes(&self, facts: &Facts) -> Result<usize> {
+        let bytes = self.records.iter().map(|r| Ok(scratch_bytes(&r.op().scratch(facts)?)));
+        bytes.collect::<Result<Vec<usize>>>().map(|bytes| bytes.into_iter().max().unwrap_or(0))
+    }
+
     /// Lays the device's activation arena out for this tape, so that its inputs can be written. Says so where the device
     /// has too little memory for them and for the weights.
     pub fn begin(&self, device: &mut Device) -> Result<()> {
         let plan = self.plan();
         let weights: Vec<&Weight> = self.records.iter().flat_map(|r| r.op().weights()).collect();
-        device.reserve(plan.bytes, &weights)?;
+        let scratch = device.facts().map_or(Ok(0), |facts| self.scratch_bytes(facts))?;
+        device.reserve(plan.bytes, scratch, &weights)?;
         device.memory().lay_out(Arena::Activations, plan)
     }
 

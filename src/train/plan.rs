@@ -5,8 +5,8 @@
 
 use super::order::Order;
 use super::step::{Example, Forward};
-use crate::base::{Error, Precision, Result};
-use crate::device::Device;
+use crate::base::{DType, Error, Precision, Result};
+use crate::device::{Device, Facts};
 use crate::ops::linear::{Activation, Linear, Segment};
 use crate::ops::swiglu::Swiglu;
 use crate::qwen3vl::model::{Direction, Model};
@@ -86,13 +86,15 @@ fn seconds_of(tape: &Tape, device: &mut Device, input: Tensor) -> Result<f64> {
     Ok(best.max(1e-9))
 }
 
-/// A run's needs. Bytes are those of arenas: what an operation holds while it runs comes on top.
+/// A run's needs. Bytes are those of arenas: what an operation holds on the host while it runs comes on top.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
     /// Weights, where the device holds them: the host reads them from their file.
     pub weight_bytes: usize,
-    /// Values, gradients and moments of what is trained.
+    /// Values, gradients and moments of what is trained, and the copies that a device's kernels read.
     pub trained_bytes: usize,
+    /// Intermediate results of the operation that needs most, where the device has kernels.
+    pub scratch_bytes: usize,
     /// Image features of the frozen tower, kept from epoch to epoch: of `features_kept` samples.
     pub features_bytes: usize,
     pub features_kept: usize,
@@ -119,12 +121,17 @@ pub struct Plan {
 impl Plan {
     /// All arenas together.
     pub fn bytes(&self) -> usize {
-        self.weight_bytes + self.trained_bytes + self.features_bytes + self.step_bytes.max(self.tower_bytes)
+        self.fixed() + self.features_bytes + self.step_bytes.max(self.tower_bytes)
     }
 
     /// The least that a budget can be.
     fn least(&self) -> usize {
-        self.weight_bytes + self.trained_bytes + self.step_bytes_at_least.max(self.tower_bytes)
+        self.fixed() + self.step_bytes_at_least.max(self.tower_bytes)
+    }
+
+    /// What no recomputing makes smaller.
+    fn fixed(&self) -> usize {
+        self.weight_bytes + self.trained_bytes + self.scratch_bytes
     }
 }
 
@@ -134,6 +141,8 @@ pub struct Planner<'a> {
     pub precision: Precision,
     /// What the weights take on the device.
     pub weight_bytes: usize,
+    /// Of a device with kernels.
+    pub facts: Option<Facts>,
     /// All samples, without pixels.
     pub measured: &'a [Example],
 }
@@ -145,13 +154,21 @@ impl Planner<'_> {
     pub fn plan(&self, order: &Order, budget: usize, roof: Option<Roof>) -> Result<Plan> {
         let tapes = self.largest(order)?.into_iter().map(|batch| Ok((self.forward(&batch)?, batch)));
         let tapes = tapes.collect::<Result<Vec<(Tape, Vec<&Example>)>>>()?;
-        let trained_bytes = self.trainable.bytes();
-        let fixed = self.weight_bytes + trained_bytes;
+        let tower = self.largest_tower()?;
+        let tower_bytes = tower.as_ref().map_or(0, |tape| tape.plan().bytes);
+        let (mut trained_bytes, mut scratch_bytes) = (self.trainable.bytes(), 0);
+        if let Some(facts) = &self.facts {
+            trained_bytes += DType::Bf16.bytes() * self.trainable.values.shape.elements();
+            scratch_bytes = tower.map_or(Ok(0), |tape| tape.scratch_bytes(facts))?;
+            for (tape, _) in &tapes {
+                scratch_bytes = scratch_bytes.max(tape.at_level(0)?.tape.scratch_bytes(facts)?);
+            }
+        }
+        let fixed = self.weight_bytes + trained_bytes + scratch_bytes;
         let mut least = 0;
         for (tape, _) in &tapes {
             least = least.max(tape.fit(Some(0))?.bytes);
         }
-        let tower_bytes = self.tower_bytes()?;
         let (features_kept, features_bytes) = self.features(budget.saturating_sub(fixed + least.max(tower_bytes)));
         let rest = budget.saturating_sub(fixed + features_bytes);
         let (mut largest, mut without) = (None::<(Fitted, &Vec<&Example>)>, 0);
@@ -171,6 +188,7 @@ impl Planner<'_> {
         Ok(Plan {
             weight_bytes: self.weight_bytes,
             trained_bytes,
+            scratch_bytes,
             features_bytes,
             features_kept,
             step_bytes: fitted.bytes,
@@ -259,13 +277,11 @@ impl Planner<'_> {
         (kept, bytes)
     }
 
-    /// Activations of the frozen tower over the sample with the most patches; 0 where the tower is part of each step.
-    fn tower_bytes(&self) -> Result<usize> {
+    /// The frozen tower over the sample with the most patches; None where the tower is part of each step.
+    fn largest_tower(&self) -> Result<Option<Tape>> {
         let most = self.measured.iter().map(|e| &e.sequence).max_by_key(|s| patches(s));
-        match most.filter(|s| !s.grids.is_empty() && !self.trainable.trains_vision()) {
-            Some(sequence) => Ok(self.tower(sequence)?.plan().bytes),
-            None => Ok(0),
-        }
+        let alone = most.filter(|s| !s.grids.is_empty() && !self.trainable.trains_vision());
+        alone.map(|sequence| self.tower(sequence)).transpose()
     }
 
     fn tower(&self, sequence: &Sequence) -> Result<Tape> {
@@ -318,7 +334,7 @@ impl Planner<'_> {
             table(plan),
             plan.least()
         );
-        let fixed = plan.weight_bytes + plan.trained_bytes;
+        let fixed = plan.fixed();
         let fits = |batch: &[&Example]| -> Result<bool> {
             Ok(fixed + self.forward(batch)?.fit(Some(0))?.bytes.max(plan.tower_bytes) <= budget)
         };
@@ -346,6 +362,7 @@ pub fn table(plan: &Plan) -> String {
     let rows = [
         ("weights on the device (the host reads them from their file)", plan.weight_bytes),
         ("what is trained, its gradients and moments", plan.trained_bytes),
+        ("intermediate results of one operation (the host needs none)", plan.scratch_bytes),
         ("image features kept from epoch to epoch", plan.features_bytes),
         (step.as_str(), plan.step_bytes),
         ("  the same with nothing computed twice", plan.step_bytes_without_recompute),

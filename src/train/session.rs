@@ -147,8 +147,9 @@ pub fn train(
     // before anything else that reads the photos: its errors name the line
     let measured = samples.measure()?;
     let identity = identity_of(settings, fingerprints(settings, &all, evaluation.as_ref())?)?;
-    let weight_bytes = device.weight_bytes(Counts::of(&checkpoint.config).parameters());
-    let planner = Planner { model: &model, trainable: &trainable, precision, weight_bytes, measured: &measured };
+    let (weight_bytes, facts) =
+        (device.weight_bytes(Counts::of(&checkpoint.config).parameters()), device.facts().cloned());
+    let planner = Planner { model: &model, trainable: &trainable, precision, weight_bytes, facts, measured: &measured };
     let (budget, asked) = budget(settings, &device);
     let plan = planner.plan(&order, budget, None)?;
     planner.refusal(&plan, budget, asked, settings.batch_size)?;
@@ -222,9 +223,9 @@ pub fn dry_run(
     let samples = Samples { file: &settings.data, all: &inputs.samples, preparer: &inputs.preparer, most_tokens };
     let measured = samples.measure()?;
     let model = Model::training(&inputs.checkpoint, &inputs.trainable)?;
-    let weight_bytes = device.weight_bytes(Counts::of(config).parameters());
+    let (weight_bytes, facts) = (device.weight_bytes(Counts::of(config).parameters()), device.facts().cloned());
     let trainable = &inputs.trainable;
-    let planner = Planner { model: &model, trainable, precision, weight_bytes, measured: &measured };
+    let planner = Planner { model: &model, trainable, precision, weight_bytes, facts, measured: &measured };
     let (budget, asked) = budget(settings, device);
     let roof = match stated {
         Some(roof) => roof,

@@ -254,6 +254,30 @@ fn a_budget_is_kept_by_computing_twice_and_refused_with_a_table() {
     assert_eq!(log(&free.out), log(&kept.out));
 }
 
+/// A device with kernels holds the weights, a copy of what is trained, and intermediate results: a plan counts them.
+#[test]
+fn what_only_a_device_with_kernels_holds_is_planned() {
+    let bench = Bench::new();
+    let roof = Roof { flops_per_second: 1e9, bytes_per_second: 1e9, seconds_per_operation: 0.0 };
+    let plan = |memory, device: &mut Device, precision| {
+        let settings = bench.settings(|s| s.memory = memory);
+        let mut watch = Watch { said: &mut |_| (), interrupted: &|| false };
+        dry_run(&settings, device, precision, Some(roof), &mut watch)
+    };
+    let host = plan(None, &mut Device::host(), Precision::Bf16).unwrap();
+    assert_eq!((host.weight_bytes, host.scratch_bytes), (0, 0));
+    let emulated = || Device::emulated((9, 0)).expect("an emulator");
+    let there = plan(None, &mut emulated(), Precision::Bf16).unwrap();
+    // values, gradients and two moments of 4 bytes each, and what rounding up to 256 bytes adds; the copy has 2 a number
+    let numbers = (there.trained_bytes - host.trained_bytes) / 2;
+    assert!((numbers..numbers + 80).contains(&(host.trained_bytes / 16)) && numbers > 100, "{host:?}");
+    assert!(there.weight_bytes > 0 && there.scratch_bytes > 0, "{there:?}");
+    let all = there.weight_bytes + there.trained_bytes + there.scratch_bytes + there.features_bytes;
+    assert_eq!(there.bytes(), all + there.step_bytes.max(there.tower_bytes));
+    let said = plan(Some(1), &mut emulated(), Precision::Bf16).unwrap_err().to_string();
+    assert!(said.contains(&format!("{}  intermediate results of one operation", there.scratch_bytes)), "{said}");
+}
+
 /// With a budget too small for the features of all samples, the tower runs again, to the same bits.
 #[test]
 fn features_that_do_not_fit_are_computed_again() {

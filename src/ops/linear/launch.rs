@@ -7,7 +7,7 @@ use super::plan::{self, Form, HopperTile};
 use super::{Activation, Adapter, Linear, LinearBackward, Segment};
 use crate::base::{DType, Error, Result};
 use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
-use crate::device::{Accelerator, Accumulate, Addresses, Launch};
+use crate::device::{Accelerator, Accumulate, Addresses, Facts, Launch};
 use crate::ops::{Gradient, Op, bf16, indices, require};
 use crate::tensor::{Tensor, Weight};
 
@@ -106,6 +106,15 @@ pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
     run(gpu, "linear", &product, Form::Forward)
 }
 
+/// dz where there is an activation, ds, and the parts of gradients that are summed in two stages.
+pub(super) fn backward_scratch(op: &LinearBackward, facts: &Facts) -> Vec<usize> {
+    let f = &op.forward;
+    let (m, n, k) = (f.m(), f.y.shape.width(), f.x.shape.width());
+    let parts = Parts::of(&Placed::all(&f.segments), m as i32, k as i32, facts);
+    let dz = if f.activation == Activation::None { 0 } else { 2 * m * n };
+    vec![dz, 2 * m * Linear::rank(&f.segments), parts.bytes()]
+}
+
 pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()> {
     let f = &op.forward;
     let gradients = [&op.dx, &op.dresidual].into_iter().flatten().map(|g| &g.tensor);
@@ -122,10 +131,9 @@ pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()>
     let placed = Placed::all(&f.segments);
     let (m, n, k) = (f.m(), f.y.shape.width(), f.x.shape.width());
     let rank = Linear::rank(&f.segments);
-    let parts = Parts::of(&placed, m as i32, k as i32, gpu);
+    let parts = Parts::of(&placed, m as i32, k as i32, gpu.facts());
     let activated = f.activation != Activation::None;
-    let [dz_scratch, ds, partial] =
-        gpu.scratch([if activated { 2 * m * n } else { 0 }, 2 * m * rank, parts.bytes()])?;
+    let [dz_scratch, ds, partial] = gpu.scratch(&op.scratch(gpu.facts())?)?;
     if let Some(dresidual) = &op.dresidual {
         add_rows(gpu, &at, op, dresidual)?;
     }
@@ -153,14 +161,14 @@ pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()>
 struct Parts([(i32, i32, usize); 3]);
 
 impl Parts {
-    fn of(placed: &[Placed], m: i32, k: i32, gpu: &Accelerator) -> Parts {
+    fn of(placed: &[Placed], m: i32, k: i32, facts: &Facts) -> Parts {
         let trained = |w: &Weight| w.as_trained().is_some();
         let adapters = || placed.iter().filter_map(|p| p.adapter.map(|(a, rank, _)| (a, rank, p.n)));
         let a: Vec<_> = adapters().filter(|(a, ..)| trained(&a.a)).map(|(_, rank, _)| (rank, k)).collect();
         let b: Vec<_> = adapters().filter(|(a, ..)| trained(&a.b)).map(|(_, rank, n)| (n, rank)).collect();
         let w: Vec<_> = placed.iter().filter(|p| trained(&p.segment.weight)).map(|p| (p.n, k)).collect();
         Parts([a, b, w].map(|sizes| {
-            let (splits, rows) = plan::gradient_splits(m, sizes.iter().copied(), gpu.facts());
+            let (splits, rows) = plan::gradient_splits(m, sizes.iter().copied(), facts);
             (splits, rows, sizes.iter().map(|(height, width)| *height as usize * *width as usize).sum())
         }))
     }

@@ -12,7 +12,7 @@ mod plan_sm90;
 
 use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
-use crate::device::{Borrowed, Device};
+use crate::device::{Borrowed, Device, Facts};
 use crate::host::linear_tuned::{self, LowRank, Matrix};
 use crate::host::{self, linear_tuned_backward};
 use crate::tensor::{Tensor, Weight};
@@ -252,6 +252,10 @@ impl Op for LinearBackward {
             (dx + wanted(&seg.weight)) * n * k + pair
         };
         2 * m * self.forward.segments.iter().map(of).sum::<u64>()
+    }
+
+    fn scratch(&self, facts: &Facts) -> Result<Vec<usize>> {
+        Ok(launch::backward_scratch(self, facts))
     }
 
     fn forward(&self, device: &mut Device) -> Result<()> {
