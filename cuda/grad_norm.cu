@@ -28,18 +28,6 @@ struct GradNormArgs {
   int64_t n_chunks;
 };
 LAYOUT(GradNormArgs, gradients, partial, norm, n, n_chunks);
-
-// The block's sum, in thread 0.
-DEV double block_sum(double v) {
-  SHARED(double, s_sums, [THREADS]);
-  s_sums[threadIdx.x] = v;
-  for (int half = THREADS / 2; half; half /= 2) {
-    __syncthreads();
-    if ((int)threadIdx.x < half) s_sums[threadIdx.x] += s_sums[threadIdx.x + half];
-  }
-  // the others would read beside thread 0's last write
-  return threadIdx.x == 0 ? s_sums[0] : 0.0;
-}
 }  // namespace grad_norm
 
 KERNEL(grad_norm_fwd_f32, 256, 1, const __grid_constant__ grad_norm::GradNormArgs a) {
@@ -50,13 +38,13 @@ KERNEL(grad_norm_fwd_f32, 256, 1, const __grid_constant__ grad_norm::GradNormArg
     const double g = a.gradients[i];
     sum += g * g;
   }
-  sum = grad_norm::block_sum(sum);
+  sum = block_sum(sum);
   if (threadIdx.x == 0) a.partial[blockIdx.x] = sum;
 }
 
 KERNEL(grad_norm_fwd_sum_f32, 256, 1, const __grid_constant__ grad_norm::GradNormArgs a) {
   double sum = 0.0;
   for (int64_t i = threadIdx.x; i < a.n_chunks; i += grad_norm::THREADS) sum += a.partial[i];
-  sum = grad_norm::block_sum(sum);
+  sum = block_sum(sum);
   if (threadIdx.x == 0) *a.norm = (float)sqrt(sum);
 }

@@ -30,7 +30,7 @@
 #include "common/prim.cuh"
 #include "common/rows.cuh"
 
-namespace norm {
+namespace row_norm {
 constexpr int WARPS = 4;    // rows of a block
 constexpr int CHUNK = 64;   // rows that one partial sum covers
 constexpr int COLUMNS = 128;
@@ -145,25 +145,25 @@ template <int N> DEV void backward(const NormBackwardArgs& a) {
     store<N>(dx + c, v);
   }
 }
-}  // namespace norm
+}  // namespace row_norm
 
-KERNEL(norm_fwd_bf16, 128, 1, const __grid_constant__ norm::NormArgs a) {
-  if (a.d % 8 == 0) norm::forward<8>(a);
-  else norm::forward<1>(a);
+KERNEL(norm_fwd_bf16, 128, 1, const __grid_constant__ row_norm::NormArgs a) {
+  if (a.d % 8 == 0) row_norm::forward<8>(a);
+  else row_norm::forward<1>(a);
 }
 
 // dx, and the statistics of the rows for the gradients of the parameters.
-KERNEL(norm_bwd_dx_bf16, 128, 1, const __grid_constant__ norm::NormBackwardArgs a) {
-  if (a.d % 8 == 0) norm::backward<8>(a);
-  else norm::backward<1>(a);
+KERNEL(norm_bwd_dx_bf16, 128, 1, const __grid_constant__ row_norm::NormBackwardArgs a) {
+  if (a.d % 8 == 0) row_norm::backward<8>(a);
+  else row_norm::backward<1>(a);
 }
 
 // The sums of CHUNK rows: block (columns, chunk), a thread a column.
-KERNEL(norm_bwd_dw_bf16, 128, 1, const __grid_constant__ norm::NormBackwardArgs a) {
-  const int c = blockIdx.x * norm::COLUMNS + threadIdx.x;
+KERNEL(norm_bwd_dw_bf16, 128, 1, const __grid_constant__ row_norm::NormBackwardArgs a) {
+  const int c = blockIdx.x * row_norm::COLUMNS + threadIdx.x;
   if (c >= a.d) return;
-  const int64_t first = (int64_t)blockIdx.y * norm::CHUNK;
-  const int64_t end = first + norm::CHUNK < a.n_rows ? first + norm::CHUNK : a.n_rows;
+  const int64_t first = (int64_t)blockIdx.y * row_norm::CHUNK;
+  const int64_t end = first + row_norm::CHUNK < a.n_rows ? first + row_norm::CHUNK : a.n_rows;
   float dw = 0.0f, db = 0.0f;
   for (int64_t row = first; row < end; row++) {
     const int64_t at = a.rows ? (int64_t)a.rows[row] : row;
@@ -176,8 +176,8 @@ KERNEL(norm_bwd_dw_bf16, 128, 1, const __grid_constant__ norm::NormBackwardArgs 
 }
 
 // The sums of all chunks, added to the gradients of the parameters: a thread a column.
-KERNEL(norm_bwd_dw_sum_f32, 128, 1, const __grid_constant__ norm::NormBackwardArgs a) {
-  const int c = blockIdx.x * norm::COLUMNS + threadIdx.x;
+KERNEL(norm_bwd_dw_sum_f32, 128, 1, const __grid_constant__ row_norm::NormBackwardArgs a) {
+  const int c = blockIdx.x * row_norm::COLUMNS + threadIdx.x;
   if (c >= a.d) return;
   float dw = 0.0f, db = 0.0f;
   for (int k = 0; k < a.n_chunks; k++) {

@@ -3,7 +3,7 @@
 #include "types.cuh"
 
 // Every lane of a full warp gets the result: a tree over lane distances 16, 8, 4, 2, 1.
-DEV float warp_sum(float v) {
+template <class T> DEV T warp_sum(T v) {
   UNROLL for (int distance = 16; distance; distance >>= 1) v += __shfl_xor_sync(0xffffffffu, v, distance);
   return v;
 }
@@ -14,14 +14,14 @@ DEV float warp_max(float v) {
 
 // Every thread of the block gets the result. The block is a whole number of warps in x; all its threads must call. The
 // first barrier makes it safe to call again at once.
-DEV float block_sum(float v) {
-  SHARED(float, s_partial, [32]);
+template <class T> DEV T block_sum(T v) {
+  SHARED(T, s_partial, [32]);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
   v = warp_sum(v);
   __syncthreads();
   if (lane == 0) s_partial[warp] = v;
   __syncthreads();
-  return warp_sum(lane < n_warps ? s_partial[lane] : 0.0f);
+  return warp_sum(lane < n_warps ? s_partial[lane] : T(0));
 }
 // fmaxf drops a NaN: where one must survive, add it back with a sum.
 DEV float block_max(float v) {

@@ -3,9 +3,6 @@
 #ifdef __CUDACC__
 #include <stdint.h>
 
-// nvcc reads CUDA's own headers before any file, and they declare a function norm; here it names the word's namespace.
-#define norm norm_word
-
 #define DEV __device__ __forceinline__
 // KERNEL(name, max threads of a block, min blocks of a multiprocessor, const __grid_constant__ Args a) { body }
 #define KERNEL(name, max_threads, min_blocks, ...) \

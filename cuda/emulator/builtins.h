@@ -43,15 +43,20 @@ EMU_INLINE void __syncwarp(uint32_t mask = 0xffffffffu) { emu::syncwarp(mask); }
 EMU_INLINE void __threadfence() { emu::thread_fence(); }
 EMU_INLINE void __threadfence_block() { emu::thread_fence(); }
 
-// Bits of any 4-byte value; CUDA's shuffles also take 8-byte ones, which no kernel here needs.
 template <class To, class From> EMU_INLINE To emu_bits(From from) {
-  static_assert(sizeof(To) == 4 && sizeof(From) == 4, "32-bit values only");
+  static_assert(sizeof(To) == 4 && sizeof(From) == 4, "the bits of 4-byte values");
   To to;
   memcpy(&to, &from, 4);
   return to;
 }
+// Values of 4 bytes, or of 8 as two of 4, the lower half first: as CUDA's headers have it.
 template <class T> EMU_INLINE T emu_shuffle(uint32_t mask, T value, int lane, emu::Shuffle how, int width) {
-  return emu_bits<T>(emu::shuffle(mask, emu_bits<uint32_t>(value), (uint32_t)lane, how, (uint32_t)width));
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "values of 4 or 8 bytes");
+  uint32_t halves[sizeof(T) / 4];
+  memcpy(halves, &value, sizeof(T));
+  for (uint32_t& half : halves) half = emu::shuffle(mask, half, (uint32_t)lane, how, (uint32_t)width);
+  memcpy(&value, halves, sizeof(T));
+  return value;
 }
 template <class T> EMU_INLINE T __shfl_sync(uint32_t mask, T v, int lane, int width = 32) {
   return emu_shuffle(mask, v, lane, emu::Shuffle::Index, width);

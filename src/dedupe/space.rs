@@ -42,9 +42,9 @@ impl Space {
         let centred: Vec<Vec<f64>> =
             chosen.iter().map(|of| of.iter().zip(&mean).map(|(v, m)| f64::from(*v) - m).collect()).collect();
         // of the products of photos, not of channels: there are fewer photos
-        let row = |i: usize| (0..n).map(|j| dot(&centred[i.min(j)], &centred[i.max(j)])).collect();
+        let row = |i: usize| (0..=i).map(|j| dot(&centred[i], &centred[j])).collect();
         let products: Vec<Vec<f64>> = (0..n).into_par_iter().map(row).collect();
-        let eigen = SymmetricEigen::new(DMatrix::from_fn(n, n, |i, j| products[i][j]));
+        let eigen = SymmetricEigen::new(DMatrix::from_fn(n, n, |i, j| products[i.max(j)][i.min(j)]));
         let mut order: Vec<usize> = (0..n).collect();
         order.sort_by(|a, b| eigen.eigenvalues[*b].total_cmp(&eigen.eigenvalues[*a]));
         let least = NOISE * eigen.eigenvalues[order[0]];

@@ -49,8 +49,9 @@ pub struct Tower {
     after_help = "Example: vlm data dedupe --model Qwen3-VL-2B-Instruct split/train.jsonl split/test.jsonl --out clean
 
 A photo of a later set that shows what one of an earlier set shows is left out of the later. Sets named train come
-first, then those named val or dev, then the others. A threshold means nothing for another model or other photos: unless one
-is given, it is calibrated on crops, re-encodes and brightness changes of your own photos, and its precision and recall are said."
+first, then those named val or dev, then the others. A threshold means nothing for another model or other photos: unless
+one is given, it is calibrated on crops, re-encodes and brightness changes of your own photos, and its precision and
+recall are said."
 )]
 pub struct Dedupe {
     /// A checkpoint folder as Hugging Face publishes it

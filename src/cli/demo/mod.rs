@@ -120,11 +120,13 @@ impl Demo {
         heading(part.heading)?;
         for line in part.commands {
             let mut line = line.replace("PART", &(self.photos / 4).to_string());
-            if self.device != "auto" && recipe::computes(&recipe::words(&line)) {
+            let mut words = recipe::words(&line);
+            if self.device != "auto" && recipe::computes(&words) {
                 _ = write!(line, " --device {}", self.device);
+                words.extend(["--device".into(), self.device.clone()]);
             }
             print(&format!("$ vlm {line}\n"))?;
-            itself::run(&recipe::words(&line), Some(&self.out))?;
+            itself::run(&words, Some(&self.out))?;
         }
         Ok(())
     }
