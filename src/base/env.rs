@@ -15,6 +15,14 @@ pub const SYNC_LAUNCHES: &str = "VLM_SYNC_LAUNCHES";
 /// The key that is sent to `--endpoint`, and nowhere else.
 pub const API_KEY: &str = "VLM_API_KEY";
 
+/// A PEM file of the certificates to trust where `--endpoint` is https, in the place of Mozilla's list: as OpenSSL has it.
+pub const CERTIFICATES: &str = "SSL_CERT_FILE";
+
+/// [`CERTIFICATES`], where it is set to something.
+pub fn certificates() -> Option<std::path::PathBuf> {
+    std::env::var_os(CERTIFICATES).filter(|file| !file.is_empty()).map(Into::into)
+}
+
 /// [`API_KEY`], where it is set to something.
 pub fn api_key() -> Option<String> {
     std::env::var(API_KEY).ok().map(|key| key.trim().to_owned()).filter(|key| !key.is_empty())

@@ -83,6 +83,7 @@ impl EndpointFlags {
             suffix,
             timeout: Duration::from_secs_f64(self.timeout.min(86_400.0)),
             retries: self.retries,
+            certificates: env::certificates(),
             first_wait: Duration::from_millis(500),
             concurrency: self.concurrency,
             requests_per_minute: self.requests_per_minute,

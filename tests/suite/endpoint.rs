@@ -26,6 +26,7 @@ fn endpoint(server: &Server) -> Endpoint {
         suffix: None,
         timeout: Duration::from_secs(20),
         retries: 3,
+        certificates: None,
         first_wait: Duration::from_millis(2),
         concurrency: 1,
         requests_per_minute: None,
@@ -212,6 +213,34 @@ fn requests_keep_the_rate_and_run_side_by_side() {
     let steady = Endpoint { concurrency: 4, requests_per_minute: Some(1200.0), ..endpoint(&server) };
     ask(&steady, &samples[..5]).2.unwrap();
     assert!(start.elapsed() >= Duration::from_millis(200), "{:?}", start.elapsed());
+}
+
+/// By https to whom a trusted authority vouches for, and to nobody else: the key stays here.
+#[test]
+fn https_asks_only_whom_it_trusts() {
+    let server = Server::start_tls(|_, _| Reply::Http(200, "", said("dent")));
+    let dir = tempfile::tempdir().unwrap();
+    let samples = set(dir.path(), &["dent"]);
+    let trusting = |file: &Path| Endpoint { certificates: Some(file.into()), ..endpoint(&server) };
+    let tls = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tls");
+    let (records, notes, end) = ask(&trusting(&tls.join("authority.pem")), &samples);
+    end.unwrap();
+    assert_eq!((records.len(), records[0].right, notes.len()), (1, true, 0), "{notes:?}");
+    assert_eq!(server.seen()[0].header("authorization"), Some(&*format!("Bearer {KEY}")));
+    // Mozilla's list has no such authority
+    let (records, _, end) = ask(&endpoint(&server), &samples);
+    let said = end.unwrap_err().to_string();
+    assert!(said.contains("certificate") && said.contains("SSL_CERT_FILE"), "{said}");
+    assert_eq!((records.len(), server.seen().len()), (0, 1));
+    let said = ask(&trusting(&tls.join("server.key")), &samples).2.unwrap_err().to_string();
+    assert!(said.contains("server.key") && said.contains("has no certificate"), "{said}");
+    let said = ask(&trusting(Path::new("absent.pem")), &samples).2.unwrap_err().to_string();
+    assert!(said.contains("absent.pem"), "{said}");
+    // the program takes the file from the environment
+    let done = eval(dir.path(), &server, &[]).env("SSL_CERT_FILE", tls.join("authority.pem")).output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    no_key(dir.path(), &done);
+    assert_eq!(server.seen().len(), 2);
 }
 
 /// `vlm eval` with the key in the environment.

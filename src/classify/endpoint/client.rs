@@ -1,7 +1,10 @@
 //! One request, and what came of it.
 
 use super::chat::{self, Answer};
+use crate::base::{Error, Result};
+use std::path::Path;
 use std::time::Duration;
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 
 /// Replies are short; whatever is longer is no answer.
 const LONGEST_REPLY: u64 = 16 << 20;
@@ -26,13 +29,16 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(address: String, key: Option<String>, timeout: Duration) -> Client {
+    /// `certificates`: a PEM file of those to trust, in the place of Mozilla's. Errors: it cannot be read, or has none.
+    pub fn new(address: String, key: Option<String>, timeout: Duration, certificates: Option<&Path>) -> Result<Client> {
+        let roots = certificates.map_or(Ok(RootCerts::WebPki), trusted)?;
         let config = ureq::Agent::config_builder()
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
             .timeout_global(Some(timeout))
             .http_status_as_error(false)
             .max_redirects(0)
             .user_agent(concat!("vlm/", env!("CARGO_PKG_VERSION")));
-        Client { agent: config.build().into(), address, key }
+        Ok(Client { agent: config.build().into(), address, key })
     }
 
     pub fn send(&self, body: &[u8]) -> Outcome {
@@ -79,6 +85,10 @@ impl Client {
             ureq::Error::BadUri(_) | ureq::Error::Http(_) | ureq::Error::Tls(_) | ureq::Error::TlsRequired => {
                 Outcome::Failed(reason)
             }
+            _ if reason.contains("invalid peer certificate") => Outcome::Failed(format!(
+                "{reason}; where its certificate is signed by an authority of your own, name that one's PEM file in the \
+                     environment variable SSL_CERT_FILE"
+            )),
             _ => Outcome::Later { reason, after: None },
         }
     }
@@ -89,6 +99,23 @@ impl Client {
             _ => text.to_owned(),
         }
     }
+}
+
+/// The certificates of a PEM file.
+fn trusted(file: &Path) -> Result<RootCerts> {
+    let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+    let mut certificates = Vec::new();
+    for item in parse_pem(&bytes) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => certificates.push(certificate),
+            Ok(_) => (),
+            Err(e) => return Err(Error::file(file, format!("is no PEM file ({e})"))),
+        }
+    }
+    if certificates.is_empty() {
+        return Err(Error::file(file, "has no certificate; SSL_CERT_FILE names a PEM file with some"));
+    }
+    Ok(RootCerts::new_with_certs(&certificates))
 }
 
 /// The wait that a server asks for: milliseconds (OpenAI), or seconds. A date is not read: then we choose.

@@ -16,7 +16,7 @@ use crate::data::dataset::Sample;
 use client::{Client, Outcome};
 use pace::Pace;
 use serde_json::{Map, Value};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -34,6 +34,8 @@ pub struct Endpoint {
     pub suffix: Option<String>,
     /// For one request, from connecting to the last byte.
     pub timeout: Duration,
+    /// A PEM file of the certificates to trust, in the place of Mozilla's.
+    pub certificates: Option<PathBuf>,
     /// How often a request is repeated that may work later, and how long the first wait is; each is twice the one before,
     /// up to a minute. A server that says how long to wait is obeyed instead.
     pub retries: u32,
@@ -100,7 +102,7 @@ impl Endpoint {
         let ends = || stop() || failed.load(std::sync::atomic::Ordering::SeqCst);
         let work = Work {
             endpoint: self,
-            client: Client::new(self.address()?, self.key.clone(), self.timeout),
+            client: Client::new(self.address()?, self.key.clone(), self.timeout, self.certificates.as_deref())?,
             pace: Pace::new(self.requests_per_minute),
             data,
             classes,

@@ -1,7 +1,10 @@
-//! A small HTTP server on loopback that answers as a test tells it, and misbehaves as it is told.
+//! A small HTTP or HTTPS server on loopback that answers as a test tells it, and misbehaves as it is told.
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -43,22 +46,44 @@ pub struct Server {
 impl Server {
     /// `answer` is given the number of the request, from 0, and the request.
     pub fn start(answer: impl Fn(usize, &Request) -> Reply + Send + Sync + 'static) -> Server {
+        Server::serve(None, answer)
+    }
+
+    /// The same by HTTPS, with the certificate of `tests/golden/tls/server.pem`.
+    pub fn start_tls(answer: impl Fn(usize, &Request) -> Reply + Send + Sync + 'static) -> Server {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tls");
+        let chain = CertificateDer::pem_file_iter(folder.join("server.pem")).unwrap().map(Result::unwrap).collect();
+        let key = PrivateKeyDer::from_pem_file(folder.join("server.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        Server::serve(Some(Arc::new(config.with_no_client_auth().with_single_cert(chain, key).unwrap())), answer)
+    }
+
+    fn serve(
+        tls: Option<Arc<ServerConfig>>,
+        answer: impl Fn(usize, &Request) -> Reply + Send + Sync + 'static,
+    ) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/v1", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}/v1", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (answer, known) = (Arc::new(answer), seen.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (answer, known) = (answer.clone(), known.clone());
+                let (answer, known, tls) = (answer.clone(), known.clone(), tls.clone());
                 std::thread::spawn(move || {
-                    let Some(request) = read(&stream) else { return };
+                    let mut stream: Box<dyn Stream> = match tls {
+                        Some(config) => Box::new(StreamOwned::new(ServerConnection::new(config).unwrap(), stream)),
+                        None => Box::new(stream),
+                    };
+                    let Some(request) = read(&mut stream) else { return };
                     let number = {
                         let mut known = known.lock().unwrap();
                         known.push(request.clone());
                         known.len() - 1
                     };
                     // a client that has gone away misses its answer
-                    _ = reply(&stream, answer(number, &request));
+                    _ = reply(&mut stream, answer(number, &request));
                 });
             }
         });
@@ -70,7 +95,11 @@ impl Server {
     }
 }
 
-fn read(stream: &TcpStream) -> Option<Request> {
+/// A connection, which ends where it is dropped.
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
+fn read(stream: &mut dyn Stream) -> Option<Request> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
@@ -88,7 +117,7 @@ fn read(stream: &TcpStream) -> Option<Request> {
     Some(Request { path, headers, body: serde_json::from_slice(&body).ok()?, at: Instant::now() })
 }
 
-fn reply(mut stream: &TcpStream, reply: Reply) -> std::io::Result<()> {
+fn reply(stream: &mut dyn Stream, reply: Reply) -> std::io::Result<()> {
     let whole = |status: u16, headers: &str, body: &str| {
         let length = body.len();
         format!("HTTP/1.1 {status} Said\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n{body}")
@@ -103,7 +132,7 @@ fn reply(mut stream: &TcpStream, reply: Reply) -> std::io::Result<()> {
             stream.write_all(whole(200, "", &body).as_bytes())?;
         }
     }
-    stream.shutdown(Shutdown::Both)
+    stream.flush()
 }
 
 /// The reply of a model that says `text`.
