@@ -48,8 +48,8 @@ CONFORMANCE(dropout, 256) {
   y[2 + i] = random_kept(key, (uint64_t)i, x[4]);
 }
 
-// y = warp sum, warp maximum, block sum, block maximum of every thread, and the block sum of twice x at once after it, as
-// the scratch must allow: [5][256].
+// y = warp sum, warp maximum and block sum of every thread, and the block sum of twice x in f64 at once after it, as the
+// scratch must allow: [4][256].
 CONFORMANCE(reductions, 256) {
   const int i = (int)threadIdx.x;
   const float x = ((const float*)a.x)[i];
@@ -57,9 +57,8 @@ CONFORMANCE(reductions, 256) {
   y[i] = warp_sum(x);
   y[256 + i] = warp_max(x);
   y[512 + i] = block_sum(x);
-  y[768 + i] = block_max(x) + 0.0f * block_max(-x);
-  const float again = block_sum(x);
-  y[1024 + i] = block_sum(x + x) + 0.0f * again;
+  const double again = block_sum((double)x);
+  y[768 + i] = (float)(block_sum((double)x + (double)x) + 0.0 * again);
 }
 
 // Shuffles and votes of lane l: up 3, down 5, xor 6, from lane 2 of its eight, ballot of odd values, any, all: [7][32].

@@ -1,4 +1,4 @@
-// Sums and maxima over a warp and over a block, always in the same order.
+// Sums over a warp and over a block, and maxima over a warp, always in the same order.
 #pragma once
 #include "types.cuh"
 
@@ -7,6 +7,7 @@ template <class T> DEV T warp_sum(T v) {
   UNROLL for (int distance = 16; distance; distance >>= 1) v += __shfl_xor_sync(0xffffffffu, v, distance);
   return v;
 }
+// fmaxf drops a NaN: where one must survive, add it back with a sum.
 DEV float warp_max(float v) {
   UNROLL for (int distance = 16; distance; distance >>= 1) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, distance));
   return v;
@@ -22,14 +23,4 @@ template <class T> DEV T block_sum(T v) {
   if (lane == 0) s_partial[warp] = v;
   __syncthreads();
   return warp_sum(lane < n_warps ? s_partial[lane] : T(0));
-}
-// fmaxf drops a NaN: where one must survive, add it back with a sum.
-DEV float block_max(float v) {
-  SHARED(float, s_partial, [32]);
-  const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
-  v = warp_max(v);
-  __syncthreads();
-  if (lane == 0) s_partial[warp] = v;
-  __syncthreads();
-  return warp_max(lane < n_warps ? s_partial[lane] : -__int_as_float(0x7f800000));
 }

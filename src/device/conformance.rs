@@ -171,7 +171,7 @@ pub fn cases() -> Vec<Case> {
     let drop = words([0xdead_beef_u32, 0x0123_4567, 0x89ab_cdef, 0xfedc_ba98, 0x4000_0000]);
     all.push(Case { n: 100, ..case("dropout", "conformance_dropout", 256, drop, 4 * 102) });
     let x = floats((0..256).map(|i| pattern(i) as f32 * 1.5 + i as f32 / 512.0));
-    all.push(case("reductions", "conformance_reductions", 256, x, 4 * 1280));
+    all.push(case("reductions", "conformance_reductions", 256, x, 4 * 1024));
     let x = words((0..32).map(|i| pattern(i).unsigned_abs() * 3 + i as u32));
     all.push(case("shuffles", "conformance_shuffles", 32, x, 4 * 224));
     for kernel in [

@@ -177,25 +177,26 @@ fn dropout(case: &Case) -> Vec<u8> {
     key.into_iter().chain(kept).flat_map(u32::to_le_bytes).collect()
 }
 
-/// Trees over lane distances 16, 8, 4, 2, 1, within warps and then over the warps' results.
+/// A tree over lane distances 16, 8, 4, 2, 1, the same in every lane.
+fn tree<T: Copy>(mut v: Vec<T>, f: fn(T, T) -> T) -> Vec<T> {
+    for distance in [16, 8, 4, 2, 1] {
+        v = (0..32).map(|l| f(v[l], v[l ^ distance])).collect();
+    }
+    v
+}
+
+/// Trees within warps, and for the block's sum one over theirs.
 fn reductions(case: &Case) -> Vec<u8> {
     let x = floats(&case.x);
-    let tree = |mut v: Vec<f32>, f: fn(f32, f32) -> f32| {
-        for distance in [16, 8, 4, 2, 1] {
-            v = (0..32).map(|l| f(v[l], v[l ^ distance])).collect();
-        }
-        v
-    };
-    let over = |f: fn(f32, f32) -> f32, none: f32| {
-        let warps: Vec<f32> = x.chunks(32).flat_map(|w| tree(w.to_vec(), f)).collect();
-        let firsts = (0..32).map(|l| if l < 8 { warps[l * 32] } else { none }).collect();
-        let block = vec![tree(firsts, f)[0]; 256];
-        (warps, block)
-    };
-    let (warp_sum, block_sum) = over(|a, b| a + b, 0.0);
-    let (warp_max, block_max) = over(f32::max, f32::NEG_INFINITY);
-    let twice = block_sum.iter().map(|v| v * 2.0).collect();
-    [warp_sum, warp_max, block_sum, block_max, twice].concat().iter().flat_map(|v| v.to_le_bytes()).collect()
+    let warp_sum: Vec<f32> = x.chunks(32).flat_map(|w| tree(w.to_vec(), |a, b| a + b)).collect();
+    let warp_max: Vec<f32> = x.chunks(32).flat_map(|w| tree(w.to_vec(), f32::max)).collect();
+    let firsts = (0..32).map(|l| if l < 8 { warp_sum[l * 32] } else { 0.0 }).collect();
+    let block_sum = vec![tree(firsts, |a, b| a + b)[0]; 256];
+    let sum_of = |w: &[f32]| tree(w.iter().map(|v| 2.0 * f64::from(*v)).collect(), |a, b| a + b)[0];
+    let mut warps: Vec<f64> = x.chunks(32).map(sum_of).collect();
+    warps.resize(32, 0.0);
+    let twice = vec![tree(warps, |a, b| a + b)[0] as f32; 256];
+    [warp_sum, warp_max, block_sum, twice].concat().iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 fn shuffles(case: &Case) -> Vec<u8> {

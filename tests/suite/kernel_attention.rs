@@ -165,11 +165,24 @@ fn cached(case: &mut Case, new: &[usize], held: &[i32], heads: (usize, usize, us
     let lengths = case.whole([b], held.to_vec());
     let table = (0..b * max_blocks).map(|i| ((i * 7 + 3) % n_blocks) as i32);
     // what lies past a sequence's length is never read
-    let table =
-        table.enumerate().map(|(i, at)| if (i % max_blocks) * block < held[i / max_blocks] as usize { at } else { -9 });
-    let blocks = case.whole([b, max_blocks], table.collect());
-    let pool = [n_blocks * block, keys * width];
-    let (k, v) = (case.bf16(pool), case.bf16(pool));
+    let table: Vec<i32> = table
+        .enumerate()
+        .map(|(i, at)| if (i % max_blocks) * block < held[i / max_blocks] as usize { at } else { -9 })
+        .collect();
+    let blocks = case.whole([b, max_blocks], table.clone());
+    let row = keys * width;
+    let held_rows: BTreeSet<usize> = (0..b)
+        .flat_map(|s| (0..held[s] as usize).map(move |i| (s, i)))
+        .map(|(s, i)| table[s * max_blocks + i / block] as usize * block + i % block)
+        .collect();
+    // rows that no sequence holds are not numbers
+    let pool = |case: &mut Case| {
+        let mut values = case.random().f32s(n_blocks * block * row, 1.0);
+        let rows = values.chunks_exact_mut(row).enumerate().filter(|(i, _)| !held_rows.contains(i));
+        rows.for_each(|(_, row)| row.fill(f32::NAN));
+        case.values(DType::Bf16, [n_blocks * block, row], values)
+    };
+    let (k, v) = (pool(case), pool(case));
     let q = case.bf16([t, queries * width]);
     let y = case.output(DType::Bf16, [t, queries * width]);
     let (heads, scale) = (Heads { queries, keys, width }, (width as f32).powf(-0.5));
