@@ -63,9 +63,7 @@ template <class T, bool VECTOR> DEV void logits(const LinearLossArgs& a) {
       if (a.product.wide) a.product.wide[row * a.product.stride + n] = v[i];
     }
     most = warp_max(most);
-    UNROLL for (int i = 0; i < T::BN / 32; i++) {
-      if (at.n0 + i * 32 + lane < width) sum += __expf(v[i] - most);
-    }
+    UNROLL for (int i = 0; i < T::BN / 32; i++) sum += __expf(v[i] - most);  // columns beyond the vocabulary add 0
     sum = warp_sum(sum);
     if (lane == 0) a.statistics[row * tiles + at.n0 / T::BN] = make_float2(most, sum);
   }

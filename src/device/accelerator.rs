@@ -3,7 +3,7 @@
 use super::arguments::Arguments;
 use super::cast::CastArgs;
 use super::launcher::{Allocation, Facts, Launch, Launcher, TensorMap, TensorMapShape};
-use super::memory::{ALIGNMENT, Memory};
+use super::memory::{ALIGNMENT, Memory, Place};
 use super::weights::{Key, Store};
 use crate::base::{Error, Result};
 use crate::tensor::{Arena, Tensor, Weight};
@@ -14,6 +14,8 @@ pub struct Accelerator {
     pub memory: Memory,
     weights: Store,
     scratch: Allocation,
+    /// The ranges of `scratch` that the last operation was lent.
+    lent: Vec<Place>,
     /// How often each kernel was launched.
     launches: BTreeMap<&'static str, u64>,
     launcher: Arc<dyn Launcher>,
@@ -61,6 +63,7 @@ impl Accelerator {
             memory: Memory::new(Some(launcher.clone())),
             weights: Store::default(),
             scratch: Allocation::new(&launcher, 0)?,
+            lent: Vec::new(),
             launches: BTreeMap::new(),
             launcher,
         })
@@ -133,18 +136,41 @@ impl Accelerator {
         let bytes = scratch_bytes(sizes);
         self.grow_scratch(bytes)?;
         if cfg!(debug_assertions) {
-            self.scratch.fill(0, bytes, 0xff)?;
+            self.scratch.fill(0, bytes, NOT_WRITTEN)?;
         }
-        let mut at = self.scratch.address();
-        let begins = sizes.iter().map(|size| {
-            let begin = at;
-            at += size.next_multiple_of(ALIGNMENT) as u64;
-            begin
-        });
-        begins.collect::<Vec<u64>>().try_into().map_err(|begins: Vec<u64>| {
+        self.lent.clear();
+        let mut at = 0;
+        for size in sizes {
+            self.lent.push(Place { offset: at, bytes: *size });
+            at += range_bytes(*size);
+        }
+        let begins: Vec<u64> = self.lent.iter().map(|place| self.scratch.address() + place.offset as u64).collect();
+        begins.try_into().map_err(|begins: Vec<u64>| {
             let (wanted, got) = (format!("{N} ranges"), begins.len().to_string());
             Error::Contract { op: "scratch", argument: "sizes", wanted, got }
         })
+    }
+
+    /// In debug builds: that what lies between the ranges of scratch memory that were last lent is as it was. Errors: a
+    /// kernel wrote past the end of one.
+    pub(super) fn check_scratch(&self) -> Result<()> {
+        if !cfg!(debug_assertions) {
+            return Ok(());
+        }
+        for (i, place) in self.lent.iter().enumerate() {
+            let mut behind = vec![0; range_bytes(place.bytes) - place.bytes];
+            self.scratch.read(place.end(), &mut behind)?;
+            if let Some(at) = behind.iter().position(|byte| *byte != NOT_WRITTEN) {
+                let wanted = format!("nothing written past range {i}, of {} bytes", place.bytes);
+                return Err(Error::Contract {
+                    op: "scratch",
+                    argument: "range",
+                    wanted,
+                    got: format!("byte {at} behind it"),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn grow_scratch(&mut self, bytes: usize) -> Result<()> {
@@ -199,13 +225,44 @@ impl Accelerator {
 
 /// What ranges of these sizes take together.
 pub fn scratch_bytes(sizes: &[usize]) -> usize {
-    sizes.iter().map(|size| size.next_multiple_of(ALIGNMENT)).sum()
+    sizes.iter().map(|size| range_bytes(*size)).sum()
 }
+
+/// Of one range, with what keeps it apart from the next in debug builds.
+fn range_bytes(size: usize) -> usize {
+    size.next_multiple_of(ALIGNMENT) + if cfg!(debug_assertions) { ALIGNMENT } else { 0 }
+}
+
+/// Bytes that nobody has written: NaN, as numbers of any type.
+const NOT_WRITTEN: u8 = 0xff;
 
 /// Bytes for a person.
 fn size(bytes: usize) -> String {
     match bytes as f64 {
         b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
         b => format!("{:.2} MB", b / 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::device::Device;
+
+    #[test]
+    fn a_write_past_a_range_is_noticed() {
+        let mut device = Device::emulated((9, 0)).expect("an emulator");
+        let Device::Launch(gpu) = &mut device else { panic!("a device that runs kernels") };
+        let [first, second] = gpu.scratch(&[100, 256]).expect("memory");
+        let between = (second - first) as usize;
+        for at in [0, 99, between, between + 255] {
+            gpu.scratch.write(at, &[7]).expect("a write");
+            gpu.check_scratch().expect("within a range");
+        }
+        for (at, range) in [(100, "range 0, of 100"), (between - 1, "range 0"), (between + 256, "range 1, of 256")] {
+            gpu.scratch.write(at, &[7]).expect("a write");
+            let said = gpu.check_scratch().expect_err("a write between ranges").to_string();
+            assert!(said.contains(range), "{said}");
+            gpu.scratch.write(at, &[super::NOT_WRITTEN]).expect("a write");
+        }
     }
 }

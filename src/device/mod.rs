@@ -121,6 +121,14 @@ impl Device {
         }
     }
 
+    /// In debug builds: that the last operation kept to the scratch memory it was lent.
+    pub fn check_scratch(&self) -> Result<()> {
+        match self {
+            Device::Host(_) => Ok(()),
+            Device::Launch(gpu) => gpu.check_scratch(),
+        }
+    }
+
     /// Names what runs until the range is dropped, for a profiler.
     pub fn range(&self, name: &str) -> Option<Range> {
         match self {

@@ -167,7 +167,7 @@ impl Tape {
                 part = (scope, device.range(&self.scope_names[scope]));
             }
             let _word = device.range(record.op().name());
-            record.op().forward(device).map_err(|e| self.located(i, e))?;
+            record.op().forward(device).and_then(|()| device.check_scratch()).map_err(|e| self.located(i, e))?;
             for place in releases.get(i).into_iter().flatten() {
                 device.memory().poison(*place)?;
             }

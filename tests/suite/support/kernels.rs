@@ -156,6 +156,7 @@ impl Case {
         self.begin(device)?;
         op.contract()?;
         op.forward(device)?;
+        device.check_scratch()?;
         self.all().map(|(tensor, _)| bits(device, tensor)).collect()
     }
 
