@@ -14,8 +14,8 @@ pub const RECIPE: &[Part] = &[
     Part {
         heading: "Look at the data",
         commands: &[
-            "data import photos/train --out train.jsonl --prompt \"Which damage is this?\"",
-            "data import photos/test --out test.jsonl --prompt \"Which damage is this?\"",
+            "data import photos/train --out train.jsonl --prompt \"Which damage does the panel have?\"",
+            "data import photos/test --out test.jsonl --prompt \"Which damage does the panel have?\"",
             "data show train.jsonl --model base --sheet sheet.png",
         ],
     },
