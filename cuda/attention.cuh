@@ -197,4 +197,15 @@ DEV void store_rows(const Rows<W>& rows, uint8_t* s_rows, int row, bf16* y, int6
   }
 }
 
+// The columns of a tensor around `key_heads` heads of values from `column` on, of rows of one key head, become zero. Each
+// key head clears its part of them, each warp of 128 threads its rows.
+DEV void clear_outside(bf16* rows, int n_rows, int64_t stride, int column, int width, int key_head, int key_heads) {
+  const int64_t outside = stride - (int64_t)key_heads * width;
+  const int64_t low = outside * key_head / key_heads, high = outside * (key_head + 1) / key_heads;
+  for (int r = threadIdx.x >> 5 & 3; r < n_rows; r += 4) {
+    bf16* to = rows + r * stride;
+    for (int64_t c = low + (threadIdx.x & 31); c < high; c += 32) to[c < column ? c : c + (int64_t)key_heads * width] = bf16{0};
+  }
+}
+
 }  // namespace attention

@@ -232,13 +232,8 @@ template <int W, bool Aligned> DEV void backward_dkv(const AttentionBackwardArgs
   store_rows<W, Aligned>(dk, s_k, row, a.dk + k_at + row * a.k_stride, a.k_stride, n_valid, a.width, a.add_dk, lane);
   store_rows<W, Aligned>(dv, s_v, row, a.dv + v_at + row * a.v_stride, a.v_stride, n_valid, a.width, a.add_dv, lane);
   if (a.add_dv) return;
-  // the columns around the values' have no gradient from here: each key head clears its part of them
-  const int64_t key_heads = a.heads / a.group, outside = a.v_stride - key_heads * a.width;
-  const int64_t low = outside * key_head / key_heads, high = outside * (key_head + 1) / key_heads;
-  for (int r = threadIdx.x >> 5; r < min(kTile, n - first); r += kThreads / 32) {
-    bf16* to = a.dv + (span.from + first + r) * a.v_stride;
-    for (int64_t c = low + lane; c < high; c += 32) to[c < a.v_column ? c : c + key_heads * a.width] = bf16{0};
-  }
+  clear_outside(a.dv + (span.from + first) * a.v_stride, min(kTile, n - first), a.v_stride, a.v_column, a.width, key_head,
+                a.heads / a.group);
 }
 
 }  // namespace attention

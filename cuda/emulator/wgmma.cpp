@@ -122,15 +122,16 @@ void execute_until(Warpgroup& g, uint32_t end) {
   for (; g.executed < end; g.executed++) execute(g, g.operations[g.executed], g.executed);
 }
 
-// The slot that holds this thread's accumulator; a new one takes over the registers.
+// The slot that holds this thread's accumulator; a new one takes over the registers. A slot keeps its n: other threads may
+// not have fetched their sums yet, and lie elsewhere in a tile of another width.
 int accumulator_slot(Thread* me, Warpgroup& g, float* d, int n, bool scale_d) {
   WgmmaLane& lane = me->wgmma;
   int free = -1;
   for (int s = kAccumulators - 1; s >= 0; s--) {
     if (lane.registers[s] == d) return s;
-    if (!lane.registers[s]) free = s;
+    if (!lane.registers[s] && (lane.width[s] == 0 || lane.width[s] == n)) free = s;
   }
-  if (free < 0) fail("wgmma: more than %d accumulators under way in one warpgroup", kAccumulators);
+  if (free < 0) fail("wgmma: more than %d accumulators of all widths in one warpgroup", kAccumulators);
   lane.registers[free] = d;
   lane.width[free] = n;
   float* sums = tile(g, free, n);

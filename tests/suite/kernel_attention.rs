@@ -131,6 +131,17 @@ fn a_nan_reaches_its_own_row_of_a_full_mask() {
     case.agrees(&Attention { q, k, v, v_column: 0, starts, heads, mask: Mask::Full, scale: 0.2, pairs: 0, y });
 }
 
+/// dq, dk, dv: whether to add to what is there.
+fn backward(case: &mut Case, forward: Attention, adds: [bool; 3]) -> AttentionBackward {
+    let dy = case.bf16(forward.y.shape);
+    let mut gradient = |of: vlm::tensor::Tensor, add: bool| match add {
+        true => Gradient { tensor: case.bf16(of.shape), accumulate: Accumulate::Add },
+        false => Gradient { tensor: case.output(DType::Bf16, of.shape), accumulate: Accumulate::Overwrite },
+    };
+    let (dq, dk, dv) = (gradient(forward.q, adds[0]), gradient(forward.k, adds[1]), gradient(forward.v, adds[2]));
+    AttentionBackward { forward, dy, dq, dk, dv }
+}
+
 #[test]
 fn backward_agrees_with_the_host() {
     let mut reached = BTreeSet::new();
@@ -140,19 +151,49 @@ fn backward_agrees_with_the_host() {
             let mask = if (i + j) % 4 < 2 { Mask::Causal } else { Mask::Full };
             let mut case = Case::new((i * 100 + j) as u64);
             let forward = attention(&mut case, lengths, heads, mask);
-            let dy = case.bf16(forward.y.shape);
-            let mut gradient = |of: vlm::tensor::Tensor, add: bool| match add {
-                true => Gradient { tensor: case.bf16(of.shape), accumulate: Accumulate::Add },
-                false => Gradient { tensor: case.output(DType::Bf16, of.shape), accumulate: Accumulate::Overwrite },
-            };
-            let [dq, dk, dv] = [(forward.q, i % 3 == 0), (forward.k, j % 3 == 0), (forward.v, (i + j) % 3 == 0)]
-                .map(|(of, add)| gradient(of, add));
-            let op = AttentionBackward { forward, dy, dq, dk, dv };
-            reached.extend(op.plan().expect("a plan").map(|launch| launch.kernel));
+            let op = backward(&mut case, forward, [i % 3 == 0, j % 3 == 0, (i + j) % 3 == 0]);
+            reached
+                .extend(CAPABILITIES.map(|c| op.plan(&facts(c)).expect("a plan").map(|launch| launch.kernel)).concat());
             case.agrees(&op);
         }
     }
-    assert_eq!(reached.len(), 10, "{reached:?}");
+    assert_eq!(reached.len(), 12, "{reached:?}");
+}
+
+#[test]
+fn hoppers_gradients_agree_with_the_host() {
+    // a tile of keys, half of one (the queries of a step), one more or less, tiles that end amid a sequence's neighbour
+    let lengths = [[127].as_slice(), &[128, 64], &[129], &[0, 63, 257, 0, 1, 130]];
+    for (j, lengths) in lengths.into_iter().enumerate() {
+        for mask in [Mask::Causal, Mask::Full] {
+            let mut case = Case::new(j as u64);
+            let forward = attention(&mut case, lengths, (3 - j % 3, 1, 128), mask);
+            let op = backward(&mut case, forward, [j == 0, j == 1, j == 2]);
+            let kernels = op.plan(&facts((9, 0))).expect("a plan").map(|launch| launch.kernel);
+            assert_eq!(kernels, ["attention_bwd_dq_w128_sm90_bf16", "attention_bwd_dkv_w128_sm90_bf16"]);
+            case.agrees_on(&op, (9, 0), ROW);
+        }
+    }
+}
+
+#[test]
+fn a_neighbours_nan_stays_out_of_gradients() {
+    // the last tile of the first sequence reaches into the second, all of whose numbers are NaN
+    for (width, mask) in [(64, Mask::Full), (128, Mask::Causal), (128, Mask::Full)] {
+        let mut case = Case::new(3);
+        let heads = Heads { queries: 1, keys: 1, width };
+        let (starts, t) = starts(&mut case, &[71, 6]);
+        let [q, k, v, dy] = [(); 4].map(|_| {
+            let mut numbers = case.random().f32s(t * width, 1.0);
+            numbers[71 * width..].fill(f32::NAN);
+            case.values(DType::Bf16, [t, width], numbers)
+        });
+        let y = case.output(DType::Bf16, [t, width]);
+        let forward = Attention { q, k, v, v_column: 0, starts, heads, mask, scale: 0.2, pairs: 0, y };
+        let gradient = |tensor| Gradient { tensor, accumulate: Accumulate::Overwrite };
+        let [dq, dk, dv] = [(); 3].map(|_| gradient(case.output(DType::Bf16, [t, width])));
+        case.agrees(&AttentionBackward { forward, dy, dq, dk, dv });
+    }
 }
 
 /// New tokens and tokens held of each sequence; blocks lie in the pools in a mixed order.
@@ -200,7 +241,7 @@ fn every_plan_fits_the_smaller_gpus() {
         let gradient = |tensor| Gradient { tensor, accumulate: Accumulate::Add };
         let (dq, dk, dv) = (gradient(forward.q), gradient(forward.k), gradient(forward.v));
         let backward = AttentionBackward { forward, dy, dq, dk, dv };
-        assert!(backward.plan().expect("a plan").iter().all(|launch| launch.shared_bytes <= most));
+        assert!(backward.plan(&facts((8, 6))).expect("a plan").iter().all(|launch| launch.shared_bytes <= most));
         let cached = cached(&mut case, &[1], &[9], (queries, keys, width), 4);
         let plan = cached.plan().expect("a plan");
         assert!(plan.launches.iter().all(|(_, split, join)| split.shared_bytes.max(join.shared_bytes) <= most));

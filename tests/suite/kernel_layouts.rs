@@ -13,6 +13,7 @@ fn structs() -> Vec<StructLayout> {
         adamw::AdamWArgs::layout(),
         attention::AttentionArgs::layout(),
         attention::AttentionBackwardArgs::layout(),
+        attention::AttentionBackwardSm90Args::layout(),
         attention::AttentionSm90Args::layout(),
         attention_cached::AttentionCachedArgs::layout(),
         CastArgs::layout(),

@@ -1,0 +1,182 @@
+//! What Hopper's own kernels of attention are launched with: `cuda/attention_sm90.cu`, `cuda/attention_backward_sm90.cu`.
+
+use super::backward::{AttentionBackward, adds};
+use super::{Attention, slots};
+use crate::base::Result;
+use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
+use crate::device::{Accelerator, Addresses, Facts, Launch};
+use crate::tensor::Tensor;
+
+crate::arguments! {
+    /// Of `cuda/attention_sm90.cu`.
+    pub struct AttentionSm90Args {
+        q: TensorMap,
+        k: TensorMap,
+        v: TensorMap,
+        starts: u64,
+        y: u64,
+        tokens: i32,
+        sequences: i32,
+        heads: i32,
+        group: i32,
+        width: i32,
+        causal: i32,
+        scale_log2: f32,
+    }
+}
+
+crate::arguments! {
+    /// Of `cuda/attention_backward_sm90.cu`. statistics [H, T, 2] (f32), T rounded up to even, is scratch.
+    pub struct AttentionBackwardSm90Args {
+        q: TensorMap,
+        k: TensorMap,
+        v: TensorMap,
+        dy: TensorMap,
+        statistics_rows: TensorMap,
+        starts: u64,
+        statistics: u64,
+        dq: u64,
+        dk: u64,
+        dv: u64,
+        k_stride: i64,
+        v_stride: i64,
+        tokens: i32,
+        sequences: i32,
+        heads: i32,
+        group: i32,
+        width: i32,
+        v_column: i32,
+        causal: i32,
+        add_dq: i32,
+        add_dk: i32,
+        add_dv: i32,
+        scale: f32,
+        scale_log2: f32,
+    }
+}
+
+/// Queries (of dk and dv: keys) of a block, and threads of one.
+const ROWS: usize = 128;
+const THREADS: u32 = 384;
+/// Rows of a box, and its columns.
+const BOX: u32 = 64;
+/// Bytes of a tile of [`ROWS`] rows, and what aligns the first.
+const TILE_BYTES: u32 = ROWS as u32 * 2 * 128;
+const SHARED_ALIGNMENT: u32 = 1024;
+
+pub(super) fn runs(f: &Attention, facts: &Facts) -> bool {
+    facts.is_hopper() && f.heads.width == 128
+}
+
+fn launch(op: &'static str, kernel: &'static str, per_head: usize, bytes: u32, f: &Attention) -> Result<Launch> {
+    let grid = [per_head as u32, slots(op, f.q.shape.rows(), ROWS, f.sequences())?, 1];
+    Ok(Launch { kernel, grid, block: THREADS, shared_bytes: bytes + SHARED_ALIGNMENT })
+}
+
+/// The launch of forward, where these kernels run it.
+pub(super) fn forward(f: &Attention, facts: &Facts) -> Result<Option<Launch>> {
+    if !runs(f, facts) {
+        return Ok(None);
+    }
+    // queries, and keys and values twice
+    launch("attention", "attention_fwd_w128_sm90_bf16", f.heads.queries, 5 * TILE_BYTES, f).map(Some)
+}
+
+/// The launches of backward, where these kernels run it.
+pub(super) fn backward(f: &Attention, facts: &Facts) -> Result<Option<[Launch; 2]>> {
+    if !runs(f, facts) {
+        return Ok(None);
+    }
+    let op = "attention_backward";
+    // queries and dy, keys and values twice; keys and values, twice half a tile of queries and of dy and their statistics
+    let dq = launch(op, "attention_bwd_dq_w128_sm90_bf16", f.heads.queries, 6 * TILE_BYTES, f)?;
+    let dkv = launch(op, "attention_bwd_dkv_w128_sm90_bf16", f.heads.keys, 4 * TILE_BYTES + 2 * 2 * BOX * 4, f)?;
+    Ok(Some([dq, dkv]))
+}
+
+/// Rows of `heads` heads, from a column of a tensor on, as boxes of one head: what lies beyond a head's width is zero.
+fn map(
+    gpu: &Accelerator,
+    at: &Addresses,
+    tensor: &Tensor,
+    column: usize,
+    heads: usize,
+    f: &Attention,
+) -> Result<TensorMap> {
+    let width = f.heads.width as u64;
+    gpu.tensor_map(&TensorMapShape {
+        dtype: MapType::Bf16,
+        address: at.of(tensor)? + 2 * column as u64,
+        sizes: &[width, heads as u64, tensor.shape.rows() as u64],
+        strides_bytes: &[2 * width, 2 * tensor.shape.width() as u64],
+        box_sizes: &[64, 1, BOX],
+        swizzle: Swizzle::Bytes128,
+    })
+}
+
+pub(super) fn forward_arguments(f: &Attention, gpu: &Accelerator, at: &Addresses) -> Result<AttentionSm90Args> {
+    Ok(AttentionSm90Args {
+        q: map(gpu, at, &f.q, 0, f.heads.queries, f)?,
+        k: map(gpu, at, &f.k, 0, f.heads.keys, f)?,
+        v: map(gpu, at, &f.v, f.v_column, f.heads.keys, f)?,
+        starts: at.of(&f.starts)?,
+        y: at.of(&f.y)?,
+        tokens: f.q.shape.rows() as i32,
+        sequences: f.sequences() as i32,
+        heads: f.heads.queries as i32,
+        group: f.group(),
+        width: f.heads.width as i32,
+        causal: f.causal(),
+        scale_log2: f.scale * std::f32::consts::LOG2_E,
+    })
+}
+
+/// Rows of statistics for so many queries: TMA wants each head's at a multiple of 16 bytes.
+pub(super) fn statistics_rows(queries: usize) -> usize {
+    queries.next_multiple_of(2)
+}
+
+pub(super) fn backward_arguments(
+    op: &AttentionBackward,
+    gpu: &mut Accelerator,
+    at: &Addresses,
+) -> Result<AttentionBackwardSm90Args> {
+    let f = &op.forward;
+    let (rows, heads) = (f.q.shape.rows(), f.heads.queries);
+    let numbers = statistics_rows(rows) * 2;
+    let [statistics] = gpu.scratch(&op.scratch(gpu.facts())?)?;
+    let statistics_rows = gpu.tensor_map(&TensorMapShape {
+        dtype: MapType::F32,
+        address: statistics,
+        sizes: &[numbers as u64, heads as u64],
+        strides_bytes: &[(numbers * size_of::<f32>()) as u64],
+        box_sizes: &[2 * BOX, 1],
+        swizzle: Swizzle::None,
+    })?;
+    Ok(AttentionBackwardSm90Args {
+        q: map(gpu, at, &f.q, 0, heads, f)?,
+        k: map(gpu, at, &f.k, 0, f.heads.keys, f)?,
+        v: map(gpu, at, &f.v, f.v_column, f.heads.keys, f)?,
+        dy: map(gpu, at, &op.dy, 0, heads, f)?,
+        statistics_rows,
+        starts: at.of(&f.starts)?,
+        statistics,
+        dq: at.of(&op.dq.tensor)?,
+        dk: at.of(&op.dk.tensor)?,
+        dv: at.of(&op.dv.tensor)?,
+        k_stride: f.k.shape.width() as i64,
+        v_stride: f.v.shape.width() as i64,
+        tokens: rows as i32,
+        sequences: f.sequences() as i32,
+        heads: heads as i32,
+        group: f.group(),
+        width: f.heads.width as i32,
+        v_column: f.v_column as i32,
+        causal: f.causal(),
+        add_dq: adds(&op.dq),
+        add_dk: adds(&op.dk),
+        add_dv: adds(&op.dv),
+        scale: f.scale,
+        scale_log2: f.scale * std::f32::consts::LOG2_E,
+    })
+}
