@@ -1,4 +1,4 @@
-// The gradients of attention over packed sequences with heads 128 wide, by Hopper's own instructions.
+// The gradients of attention over packed sequences with heads 72 to 128 wide, by Hopper's own instructions.
 //
 // Maths, semantics and tensors as in attention_backward.cu; q, k, v and dy come as attention_sm90.cuh says. statistics
 // has rows of an even number of tokens, [H, T or T + 1, 2], so that TMA takes them: 64 queries a box.
@@ -20,12 +20,12 @@
 //    warpgroups drift apart: one's exponentials under the other's products, and its own p under its dp.
 // 2. Products a tile of 64 x 128 pairs, those of two bf16 counted twice: 2 in the first walk, 4 in the second, 6 in
 //    dkv.
-// 3. Registers: 40 for a copying thread, 232 for the others, which hold 192 sums (128 of dk and dv, or 64 of dq).
+// 3. Registers: 40 for a copying thread, 232 for the others, which at width 128 hold 192 sums (128 of dk and dv, or 64 of
+//    dq).
 // 4. The rows behind a sequence's end belong to another sequence: they are cleared in the tiles that are walked over
 //    before any product reads them, so that no number of theirs, NaN or not, gets in.
 //
-// Limits: E = 128; TMA wants rows at multiples of 16 bytes, which 128 gives. Shared memory: 193 KiB (dq), 130 KiB
-// (dkv). Deterministic, as attention_backward.cu is.
+// Limits: as attention_sm90.cu's. Shared memory: 193 KiB (dq), 130 KiB (dkv). Deterministic, as attention_backward.cu is.
 #include "attention_sm90.cuh"
 
 struct AttentionBackwardSm90Args {
@@ -312,8 +312,14 @@ template <int W> DEV void backward_dkv(const AttentionBackwardSm90Args& a) {
 
 }  // namespace attention
 
+KERNEL(attention_bwd_dq_w80_sm90_bf16, 384, 1, const __grid_constant__ AttentionBackwardSm90Args a) {
+  attention::backward_dq<80>(a);
+}
 KERNEL(attention_bwd_dq_w128_sm90_bf16, 384, 1, const __grid_constant__ AttentionBackwardSm90Args a) {
   attention::backward_dq<128>(a);
+}
+KERNEL(attention_bwd_dkv_w80_sm90_bf16, 384, 1, const __grid_constant__ AttentionBackwardSm90Args a) {
+  attention::backward_dkv<80>(a);
 }
 KERNEL(attention_bwd_dkv_w128_sm90_bf16, 384, 1, const __grid_constant__ AttentionBackwardSm90Args a) {
   attention::backward_dkv<128>(a);

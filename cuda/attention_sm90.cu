@@ -1,4 +1,4 @@
-// y = softmax(scale q k^T + mask) v for packed sequences with heads 128 wide, by Hopper's own instructions.
+// y = softmax(scale q k^T + mask) v for packed sequences with heads 72 to 128 wide, by Hopper's own instructions.
 //
 // Maths, semantics and tensors as in attention.cu; q, k and v come as attention_sm90.cuh says.
 //
@@ -17,7 +17,8 @@
 // 3. The rows behind a sequence's last key belong to another sequence: their values are cleared before the product, so
 //    that no number of it, NaN or not, gets in.
 //
-// Limits: E = 128; TMA wants rows at multiples of 16 bytes, which 128 gives. Deterministic, as attention.cu is.
+// Limits: E a multiple of 8 from 72 (up to 80 by the kernel of that width) to 128; TMA wants rows and the first column of
+// values at multiples of 16 bytes. Shared memory: 161 KiB. Deterministic, as attention.cu is.
 #include "attention_sm90.cuh"
 
 struct AttentionSm90Args {
@@ -151,6 +152,9 @@ template <int W> DEV void forward(const AttentionSm90Args& a) {
 
 }  // namespace attention
 
+KERNEL(attention_fwd_w80_sm90_bf16, 384, 1, const __grid_constant__ AttentionSm90Args a) {
+  attention::forward<80>(a);
+}
 KERNEL(attention_fwd_w128_sm90_bf16, 384, 1, const __grid_constant__ AttentionSm90Args a) {
   attention::forward<128>(a);
 }

@@ -58,6 +58,7 @@ template <int COLUMNS> struct Weights {
   }
 };
 
+DEV void wgmma_weights(float (&d)[40], const uint32_t (&a)[4], uint64_t b) { wgmma_m64n80k16_rs<1>(d, a, b, 1); }
 DEV void wgmma_weights(float (&d)[64], const uint32_t (&a)[4], uint64_t b) { wgmma_m64n128k16_rs<1>(d, a, b, 1); }
 
 // d += weights times the rows of the tile at `b`.

@@ -74,7 +74,7 @@ MUTANTS = [
     ("src/tape/rules.rs", "let part = op.residual.filter(|_| «op.rows.is_some()»);", "op.rows.is_none()"),
     ("src/tape/rules.rs", "if let Some(residual) = «whole» {", "None::<Tensor>"),
     ("src/tape/rules.rs", "gradients.pass_on(self, «op.x», dy)?;", "op.y"),
-    ("src/ops/attention.rs", "RowsMut { data: dv.values(), start: «f.v_column», stride: v_stride }", "0"),
+    ("src/ops/attention/backward.rs", "RowsMut { data: dv.values(), start: «f.v_column», stride: v_stride }", "0"),
     ("src/tape/recompute.rs", "if !again.done.contains(&i) «&&» needed.insert(i) {", "||"),
     ("src/train/step.rs", "labels.rows.push(start + t as i32 «- 1»);", "- 0"),
     ("src/train/step.rs", "beta2: o.betas[«1»]", "0"),

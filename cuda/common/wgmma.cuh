@@ -73,6 +73,7 @@ DEV uint64_t wgmma_desc_none(uint32_t addr, uint32_t lbo, uint32_t sbo) { return
 #define WGMMA_L7 ",%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define WGMMA_N32 WGMMA_L0
 #define WGMMA_N64 WGMMA_N32 WGMMA_L1
+#define WGMMA_N80 WGMMA_N64 ",%32,%33,%34,%35,%36,%37,%38,%39"
 #define WGMMA_N96 WGMMA_N64 WGMMA_L2
 #define WGMMA_N128 WGMMA_N96 WGMMA_L3
 #define WGMMA_N160 WGMMA_N128 WGMMA_L4
@@ -81,6 +82,7 @@ DEV uint64_t wgmma_desc_none(uint32_t addr, uint32_t lbo, uint32_t sbo) { return
 #define WGMMA_N256 WGMMA_N192 WGMMA_L6 WGMMA_L7
 #define WGMMA_F_N32 WGMMA_F8(0), WGMMA_F8(8)
 #define WGMMA_F_N64 WGMMA_F32(0)
+#define WGMMA_F_N80 WGMMA_F32(0), WGMMA_F8(32)
 #define WGMMA_F_N96 WGMMA_F32(0), WGMMA_F8(32), WGMMA_F8(40)
 #define WGMMA_F_N128 WGMMA_F32(0), WGMMA_F32(32)
 #define WGMMA_F_N160 WGMMA_F_N128, WGMMA_F8(64), WGMMA_F8(72)
@@ -111,6 +113,7 @@ DEV uint64_t wgmma_desc_none(uint32_t addr, uint32_t lbo, uint32_t sbo) { return
 
 WGMMA(32, 16, 17, 18, 19, 20, 21, 22)
 WGMMA(64, 32, 33, 34, 35, 36, 37, 38)
+WGMMA(80, 40, 41, 42, 43, 44, 45, 46)
 WGMMA(96, 48, 49, 50, 51, 52, 53, 54)
 WGMMA(128, 64, 65, 66, 67, 68, 69, 70)
 WGMMA(160, 80, 81, 82, 83, 84, 85, 86)

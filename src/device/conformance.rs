@@ -301,6 +301,8 @@ const WGMMA: [(&str, i32, [i32; 4]); 21] = [
     ("conformance_wgmma_n64_kk_none", 64, [128, 256, 128, 256]),
     ("conformance_wgmma_n64_mn_none", 64, [128, 256, 128, 256]),
     ("conformance_wgmma_n32_kk_sw128", 32, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n80_kk_sw128", 80, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n80_mn_sw128", 80, [2048, 1024, 2048, 1024]),
     ("conformance_wgmma_n96_kk_sw128", 96, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n128_kk_sw128", 128, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n128_mn_sw128", 128, [2048, 1024, 2048, 1024]),

@@ -28,6 +28,10 @@ const HEADS: [(usize, usize, usize); 12] = [
 /// Lengths of sequences: one token, a prime, a tile and one more or less, none at all, several side by side.
 const LENGTHS: [&[usize]; 7] = [&[1], &[63], &[64], &[65], &[0, 3, 0, 62, 67], &[131], &[]];
 
+/// What Hopper's own kernels run, and which of them.
+const HOPPER: [(Mask, usize, &str); 4] =
+    [(Mask::Causal, 128, "w128"), (Mask::Full, 128, "w128"), (Mask::Full, 72, "w80"), (Mask::Causal, 80, "w80")];
+
 const CAPABILITIES: [(i32, i32); 2] = [(8, 6), (9, 0)];
 
 fn facts(capability: (i32, i32)) -> Facts {
@@ -75,16 +79,16 @@ fn forward_agrees_with_the_host() {
             case.agrees(&op);
         }
     }
-    assert_eq!(reached.len(), 6, "{reached:?}");
+    assert_eq!(reached.len(), 7, "{reached:?}");
 }
 
 #[test]
 fn hoppers_tiles_agree_with_the_host() {
     for (j, lengths) in [[127].as_slice(), &[128], &[129], &[0, 257, 0, 1, 300]].into_iter().enumerate() {
-        for mask in [Mask::Causal, Mask::Full] {
+        for (mask, width, kernel) in HOPPER {
             let mut case = Case::new(j as u64);
-            let op = attention(&mut case, lengths, (2, 1, 128), mask);
-            assert_eq!(op.plan(&facts((9, 0))).expect("a plan").kernel, "attention_fwd_w128_sm90_bf16");
+            let op = attention(&mut case, lengths, (2, 1, width), mask);
+            assert_eq!(op.plan(&facts((9, 0))).expect("a plan").kernel, format!("attention_fwd_{kernel}_sm90_bf16"));
             case.agrees_on(&op, (9, 0), ROW);
         }
     }
@@ -92,8 +96,8 @@ fn hoppers_tiles_agree_with_the_host() {
 
 #[test]
 fn a_neighbours_nan_stays_out() {
-    // the last tile of the first sequence reaches into the second, whose values are NaN; both kernels
-    for width in [64, 128] {
+    // the last tile of the first sequence reaches into the second, whose values are NaN; all kinds of kernel
+    for width in [64, 72, 128] {
         let mut case = Case::new(3);
         let heads = Heads { queries: 1, keys: 1, width };
         let (starts, t) = starts(&mut case, &[70, 5]);
@@ -157,7 +161,7 @@ fn backward_agrees_with_the_host() {
             case.agrees(&op);
         }
     }
-    assert_eq!(reached.len(), 12, "{reached:?}");
+    assert_eq!(reached.len(), 14, "{reached:?}");
 }
 
 #[test]
@@ -165,12 +169,12 @@ fn hoppers_gradients_agree_with_the_host() {
     // a tile of keys, half of one (the queries of a step), one more or less, tiles that end amid a sequence's neighbour
     let lengths = [[127].as_slice(), &[128, 64], &[129], &[0, 63, 257, 0, 1, 130]];
     for (j, lengths) in lengths.into_iter().enumerate() {
-        for mask in [Mask::Causal, Mask::Full] {
+        for (mask, width, kernel) in HOPPER {
             let mut case = Case::new(j as u64);
-            let forward = attention(&mut case, lengths, (3 - j % 3, 1, 128), mask);
+            let forward = attention(&mut case, lengths, (3 - j % 3, 1, width), mask);
             let op = backward(&mut case, forward, [j == 0, j == 1, j == 2]);
             let kernels = op.plan(&facts((9, 0))).expect("a plan").map(|launch| launch.kernel);
-            assert_eq!(kernels, ["attention_bwd_dq_w128_sm90_bf16", "attention_bwd_dkv_w128_sm90_bf16"]);
+            assert_eq!(kernels, ["dq", "dkv"].map(|of| format!("attention_bwd_{of}_{kernel}_sm90_bf16")));
             case.agrees_on(&op, (9, 0), ROW);
         }
     }
@@ -179,7 +183,7 @@ fn hoppers_gradients_agree_with_the_host() {
 #[test]
 fn a_neighbours_nan_stays_out_of_gradients() {
     // the last tile of the first sequence reaches into the second, all of whose numbers are NaN
-    for (width, mask) in [(64, Mask::Full), (128, Mask::Causal), (128, Mask::Full)] {
+    for (width, mask) in [(64, Mask::Full), (72, Mask::Full), (128, Mask::Causal), (128, Mask::Full)] {
         let mut case = Case::new(3);
         let heads = Heads { queries: 1, keys: 1, width };
         let (starts, t) = starts(&mut case, &[71, 6]);
@@ -194,6 +198,24 @@ fn a_neighbours_nan_stays_out_of_gradients() {
         let [dq, dk, dv] = [(); 3].map(|_| gradient(case.output(DType::Bf16, [t, width])));
         case.agrees(&AttentionBackward { forward, dy, dq, dk, dv });
     }
+}
+
+#[test]
+fn the_next_heads_nan_stays_out() {
+    // columns of a tile behind a head 72 wide are the next head's, all of whose numbers are NaN
+    let (mut case, width) = (Case::new(6), 72);
+    let heads = Heads { queries: 2, keys: 2, width };
+    let (starts, t) = starts(&mut case, &[9, 70]);
+    let [q, k, v, dy] = [(); 4].map(|_| {
+        let mut numbers = case.random().f32s(t * 2 * width, 1.0);
+        numbers.chunks_mut(2 * width).for_each(|row| row[width..].fill(f32::NAN));
+        case.values(DType::Bf16, [t, 2 * width], numbers)
+    });
+    let [y, dq, dk, dv] = [(); 4].map(|_| case.output(DType::Bf16, [t, 2 * width]));
+    let forward = Attention { q, k, v, v_column: 0, starts, heads, mask: Mask::Full, scale: 0.2, pairs: 0, y };
+    case.agrees(&forward);
+    let [dq, dk, dv] = [dq, dk, dv].map(|tensor| Gradient { tensor, accumulate: Accumulate::Overwrite });
+    case.agrees(&AttentionBackward { forward, dy, dq, dk, dv });
 }
 
 /// New tokens and tokens held of each sequence; blocks lie in the pools in a mixed order.

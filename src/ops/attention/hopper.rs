@@ -1,7 +1,7 @@
 //! What Hopper's own kernels of attention are launched with: `cuda/attention_sm90.cu`, `cuda/attention_backward_sm90.cu`.
 
 use super::backward::{AttentionBackward, adds};
-use super::{Attention, slots};
+use super::{Attention, Compiled, slots};
 use crate::base::Result;
 use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Addresses, Facts, Launch};
@@ -64,8 +64,17 @@ const BOX: u32 = 64;
 const TILE_BYTES: u32 = ROWS as u32 * 2 * 128;
 const SHARED_ALIGNMENT: u32 = 1024;
 
+/// Which kernel of two, for heads up to 80 and up to 128 wide, where one runs it.
+fn choose(f: &Attention, facts: &Facts) -> Option<usize> {
+    match Compiled::of("attention", &f.heads) {
+        Ok(Compiled::W80) if facts.is_hopper() => Some(0),
+        Ok(Compiled::W128) if facts.is_hopper() => Some(1),
+        _ => None,
+    }
+}
+
 pub(super) fn runs(f: &Attention, facts: &Facts) -> bool {
-    facts.is_hopper() && f.heads.width == 128
+    choose(f, facts).is_some()
 }
 
 fn launch(op: &'static str, kernel: &'static str, per_head: usize, bytes: u32, f: &Attention) -> Result<Launch> {
@@ -75,22 +84,21 @@ fn launch(op: &'static str, kernel: &'static str, per_head: usize, bytes: u32, f
 
 /// The launch of forward, where these kernels run it.
 pub(super) fn forward(f: &Attention, facts: &Facts) -> Result<Option<Launch>> {
-    if !runs(f, facts) {
-        return Ok(None);
-    }
+    let Some(i) = choose(f, facts) else { return Ok(None) };
+    let kernel = ["attention_fwd_w80_sm90_bf16", "attention_fwd_w128_sm90_bf16"][i];
     // queries, and keys and values twice
-    launch("attention", "attention_fwd_w128_sm90_bf16", f.heads.queries, 5 * TILE_BYTES, f).map(Some)
+    launch("attention", kernel, f.heads.queries, 5 * TILE_BYTES, f).map(Some)
 }
 
 /// The launches of backward, where these kernels run it.
 pub(super) fn backward(f: &Attention, facts: &Facts) -> Result<Option<[Launch; 2]>> {
-    if !runs(f, facts) {
-        return Ok(None);
-    }
+    let Some(i) = choose(f, facts) else { return Ok(None) };
     let op = "attention_backward";
+    let dq = ["attention_bwd_dq_w80_sm90_bf16", "attention_bwd_dq_w128_sm90_bf16"][i];
+    let dkv = ["attention_bwd_dkv_w80_sm90_bf16", "attention_bwd_dkv_w128_sm90_bf16"][i];
     // queries and dy, keys and values twice; keys and values, twice half a tile of queries and of dy and their statistics
-    let dq = launch(op, "attention_bwd_dq_w128_sm90_bf16", f.heads.queries, 6 * TILE_BYTES, f)?;
-    let dkv = launch(op, "attention_bwd_dkv_w128_sm90_bf16", f.heads.keys, 4 * TILE_BYTES + 2 * 2 * BOX * 4, f)?;
+    let dq = launch(op, dq, f.heads.queries, 6 * TILE_BYTES, f)?;
+    let dkv = launch(op, dkv, f.heads.keys, 4 * TILE_BYTES + 2 * 2 * BOX * 4, f)?;
     Ok(Some([dq, dkv]))
 }
 

@@ -1,7 +1,7 @@
 //! `attention`: y = softmax(scale q k^T + mask) v for packed sequences, each attending to itself.
 //!
 //! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`; kernels: `cuda/attention.cu`
-//! and `cuda/attention_backward.cu`, on Hopper for heads 128 wide `cuda/attention_sm90.cu` and
+//! and `cuda/attention_backward.cu`, on Hopper for heads 72 to 128 wide `cuda/attention_sm90.cu` and
 //! `cuda/attention_backward_sm90.cu`. Rounding points: y, and dq, dk, dv; scores and probabilities stay f32 (the kernels
 //! multiply with them as pairs of bf16, which is 16 bits of the 24).
 
