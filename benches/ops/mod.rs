@@ -27,6 +27,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use table::{Line, Roofs, Table};
 use vlm::base::{Result, date::today};
+use vlm::device::accelerator::scratch_bytes;
 use vlm::device::cuda::Cuda;
 use vlm::device::emulated::Emulated;
 use vlm::device::probe::{built, probe};
@@ -105,7 +106,8 @@ impl Bench {
         room.begin(&mut device)?;
         ops.iter().try_for_each(|op| op.contract())?;
         let weights: Vec<_> = ops.iter().flat_map(|op| op.weights()).collect();
-        device.reserve(0, &weights)?;
+        let scratch = ops[0].scratch(self.clock.launcher().facts())?;
+        device.reserve(0, scratch_bytes(&scratch), &weights)?;
         let seconds = self.clock.time(ops.len(), &mut |i| ops[i].forward(&mut device))?;
         Ok((cost, seconds, device.launches().into_keys().collect()))
     }

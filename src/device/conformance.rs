@@ -289,7 +289,7 @@ pub const WGMMA_B: i32 = 8192;
 
 /// (kernel, N, leading and stride byte offsets of A, then of B).
 #[rustfmt::skip]
-const WGMMA: [(&str, i32, [i32; 4]); 21] = [
+const WGMMA: [(&str, i32, [i32; 4]); 23] = [
     ("conformance_wgmma_n64_kk_sw128", 64, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n64_mk_sw128", 64, [2048, 1024, 16, 1024]),
     ("conformance_wgmma_n64_kn_sw128", 64, [16, 1024, 2048, 1024]),

@@ -1,9 +1,8 @@
 //! The kernels of `linear` against the host, in the emulator: every tile, with its neighbours in size, and every option.
 
-use crate::support::kernels::Case;
+use crate::support::kernels::{Case, on_gpu};
 use std::collections::BTreeSet;
 use vlm::base::{DType, Precision};
-use vlm::device::probe::{built, probe};
 use vlm::device::{Accumulate, Device};
 use vlm::ops::linear::{Activation, Adapter, Dropout, Linear, LinearBackward, Segment};
 use vlm::ops::{Gradient, Op};
@@ -294,7 +293,7 @@ fn a_row_does_not_depend_on_how_many_there_are() {
     // every tile sums in the same order, in steps of 16 along k, whatever stands beside a row; in the emulator wgmma adds
     // within a step as mma does
     let (k, n, rank, most) = (264, 376, 8, 130);
-    let run = |mut device: Device, ranges: &[(usize, usize)]| {
+    let run = |device: &mut Device, ranges: &[(usize, usize)]| {
         let mut case = Case::new(9);
         let x = case.random().f32s(most * k, 1.0);
         let one = linear(&mut case, (1, k, &[(n, rank, true)]), Trained::Nothing, PLAIN, false);
@@ -304,10 +303,10 @@ fn a_row_does_not_depend_on_how_many_there_are() {
             Linear { x, s: Some(s), y, ..one.clone() }
         };
         let ops: Vec<Linear> = ranges.iter().map(|range| of_rows(*range)).collect();
-        case.begin(&mut device).expect("memory");
+        case.begin(device).expect("memory");
         let mut results = Vec::new();
         for op in &ops {
-            op.forward(&mut device).expect("linear");
+            op.forward(device).expect("linear");
             results.push(device.memory().read_f32(op.y).expect("y"));
         }
         (results, device.launches().into_keys().collect::<Vec<_>>())
@@ -323,14 +322,7 @@ fn a_row_does_not_depend_on_how_many_there_are() {
         "linear_fwd_16x32_bf16",
         "linear_fwd_64x64_bf16",
     ];
-    let emulated = |capability| Device::emulated(capability).expect("an emulator");
-    let mut devices = vec![(emulated((8, 6)), Some(&older[..])), (emulated((9, 0)), Some(&hopper))];
-    // whether a GPU's wgmma adds as its mma does, no emulator can say
-    match probe().cuda_problem(&built()) {
-        Some(why) => println!("skipped: rows on a GPU: {why}"),
-        None => devices.push((Device::cuda(0).expect("a GPU"), None)),
-    }
-    for (device, kernels) in devices {
+    let check = |device: &mut Device, kernels: Option<&[&str]>| {
         let name = device.name();
         let (results, ran) = run(device, &ranges);
         assert!(results[0].iter().all(|v| v.is_finite()));
@@ -338,7 +330,12 @@ fn a_row_does_not_depend_on_how_many_there_are() {
             assert_eq!(*got, results[0][first * n..(first + m) * n], "{m} rows from {first} on {name}");
         }
         assert!(kernels.is_none_or(|kernels| ran == kernels), "{ran:?}");
+    };
+    for (capability, kernels) in [((8, 6), &older[..]), ((9, 0), &hopper)] {
+        check(&mut Device::emulated(capability).expect("an emulator"), Some(kernels));
     }
+    // whether a GPU's wgmma adds as its mma does, no emulator can say
+    on_gpu(|gpu| check(gpu, None));
 }
 
 #[test]

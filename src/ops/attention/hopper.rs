@@ -5,6 +5,7 @@ use super::{Attention, Compiled, slots};
 use crate::base::Result;
 use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Addresses, Facts, Launch};
+use crate::ops::Op;
 use crate::tensor::Tensor;
 
 crate::arguments! {

@@ -1,7 +1,9 @@
 //! Kernels against the host: one operation, run by the host in bf16 and by the emulator, over the same numbers.
 
 use super::random::Random;
+use std::cell::RefCell;
 use vlm::base::{DType, Result, Shape};
+use vlm::device::probe::{built, probe};
 use vlm::device::{Device, Layout, Place, emulated, memory::ALIGNMENT};
 use vlm::ops::Op;
 use vlm::tensor::{Arena, Tensor, Trained, Weight, new_generation};
@@ -24,6 +26,23 @@ fn order(seed: i64) -> Result<()> {
     emulated::configure("seed", seed)?;
     emulated::configure("policy", (seed + 1) % 3)?;
     emulated::configure("async", (seed / 3 + seed + 1) % 3)
+}
+
+/// Lends a run its device.
+type Lend<'a> = &'a mut dyn FnMut(i64, &mut dyn FnMut(&mut Device));
+
+/// Lends this machine's GPU, where it has one that the build has code for: each test opens it once.
+pub fn on_gpu(test: impl FnOnce(&mut Device)) {
+    thread_local! {
+        static GPU: RefCell<Option<Device>> = RefCell::new(match probe().cuda_problem(&built()) {
+            None => Some(Device::cuda(0).expect("a GPU")),
+            Some(why) => {
+                println!("skipped: kernels on a GPU: {why}");
+                None
+            }
+        });
+    }
+    GPU.with_borrow_mut(|gpu| gpu.as_mut().map(test));
 }
 
 /// What a tensor holds before the operation.
@@ -160,8 +179,9 @@ impl Case {
         self.all().map(|(tensor, _)| bits(device, tensor)).collect()
     }
 
-    /// Runs the operation on the host and on emulated GPUs, Hopper's and the older kind, and panics unless every output
-    /// agrees row by row, every input and canary is as it was, and other orders of threads give the same bits.
+    /// Runs the operation on the host, on emulated GPUs, Hopper's and the older kind, and on this machine's GPU where it has
+    /// one, and panics unless every output agrees row by row, every input and canary is as it was, and another run gives the
+    /// same bits: in the emulator with other orders of threads.
     #[track_caller]
     pub fn agrees(&self, op: &dyn Op) {
         self.agrees_within(op, ROW);
@@ -173,23 +193,35 @@ impl Case {
         for capability in [(8, 6), (9, 0)] {
             self.agrees_on(op, capability, bound);
         }
+        on_gpu(|gpu| self.agrees_in(op, 2, bound, &mut |_, run| run(gpu)));
     }
 
+    /// The same on one kind of emulated GPU.
     #[track_caller]
     pub fn agrees_on(&self, op: &dyn Op, capability: (i32, i32), bound: f64) {
+        self.agrees_in(op, seeds(), bound, &mut |seed, run| {
+            order(seed).expect("an emulator");
+            run(&mut Device::emulated(capability).expect("an emulator"));
+        });
+    }
+
+    /// The same in so many runs; `lend` lends the device of each.
+    #[track_caller]
+    fn agrees_in(&self, op: &dyn Op, runs: i64, bound: f64, lend: Lend) {
         let name = op.name();
         let host = self.run(op, &mut Device::host()).unwrap_or_else(|e| panic!("{name} on the host: {e}"));
-        let mut first: Option<Vec<Vec<u32>>> = None;
-        for seed in 0..seeds() {
-            order(seed).expect("an emulator");
-            let mut device = Device::emulated(capability).expect("an emulator");
-            let got = self.run(op, &mut device).unwrap_or_else(|e| panic!("{name} emulated, seed {seed}: {e}"));
-            let of_first = first.get_or_insert_with(|| got.clone());
-            for ((tensor, _), (got, of_first)) in self.all().zip(got.iter().zip(of_first)) {
-                assert!(got == of_first, "{name}: seed {seed} differs from seed 0 in {tensor:?}");
-            }
+        let (mut first, mut on) = (None::<Vec<Vec<u32>>>, String::new());
+        for run in 0..runs {
+            lend(run, &mut |device| {
+                on = device.name();
+                let got = self.run(op, device).unwrap_or_else(|e| panic!("{name} on {on}, run {run}: {e}"));
+                let of_first = first.get_or_insert_with(|| got.clone());
+                for ((tensor, _), (got, of_first)) in self.all().zip(got.iter().zip(of_first)) {
+                    assert!(got == of_first, "{name} on {on}: run {run} differs from the first in {tensor:?}");
+                }
+            });
         }
-        let first = first.expect("at least one seed");
+        let first = first.expect("at least one run");
         let outputs = op.outputs();
         for (i, (tensor, _)) in self.all().enumerate() {
             let got = &first[i];
@@ -206,7 +238,7 @@ impl Case {
             let width = tensor.shape.width().max(1);
             for (row, (got, want)) in got.chunks(width).zip(host[i].chunks(width)).enumerate() {
                 if let Err(difference) = row_agrees(got, want, tensor.dtype, bound) {
-                    panic!("{name}, sm_{}{}: {tensor:?}, row {row}: {difference}", capability.0, capability.1);
+                    panic!("{name} on {on}: {tensor:?}, row {row}: {difference}");
                 }
             }
         }
