@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Times `vlm` and transformers on one model, one picture and one prompt, in turns: CPU, float32, the same cores.
+"""Times `vlm` beside transformers: one model, one picture and one prompt, in turns, on the CPU in float32 and the same
+cores (make, run, train); the article's job on one device, a GPU as a rule (job).
 
     bench_peer.py make --template DIR --out DIR [--photo FILE]
         a random model of 55 M parameters whose generation does not stop early, and a 640 x 480 picture
@@ -9,6 +10,9 @@
         LoRA steps of rank 16 on all seven projections, beside PEFT: seconds, processor seconds and peak memory. Every
         sample is a picture of its own, so that a first epoch computes the tower in each step, as PEFT always does; in
         the second one vlm has the features
+    bench_peer.py job --vlm PATH --out DIR [--shape 8b] [--device cuda] [--compile] [--csv FILE] [-- FLAGS]
+        `vlm bench one-dollar` with FLAGS, and then its job by transformers and PEFT (tools/peer/job.py) with the same
+        photos, weights, settings and device; vlm's second run counts, since both then find the weights in the page cache
 
 The virtual environment is that of reference.py. Both programs are held to the first THREADS cores that this process
 may use; each runs once before it is timed. What is timed: `preprocess` from the file to pixels and token ids, `prefill`
@@ -266,6 +270,57 @@ def train(a):
         append(a.csv, kept)
 
 
+# rows of the job's table: a part, vlm's seconds, the peer's
+JOB = (
+    ("load", "load_seconds", "load_seconds"),
+    ("vision (first epoch)", "vision_seconds", "vision_seconds"),
+    ("steps", "steps_seconds", "steps_seconds"),
+    ("train and save", "train_seconds", "train_seconds"),
+    ("score", "score_seconds", "score_seconds"),
+    ("train and score", "total_seconds", "total_seconds"),
+)
+
+
+def job(a):
+    out, flags = Path(a.out), a.flags[1:] if a.flags[:1] == ["--"] else a.flags
+    asked = [a.vlm, "bench", "one-dollar", "--out", out, "--shape", a.shape, "--device", a.device, "--json", *flags]
+    said = subprocess.run(list(map(str, asked)), stdout=subprocess.PIPE, text=True, check=True).stdout
+    run = json.loads(said)
+    ours = run["warm"] | {"train_seconds": run["warm"]["total_seconds"] - run["warm"]["score_seconds"]}
+    model = out.resolve() / f"random-{run['model']}"
+    settings = json.loads((out / "run" / "adapter_config.json").read_text())
+    rate = next(line for line in open(out / "one-dollar.toml") if line.startswith("learning-rate")).split("=")[1]
+    argv = [sys.executable, "-m", "peer.job", "--model", model, "--device", a.device, "--alpha", settings["lora_alpha"]]
+    argv += ["--train", out.resolve() / "train.jsonl", "--test", out.resolve() / "test.jsonl", "--rank", run["rank"]]
+    argv += ["--epochs", run["epochs"], "--batch-size", run["batch_size"], "--learning-rate", float(rate)]
+    argv += ["--dtype", "bfloat16" if a.device == "cuda" else "float32", "--workers", a.workers]
+    argv += ["--compile"] if a.compile else []
+    folder = Path(__file__).parent
+    peer = json.loads(
+        subprocess.run(list(map(str, argv)), stdout=subprocess.PIPE, text=True, cwd=folder, check=True).stdout
+    )
+    sizes = f"{run['photos']} photos of {run['size'][0]}x{run['size'][1]}, {run['epochs']} epochs, rank {run['rank']}"
+    print(f"{run['model']} on {peer['device']}; {sizes}, batches of {run['batch_size']}; torch {peer['torch']}")
+    print(f"{'':22}{'vlm':>10}{'peer':>10}{'peer/vlm':>10}")
+    for name, of_vlm, of_peer in JOB:
+        times = ours[of_vlm], peer[of_peer]
+        cells = [f"{t:.2f}" if t is not None else "-" for t in times]
+        ratio = f"{times[1] / times[0]:.2f}" if None not in times and times[0] > 0 else "-"
+        print(f"{name:22}{cells[0]:>10}{cells[1]:>10}{ratio:>10}")
+    print(f"{'tokens/s in steps':22}{ours['tokens_per_second']:>10.0f}{peer['tokens_per_second']:>10.0f}")
+    print(f"{'accuracy':22}{ours['accuracy']:>10.3f}{peer['accuracy']:>10.3f}")
+    print(f"{'last loss':22}{ours['last_loss']:>10.4f}{peer['last_loss']:>10.4f}")
+    print(f"peer's peak memory: {peer['peak_bytes'] / 2**30:.2f} GiB")
+    if a.csv:
+        columns = {"date": datetime.date.today().isoformat(), "device": peer["device"], "model": run["model"]}
+        columns |= {k: run[k] for k in ("photos", "test", "epochs", "rank", "batch_size")}
+        columns |= {"width": run["size"][0], "height": run["size"][1]}
+        parts = [k for _, k, _ in JOB] + ["steps", "tokens", "tokens_per_second", "last_loss", "accuracy"]
+        peer_name = f"transformers and PEFT, torch {peer['torch']}" + (", compiled" if a.compile else "")
+        rows = [("vlm", ours, ""), (peer_name, peer, peer["peak_bytes"])]
+        append(a.csv, [columns | {"program": n} | {k: r[k] for k in parts} | {"peak_bytes": b} for n, r, b in rows])
+
+
 def others():
     """Processor seconds since the machine started, of everything but this process and its finished children."""
     user, nice, system, _, _, irq, softirq = map(int, open("/proc/stat").readline().split()[1:8])
@@ -350,8 +405,17 @@ def main():
     t.add_argument("--threads", type=int, default=2)
     t.add_argument("--repeat", type=int, default=2)
     t.add_argument("--csv")
+    j = sub.add_parser("job")
+    j.add_argument("--vlm", required=True)
+    j.add_argument("--out", required=True)
+    j.add_argument("--shape", default="8b")
+    j.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    j.add_argument("--workers", type=int, default=8)
+    j.add_argument("--compile", action="store_true")
+    j.add_argument("--csv")
+    j.add_argument("flags", nargs=argparse.REMAINDER)
     a = p.parse_args()
-    {"make": make, "run": run, "train": train}[a.command](a)
+    {"make": make, "run": run, "train": train, "job": job}[a.command](a)
 
 
 if __name__ == "__main__":
