@@ -60,7 +60,8 @@ fn attention(
     let heads = Heads { queries, keys, width };
     let (starts, t) = starts(case, lengths);
     let (q, k) = (case.bf16([t, queries * width]), case.bf16([t, keys * width]));
-    let v = case.bf16([t, (queries + 2 * keys) * width]);
+    // columns before the values and behind them
+    let v = case.bf16([t, (queries + 2 * keys) * width + 16]);
     let y = case.output(DType::Bf16, [t, queries * width]);
     let (v_column, scale) = ((queries + keys) * width, (width as f32).powf(-0.5));
     Attention { q, k, v, v_column, starts, heads, mask, scale, pairs: 0, y }
