@@ -19,7 +19,7 @@
 // attention_bwd_dq: a warp owns 16 queries of one head, a block 64; it walks over their keys twice, first for the
 // statistics, then for dq. attention_bwd_dkv: a warp owns 16 keys of one key head, a block 64; it walks over the query
 // heads of its group in order and over the queries that see the keys, 32 at a time, with keys as the rows of s and dp, so
-// that p^T and ds^T are the left operands of their products as they come out. Nine products, two of them counted twice
+// that p^T and ds^T are the left operands of their products as they come out. Nine products, three of them counted twice
 // for the split, where five would do: the price of sums in a fixed order without atomics and without a second pass over
 // partial dq in device memory, and of a forward that leaves nothing behind.
 //

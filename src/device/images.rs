@@ -29,3 +29,56 @@ pub struct Image {
 struct Aligned<T: ?Sized>(T);
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// The kernels of an image's machine code, each with its instructions as text.
+    fn kernels(disassembler: &str, image: &Image) -> Vec<(String, String)> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), image.bytes).expect("room");
+        let done = Command::new(disassembler).arg("-c").arg(file.path()).output().expect("a disassembler");
+        let text = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(done.status.success(), "{}: {}", image.name, String::from_utf8_lossy(&done.stderr));
+        let parts = text.split("\n.text.").skip(1).filter_map(|part| part.split_once(":\n"));
+        parts.map(|(name, code)| (name.to_string(), code.to_string())).collect()
+    }
+
+    /// Which instructions a kernel has to have: those of its products, and those that bring their operands.
+    fn meant(kernel: &str) -> &'static [&'static str] {
+        let tiles = ["_128x128_", "_64x64_", "_16x32_"].iter().any(|tile| kernel.contains(tile));
+        let padded = ["_w32_", "_w64_", "_w80_", "_w128_"].iter().any(|width| kernel.contains(width));
+        match kernel.starts_with("linear_") && tiles || kernel.starts_with("attention_") && padded {
+            _ if kernel.contains("_sm90_") => &["HGMMA", "UTMALDG"],
+            true => &["HMMA.16816.F32.BF16", "LDGSTS"],
+            false => &[],
+        }
+    }
+
+    #[test]
+    fn machine_code_has_the_instructions_that_are_meant() {
+        let disassembler = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/nvcc/bin/nvdisasm");
+        if IMAGES.is_empty() || !std::path::Path::new(disassembler).exists() {
+            return println!(
+                "skipped: the kernels' machine code: tools/install-nvcc installs compiler and disassembler"
+            );
+        }
+        let (mut hopper, mut older) = (0, 0);
+        for image in IMAGES.iter().filter(|i| i.kind != ImageKind::Ptx80 && !i.name.starts_with("conformance")) {
+            for (kernel, code) in kernels(disassembler, image) {
+                let wanted = meant(&kernel);
+                let missing: Vec<_> = wanted.iter().filter(|instruction| !code.contains(**instruction)).collect();
+                assert!(missing.is_empty(), "{kernel} has no {missing:?}");
+                // registers that do not suffice go to local memory
+                let local = code.lines().find(|line| line.contains(" LDL") || line.contains(" STL"));
+                assert!(wanted.is_empty() || local.is_none(), "{kernel}: {local:?}");
+                hopper += usize::from(wanted.first() == Some(&"HGMMA"));
+                older += usize::from(wanted.first() == Some(&"HMMA.16816.F32.BF16"));
+            }
+        }
+        // six of attention and eleven of linear; both of each width and tile
+        assert!(hopper >= 17 && older >= 30, "{hopper} of Hopper's, {older} others");
+    }
+}
