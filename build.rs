@@ -390,9 +390,11 @@ fn link(build: &Build, cxx: &str, jobs: &[EmulatorJob], made: &[Made]) -> Result
         command.extend(objects.iter().map(|o| o.display().to_string()));
         let job = Job { name: name.into(), source: PathBuf::new(), command, extension: "so" };
         make(&job, &path)?;
-        // where tests and tools look for it
+        // where tests and tools look for it; a process that has the former one loaded keeps that
         let plain = build.out.join(format!("libvlm_emu-{name}.so"));
-        fs::copy(&path, &plain).map_err(|e| format!("cannot write {}: {e}", plain.display()))?;
+        let own = plain.with_extension("new");
+        let placed = fs::copy(&path, &own).and_then(|_| fs::rename(&own, &plain));
+        placed.map_err(|e| format!("cannot write {}: {e}", plain.display()))?;
         libraries.push((name.to_string(), path));
         let _ = writeln!(recipes, "link {name}\t{}", job.command.join("\t"));
     }

@@ -6,6 +6,7 @@ use half::bf16;
 use libc::{RTLD_LOCAL, RTLD_NOW, c_char, c_int, c_void};
 use std::ffi::{CStr, CString};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The functions of `cuda/emulator/api.h` that are used here.
 struct Emulator {
@@ -15,6 +16,13 @@ struct Emulator {
     free: unsafe extern "C" fn(u64),
     tensor_map: unsafe extern "C" fn(*mut c_void, u32, u32, u64, *const u64, *const u64, *const u32, u32) -> c_int,
     configure: unsafe extern "C" fn(*const c_char, i64) -> c_int,
+}
+
+/// Until it is dropped no other of these tests runs: after a launch the emulator looks at the room around all allocations
+/// of the process, so that a bug planted by one would be blamed on another's kernel.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Emulator {
@@ -255,6 +263,7 @@ fn found_by_seeds(e: &Emulator, program: Program, kernel: &str) -> (i64, String)
 /// Correct kernels, under every policy and delay: no alarm, in no build.
 #[test]
 fn correct_kernels_give_no_alarm() {
+    let _alone = alone();
     let correct: [(Program, &str); 6] = [
         (copies, "planted_copies_correct"),
         (hopper, "planted_hopper_correct"),
@@ -293,6 +302,7 @@ enum Catch {
 
 #[test]
 fn planted_bugs_are_caught() {
+    let _alone = alone();
     use Catch::{Both, Plain, Race};
     let bugs: [(Program, &str, Catch, &str); 25] = [
         (copies, "planted_copies_no_wait", Both, "race:"),
@@ -349,6 +359,7 @@ fn planted_bugs_are_caught() {
 /// Single faults become errors that name kernel, block and thread, and the process goes on.
 #[test]
 fn faults_become_errors() {
+    let _alone = alone();
     let Some(e) = Emulator::open("planted") else { return };
     let faults = [
         ("write_far", 64, 32, "invalid access"),
@@ -390,6 +401,7 @@ fn faults_become_errors() {
 /// What the driver refuses before a launch is refused here too.
 #[test]
 fn wrong_launches_are_refused() {
+    let _alone = alone();
     let Some(e) = Emulator::open("planted") else { return };
     let x = e.buffer(&[1.0f32; 64], 256);
     let arguments = RowsArgs { x: x.address, y: x.address, n: 8 };
