@@ -38,22 +38,6 @@
 // one order, which depends on the token's own sequence alone. Backward needs q, k, v only.
 #include "attention.cuh"
 
-struct AttentionArgs {
-  const bf16* q;
-  const bf16* k;
-  const bf16* v;
-  const int32_t* starts;
-  bf16* y;
-  int64_t k_stride;
-  int64_t v_stride;
-  int32_t tokens;
-  int32_t sequences;
-  int32_t heads;
-  int32_t group;
-  int32_t width;
-  int32_t causal;
-  float scale_log2;
-};
 LAYOUT(AttentionArgs, q, k, v, starts, y, k_stride, v_stride, tokens, sequences, heads, group, width, causal, scale_log2);
 
 namespace attention {
@@ -114,8 +98,7 @@ template <int W, bool Aligned> DEV void forward(const AttentionArgs& a) {
     UNROLL for (int h = 0; h < 2; h++) {
       float top = -INFINITY;
       UNROLL for (int i = 0; i < 8; i++) top = fmaxf(top, fmaxf(s[i][h * 2], s[i][h * 2 + 1]));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      top = quad_max(top);
       top = fmaxf(m[h], top * a.scale_log2);
       base[h] = top == -INFINITY ? 0.f : top;
       shrink[h] = ex2(m[h] - base[h]);
@@ -132,8 +115,7 @@ template <int W, bool Aligned> DEV void forward(const AttentionArgs& a) {
     UNROLL for (int kk = 0; kk < kTile / 16; kk++) y.add_product(s[kk * 2], s[kk * 2 + 1], values, kk * 16, lane);
   }
   UNROLL for (int h = 0; h < 2; h++) {
-    l[h] += __shfl_xor_sync(~0u, l[h], 1);
-    l[h] += __shfl_xor_sync(~0u, l[h], 2);
+    l[h] = quad_sum(l[h]);
   }
   y.scale(1.f / l[0], 1.f / l[1]);
   // the keys' tiles are free: every warp passed the last barrier after its last scores

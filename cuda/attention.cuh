@@ -1,9 +1,58 @@
-// What the attention kernels share: which tile of which sequence a block owns, tiles of head rows in shared memory, and
-// the fragments of mma.sync m16n8k16 that are read from them.
+// What the attention kernels share: their arguments, which tile of which sequence a block owns, tiles of head rows in
+// shared memory, and the fragments of mma.sync m16n8k16 that are read from them.
 #pragma once
 #include "common/prim.cuh"
 
+struct AttentionArgs {
+  const bf16* q;
+  const bf16* k;
+  const bf16* v;
+  const int32_t* starts;
+  bf16* y;
+  int64_t k_stride;
+  int64_t v_stride;
+  int32_t tokens;
+  int32_t sequences;
+  int32_t heads;
+  int32_t group;
+  int32_t width;
+  int32_t causal;
+  float scale_log2;
+};
+
+struct AttentionBackwardArgs {
+  const bf16* q;
+  const bf16* k;
+  const bf16* v;
+  const int32_t* starts;
+  const bf16* dy;
+  float* statistics;
+  bf16* dq;
+  bf16* dk;
+  bf16* dv;
+  int64_t k_stride;
+  int64_t v_stride;
+  int32_t tokens;
+  int32_t sequences;
+  int32_t heads;
+  int32_t group;
+  int32_t width;
+  int32_t v_column;
+  int32_t causal;
+  int32_t add_dq;
+  int32_t add_dk;
+  int32_t add_dv;
+  float scale;
+  float scale_log2;
+};
+
 namespace attention {
+
+// Both statistics of a query of a head lie together: its log2-sum-exp2, and delta = sum_j p_j dp_j. A head's begin at a
+// multiple of 16 bytes, as TMA wants them.
+DEV float* statistics_of(const AttentionBackwardArgs& a, int head, int token) {
+  return a.statistics + ((int64_t)head * (a.tokens + (a.tokens & 1)) + token) * 2;
+}
 
 constexpr int kThreads = 128;           // four warps
 constexpr int kTile = 64;               // queries or keys of a tile; a warp owns 16 rows of it

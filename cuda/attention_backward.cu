@@ -9,7 +9,7 @@
 //   k, dk          [T, G E]      bf16   rows of k_stride
 //   v, dv          [T, any]      bf16   rows of v_stride, G E columns from v_column
 //   starts         [B + 1]       i32    sequence b has tokens starts[b] .. starts[b + 1]
-//   statistics     [H, T, 2]     f32    scratch: log2 of the sum of 2^(scores log2 e), and delta
+//   statistics     [H, T, 2]     f32    T rounded up to even; scratch: log2 of the sum of 2^(scores log2 e), and delta
 // A gradient is overwritten or, with add_*, added to what is there in f32 and rounded once. Where dv is overwritten, its
 // other columns become 0: they are parts of a gradient too, which others add to.
 //
@@ -34,40 +34,10 @@
 // is one warp's sum in one order.
 #include "attention.cuh"
 
-struct AttentionBackwardArgs {
-  const bf16* q;
-  const bf16* k;
-  const bf16* v;
-  const int32_t* starts;
-  const bf16* dy;
-  float* statistics;
-  bf16* dq;
-  bf16* dk;
-  bf16* dv;
-  int64_t k_stride;
-  int64_t v_stride;
-  int32_t tokens;
-  int32_t sequences;
-  int32_t heads;
-  int32_t group;
-  int32_t width;
-  int32_t v_column;
-  int32_t causal;
-  int32_t add_dq;
-  int32_t add_dk;
-  int32_t add_dv;
-  float scale;
-  float scale_log2;
-};
 LAYOUT(AttentionBackwardArgs, q, k, v, starts, dy, statistics, dq, dk, dv, k_stride, v_stride, tokens, sequences, heads,
        group, width, v_column, causal, add_dq, add_dk, add_dv, scale, scale_log2);
 
 namespace attention {
-
-// Both statistics of a query of a head lie together: its log2-sum-exp2, and delta = sum_j p_j dp_j.
-DEV float* statistics_of(const AttentionBackwardArgs& a, int head, int token) {
-  return a.statistics + ((int64_t)head * a.tokens + token) * 2;
-}
 
 // dq of 64 queries of one head. The first walk over the keys finds the statistics, the second the gradient.
 template <int W, bool Aligned> DEV void backward_dq(const AttentionBackwardArgs& a) {
@@ -121,8 +91,7 @@ template <int W, bool Aligned> DEV void backward_dq(const AttentionBackwardArgs&
       UNROLL for (int h = 0; h < 2; h++) {
         float top = -INFINITY;
         UNROLL for (int i = 0; i < 8; i++) top = fmaxf(top, fmaxf(s[i][h * 2], s[i][h * 2 + 1]));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+        top = quad_max(top);
         top = fmaxf(m[h], top);
         const float base = top == -INFINITY ? 0.f : top, shrink = ex2(m[h] - base);
         m[h] = top, l[h] *= shrink, delta[h] *= shrink;
@@ -134,10 +103,8 @@ template <int W, bool Aligned> DEV void backward_dq(const AttentionBackwardArgs&
       }
       if (step == n_tiles - 1) {
         UNROLL for (int h = 0; h < 2; h++) {
-          l[h] += __shfl_xor_sync(~0u, l[h], 1);
-          l[h] += __shfl_xor_sync(~0u, l[h], 2);
-          delta[h] += __shfl_xor_sync(~0u, delta[h], 1);
-          delta[h] += __shfl_xor_sync(~0u, delta[h], 2);
+          l[h] = quad_sum(l[h]);
+          delta[h] = quad_sum(delta[h]);
           delta[h] /= l[h];
           m[h] += log2f(l[h]);
           const int query = first + row + (lane >> 2) + h * 8;

@@ -1,7 +1,7 @@
 // The gradients of attention over packed sequences with heads 72 to 128 wide, by Hopper's own instructions.
 //
-// Maths, semantics and tensors as in attention_backward.cu; q, k, v and dy come as attention_sm90.cuh says. statistics
-// has rows of an even number of tokens, [H, T or T + 1, 2], so that TMA takes them: 64 queries a box.
+// Maths, semantics and tensors as in attention_backward.cu; q, k, v and dy come as attention_sm90.cuh says, the
+// statistics by a map of their own, 64 queries a box.
 //
 // Numerics as in attention_backward.cu: p and ds enter products as two bf16 each, delta is the sum itself. Rounding
 // points: dq, dk, dv.
@@ -29,33 +29,14 @@
 #include "attention_sm90.cuh"
 
 struct AttentionBackwardSm90Args {
+  AttentionBackwardArgs gradients;
   TensorMap q;
   TensorMap k;
   TensorMap v;
   TensorMap dy;
-  TensorMap statistics_rows;
-  const int32_t* starts;
-  float* statistics;
-  bf16* dq;
-  bf16* dk;
-  bf16* dv;
-  int64_t k_stride;
-  int64_t v_stride;
-  int32_t tokens;
-  int32_t sequences;
-  int32_t heads;
-  int32_t group;
-  int32_t width;
-  int32_t v_column;
-  int32_t causal;
-  int32_t add_dq;
-  int32_t add_dk;
-  int32_t add_dv;
-  float scale;
-  float scale_log2;
+  TensorMap statistics;
 };
-LAYOUT(AttentionBackwardSm90Args, q, k, v, dy, statistics_rows, starts, statistics, dq, dk, dv, k_stride, v_stride,
-       tokens, sequences, heads, group, width, v_column, causal, add_dq, add_dk, add_dv, scale, scale_log2);
+LAYOUT(AttentionBackwardSm90Args, gradients, q, k, v, dy, statistics);
 
 namespace attention {
 
@@ -91,7 +72,7 @@ struct Walk {
 
 // dq of queries 64 `part` to 64 `part` + 63 of the block. s_tiles: queries, dy, and twice keys and values.
 template <int W>
-DEV void compute_dq(const AttentionBackwardSm90Args& a, const Span& span, const Walk& walk, uint8_t* s_tiles,
+DEV void compute_dq(const AttentionBackwardArgs& a, const Span& span, const Walk& walk, uint8_t* s_tiles,
                     int n_tiles, int part) {
   const int lane = threadIdx.x & 31, n = span.length, head = blockIdx.x, first = span.tile * kWide + part * 64;
   const int row = first + (threadIdx.x >> 5 & 3) * 16 + (lane >> 2);   // and row + 8
@@ -133,8 +114,7 @@ DEV void compute_dq(const AttentionBackwardSm90Args& a, const Span& span, const 
       UNROLL for (int h = 0; h < 2; h++) {
         float top = -INFINITY;
         UNROLL for (int i = 0; i < 16; i++) top = fmaxf(top, fmaxf(s[i * 4 + h * 2], s[i * 4 + h * 2 + 1]));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-        top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+        top = quad_max(top);
         top = fmaxf(m[h], top);
         const float base = top == -INFINITY ? 0.f : top, shrink = ex2(m[h] - base);
         m[h] = top, l[h] *= shrink, delta[h] *= shrink;
@@ -148,15 +128,12 @@ DEV void compute_dq(const AttentionBackwardSm90Args& a, const Span& span, const 
       UNROLL for (int i = 0; i < 64; i++) delta[i >> 1 & 1] = fmaf(s[i], dp[i], delta[i >> 1 & 1]);
       if (!last) continue;
       UNROLL for (int h = 0; h < 2; h++) {
-        l[h] += __shfl_xor_sync(~0u, l[h], 1);
-        l[h] += __shfl_xor_sync(~0u, l[h], 2);
-        delta[h] += __shfl_xor_sync(~0u, delta[h], 1);
-        delta[h] += __shfl_xor_sync(~0u, delta[h], 2);
+        l[h] = quad_sum(l[h]);
+        delta[h] = quad_sum(delta[h]);
         delta[h] /= l[h];
         m[h] += log2f(l[h]);
         if ((lane & 3) == 0 && row + h * 8 < n) {
-          const int64_t at = (int64_t)head * (a.tokens + (a.tokens & 1)) + span.from + row + h * 8;
-          *(float2*)(a.statistics + at * 2) = make_float2(m[h], delta[h]);
+          *(float2*)statistics_of(a, head, span.from + row + h * 8) = make_float2(m[h], delta[h]);
         }
       }
     } else {
@@ -175,7 +152,8 @@ DEV void compute_dq(const AttentionBackwardSm90Args& a, const Span& span, const 
   store_sums<W>(dq, a.dq + to, stride, n - first, a.width, a.add_dq);
 }
 
-template <int W> DEV void backward_dq(const AttentionBackwardSm90Args& a) {
+template <int W> DEV void backward_dq(const AttentionBackwardSm90Args& args) {
+  const AttentionBackwardArgs& a = args.gradients;
   uint8_t* s_tiles = swizzled_memory();
   SHARED(uint64_t, s_barriers, [5]);
   int sequence;
@@ -190,13 +168,13 @@ template <int W> DEV void backward_dq(const AttentionBackwardSm90Args& a) {
       const uint32_t queries = smem_u32(s_tiles);
       const int key_head = blockIdx.x / a.group;
       mbar_arrive_expect_tx(walk.stays, 2 * kWideBytes);
-      copy_rows<kWide>(queries, &a.q, walk.stays, blockIdx.x, span.from + first);
-      copy_rows<kWide>(queries + kWideBytes, &a.dy, walk.stays, blockIdx.x, span.from + first);
+      copy_rows<kWide>(queries, &args.q, walk.stays, blockIdx.x, span.from + first);
+      copy_rows<kWide>(queries + kWideBytes, &args.dy, walk.stays, blockIdx.x, span.from + first);
       for (int step = 0; step < 2 * n_tiles; step++) {
         const uint32_t keys = queries + (2 + (step & 1) * 2) * kWideBytes, here = walk.expect(step, 2 * kWideBytes);
         const int from = span.from + (step < n_tiles ? step : step - n_tiles) * kWide;
-        copy_rows<kWide>(keys, &a.k, here, key_head, from);
-        copy_rows<kWide>(keys + kWideBytes, &a.v, here, key_head, from);
+        copy_rows<kWide>(keys, &args.k, here, key_head, from);
+        copy_rows<kWide>(keys + kWideBytes, &args.v, here, key_head, from);
       }
     }
   } else {
@@ -208,7 +186,7 @@ template <int W> DEV void backward_dq(const AttentionBackwardSm90Args& a) {
 // dk and dv of keys 64 `part` to 64 `part` + 63 of the block, over tiles of queries from `begin` on, `n_tiles` a head.
 // s_tiles: keys, values, twice queries and dy, twice statistics.
 template <int W>
-DEV void compute_dkv(const AttentionBackwardSm90Args& a, const Span& span, const Walk& walk, uint8_t* s_tiles, int begin,
+DEV void compute_dkv(const AttentionBackwardArgs& a, const Span& span, const Walk& walk, uint8_t* s_tiles, int begin,
                      int n_tiles, int part) {
   const int lane = threadIdx.x & 31, n = span.length, key_head = blockIdx.x, first = span.tile * kWide + part * 64;
   const int row = first + (threadIdx.x >> 5 & 3) * 16 + (lane >> 2);   // and row + 8
@@ -274,7 +252,8 @@ DEV void compute_dkv(const AttentionBackwardSm90Args& a, const Span& span, const
                 a.heads / a.group);
 }
 
-template <int W> DEV void backward_dkv(const AttentionBackwardSm90Args& a) {
+template <int W> DEV void backward_dkv(const AttentionBackwardSm90Args& args) {
+  const AttentionBackwardArgs& a = args.gradients;
   uint8_t* s_tiles = swizzled_memory();
   SHARED(uint64_t, s_barriers, [5]);
   int sequence;
@@ -289,8 +268,8 @@ template <int W> DEV void backward_dkv(const AttentionBackwardSm90Args& a) {
     if (threadIdx.x == 0) {
       const uint32_t keys = smem_u32(s_tiles);
       mbar_arrive_expect_tx(walk.stays, 2 * kWideBytes);
-      copy_rows<kWide>(keys, &a.k, walk.stays, blockIdx.x, span.from + first);
-      copy_rows<kWide>(keys + kWideBytes, &a.v, walk.stays, blockIdx.x, span.from + first);
+      copy_rows<kWide>(keys, &args.k, walk.stays, blockIdx.x, span.from + first);
+      copy_rows<kWide>(keys + kWideBytes, &args.v, walk.stays, blockIdx.x, span.from + first);
       int step = 0;
       for (int head = blockIdx.x * a.group; head < (int)(blockIdx.x + 1) * a.group; head++) {
         for (int i = begin; i < begin + n_tiles; i++, step++) {
@@ -298,9 +277,9 @@ template <int W> DEV void backward_dkv(const AttentionBackwardSm90Args& a) {
           const uint32_t statistics = keys + 2 * kWideBytes + 4 * kNarrowBytes + (step & 1) * kStatisticsBytes;
           const uint32_t here = walk.expect(step, 2 * kNarrowBytes + kStatisticsBytes);
           const int from = span.from + i * kNarrow;
-          copy_rows<kNarrow>(queries, &a.q, here, head, from);
-          copy_rows<kNarrow>(queries + kNarrowBytes, &a.dy, here, head, from);
-          tma_load_2d(statistics, &a.statistics_rows, here, from * 2, head);
+          copy_rows<kNarrow>(queries, &args.q, here, head, from);
+          copy_rows<kNarrow>(queries + kNarrowBytes, &args.dy, here, head, from);
+          tma_load_2d(statistics, &args.statistics, here, from * 2, head);
         }
       }
     }

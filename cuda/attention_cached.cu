@@ -149,8 +149,7 @@ template <int W, bool Aligned> DEV void forward_cached(const AttentionCachedArgs
         if (key >= seen || key >= n) score = -INFINITY;
         top = fmaxf(top, score);
       }
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      top = quad_max(top);
       top = fmaxf(m[h], top * a.scale_log2);
       const float base = top == -INFINITY ? 0.f : top, shrink = ex2(m[h] - base);
       m[h] = top, l[h] *= shrink;
@@ -168,8 +167,7 @@ template <int W, bool Aligned> DEV void forward_cached(const AttentionCachedArgs
   __syncthreads();                         // the tiles make room for the warps' sums
   float* s_sums = (float*)s_k;
   UNROLL for (int h = 0; h < 2; h++) {
-    l[h] += __shfl_xor_sync(~0u, l[h], 1);
-    l[h] += __shfl_xor_sync(~0u, l[h], 2);
+    l[h] = quad_sum(l[h]);
     const int r = (lane >> 2) + h * 8;
     if ((lane & 3) == 0) s_state[0][warp][r] = m[h], s_state[1][warp][r] = l[h];
     UNROLL for (int p = 0; p < Rows<W>::kParts; p++) UNROLL for (int i = 0; i < Rows<W>::kTiles; i++) {

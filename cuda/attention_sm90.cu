@@ -22,20 +22,12 @@
 #include "attention_sm90.cuh"
 
 struct AttentionSm90Args {
+  AttentionArgs attention;
   TensorMap q;
   TensorMap k;
   TensorMap v;
-  const int32_t* starts;
-  bf16* y;
-  int32_t tokens;
-  int32_t sequences;
-  int32_t heads;
-  int32_t group;
-  int32_t width;
-  int32_t causal;
-  float scale_log2;
 };
-LAYOUT(AttentionSm90Args, q, k, v, starts, y, tokens, sequences, heads, group, width, causal, scale_log2);
+LAYOUT(AttentionSm90Args, attention, q, k, v);
 
 namespace attention {
 
@@ -43,7 +35,7 @@ struct Barriers { uint32_t queries, keys, values, keys_free, values_free; };   /
 
 // What one of the two computing warpgroups does, for queries 64 `part` to 64 `part` + 63 of the block.
 template <int W>
-DEV void compute(const AttentionSm90Args& a, const Span& span, const Barriers& bars, uint8_t* s_tiles, int n_tiles,
+DEV void compute(const AttentionArgs& a, const Span& span, const Barriers& bars, uint8_t* s_tiles, int n_tiles,
                  int part) {
   constexpr uint32_t kBytes = kTileBytes<kWide>;
   const int warp = threadIdx.x >> 5 & 3, lane = threadIdx.x & 31, n = span.length;
@@ -73,8 +65,7 @@ DEV void compute(const AttentionSm90Args& a, const Span& span, const Barriers& b
     UNROLL for (int h = 0; h < 2; h++) {
       float top = -INFINITY;
       UNROLL for (int i = 0; i < 16; i++) top = fmaxf(top, fmaxf(s[i * 4 + h * 2], s[i * 4 + h * 2 + 1]));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-      top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
+      top = quad_max(top);
       top = fmaxf(m[h], top * a.scale_log2);
       const float base = top == -INFINITY ? 0.f : top, shrink = ex2(m[h] - base);
       m[h] = top, l[h] *= shrink;
@@ -98,8 +89,7 @@ DEV void compute(const AttentionSm90Args& a, const Span& span, const Barriers& b
     if (lane == 0) mbar_arrive(bars.values_free + 8 * stage);
   }
   UNROLL for (int h = 0; h < 2; h++) {
-    l[h] += __shfl_xor_sync(~0u, l[h], 1);
-    l[h] += __shfl_xor_sync(~0u, l[h], 2);
+    l[h] = quad_sum(l[h]);
     const float inverse = 1.f / l[h];
     UNROLL for (int i = 0; i < W / 8; i++) y[i * 4 + h * 2] *= inverse, y[i * 4 + h * 2 + 1] *= inverse;
   }
@@ -107,7 +97,8 @@ DEV void compute(const AttentionSm90Args& a, const Span& span, const Barriers& b
   store_sums<W>(y, a.y + to, stride, n - first, a.width, false);
 }
 
-template <int W> DEV void forward(const AttentionSm90Args& a) {
+template <int W> DEV void forward(const AttentionSm90Args& args) {
+  const AttentionArgs& a = args.attention;
   constexpr uint32_t kBytes = kTileBytes<kWide>;
   uint8_t* s_tiles = swizzled_memory();
   SHARED(uint64_t, s_barriers, [9]);
@@ -132,16 +123,16 @@ template <int W> DEV void forward(const AttentionSm90Args& a) {
     reg_dealloc<24>();
     if (threadIdx.x == 0) {
       mbar_arrive_expect_tx(bars.queries, kBytes);
-      copy_rows<kWide>(queries, &a.q, bars.queries, blockIdx.x, span.from + first);
+      copy_rows<kWide>(queries, &args.q, bars.queries, blockIdx.x, span.from + first);
       const int head = blockIdx.x / a.group;
       for (int j = 0; j < n_tiles; j++) {
         const uint32_t stage = j & 1, parity = (j >> 1) & 1;
         mbar_wait(bars.keys_free + 8 * stage, parity ^ 1);
         mbar_arrive_expect_tx(bars.keys + 8 * stage, kBytes);
-        copy_rows<kWide>(keys + stage * kBytes, &a.k, bars.keys + 8 * stage, head, span.from + j * kWide);
+        copy_rows<kWide>(keys + stage * kBytes, &args.k, bars.keys + 8 * stage, head, span.from + j * kWide);
         mbar_wait(bars.values_free + 8 * stage, parity ^ 1);
         mbar_arrive_expect_tx(bars.values + 8 * stage, kBytes);
-        copy_rows<kWide>(values + stage * kBytes, &a.v, bars.values + 8 * stage, head, span.from + j * kWide);
+        copy_rows<kWide>(values + stage * kBytes, &args.v, bars.values + 8 * stage, head, span.from + j * kWide);
       }
     }
   } else {

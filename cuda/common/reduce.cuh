@@ -1,4 +1,4 @@
-// Sums over a warp and over a block, and maxima over a warp, always in the same order.
+// Sums and maxima over a warp and over four lanes, and sums over a block, always in the same order.
 #pragma once
 #include "types.cuh"
 
@@ -23,4 +23,14 @@ template <class T> DEV T block_sum(T v) {
   if (lane == 0) s_partial[warp] = v;
   __syncthreads();
   return warp_sum(lane < n_warps ? s_partial[lane] : T(0));
+}
+
+// Each of four neighbouring lanes, which hold a row of mma's or wgmma's sums, gets theirs together.
+DEV float quad_sum(float v) {
+  v += __shfl_xor_sync(0xffffffffu, v, 1);
+  return v + __shfl_xor_sync(0xffffffffu, v, 2);
+}
+DEV float quad_max(float v) {
+  v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 1));
+  return fmaxf(v, __shfl_xor_sync(0xffffffffu, v, 2));
 }

@@ -9,14 +9,14 @@ use crate::ops::{Gradient, Op, bf16, shape};
 use crate::tensor::Tensor;
 
 crate::arguments! {
-    /// Of `cuda/attention_backward.cu`. statistics [H, T, 2] (f32) is scratch.
+    /// Of `cuda/attention_backward.cu`. statistics [H, T, 2] (f32), T rounded up to even, is scratch.
     pub struct AttentionBackwardArgs {
         q: u64,
         k: u64,
         v: u64,
         starts: u64,
         dy: u64,
-        statistics: u64,
+        pub(super) statistics: u64,
         dq: u64,
         dk: u64,
         dv: u64,
@@ -72,6 +72,11 @@ impl AttentionBackward {
         // queries and dy, two tiles of keys, two of values; and keys, values, twice half a tile of queries and of dy
         Ok([plan(op, dq, f.heads.queries, 6, f)?, plan(op, dkv, f.heads.keys, 4, f)?])
     }
+
+    /// Rows of statistics of a head: TMA wants each head's at a multiple of 16 bytes.
+    pub(super) fn statistics_rows(&self) -> usize {
+        self.forward.q.shape.rows().next_multiple_of(2)
+    }
 }
 
 impl Op for AttentionBackward {
@@ -100,12 +105,9 @@ impl Op for AttentionBackward {
         self.forward.flops() / 2 * 5
     }
 
-    fn scratch(&self, facts: &Facts) -> Result<Vec<usize>> {
+    fn scratch(&self, _facts: &Facts) -> Result<Vec<usize>> {
         // two numbers for each query of each head
-        let f = &self.forward;
-        let rows = f.q.shape.rows();
-        let rows = if hopper::runs(f, facts) { hopper::statistics_rows(rows) } else { rows };
-        Ok(vec![rows * f.heads.queries * 2 * size_of::<f32>()])
+        Ok(vec![self.statistics_rows() * self.forward.heads.queries * 2 * size_of::<f32>()])
     }
 
     fn forward(&self, device: &mut Device) -> Result<()> {
@@ -146,11 +148,6 @@ impl Op for AttentionBackward {
                 if f.q.shape.rows() == 0 {
                     return Ok(());
                 }
-                if hopper::runs(f, gpu.facts()) {
-                    let args = hopper::backward_arguments(self, gpu, &at)?;
-                    // SAFETY: as below; reads go through tensor maps of the tensors' own sizes.
-                    return launches.iter().try_for_each(|launch| unsafe { gpu.launch(op, launch, &args) });
-                }
                 let [statistics] = gpu.scratch(&self.scratch(gpu.facts())?)?;
                 let args = AttentionBackwardArgs {
                     q: at.of(&f.q)?,
@@ -177,6 +174,11 @@ impl Op for AttentionBackward {
                     scale: f.scale,
                     scale_log2: f.scale * std::f32::consts::LOG2_E,
                 };
+                if hopper::runs(f, gpu.facts()) {
+                    let args = hopper::backward_arguments(self, args, gpu, &at)?;
+                    // SAFETY: as below; reads go through tensor maps of the tensors' own sizes.
+                    return launches.iter().try_for_each(|launch| unsafe { gpu.launch(op, launch, &args) });
+                }
                 for launch in &launches {
                     // SAFETY: as of forward, whose contract this one extends to the gradients; the scratch memory holds
                     // two numbers for each query of each head.
@@ -189,6 +191,6 @@ impl Op for AttentionBackward {
 }
 
 /// A kernel's flag: 1 where it adds to the gradient.
-pub(super) fn adds(gradient: &Gradient) -> i32 {
+fn adds(gradient: &Gradient) -> i32 {
     i32::from(gradient.accumulate == Accumulate::Add)
 }

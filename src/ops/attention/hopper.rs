@@ -1,58 +1,30 @@
 //! What Hopper's own kernels of attention are launched with: `cuda/attention_sm90.cu`, `cuda/attention_backward_sm90.cu`.
 
-use super::backward::{AttentionBackward, adds};
-use super::{Attention, Compiled, slots};
+use super::{Attention, AttentionArgs, AttentionBackward, AttentionBackwardArgs, Compiled, slots};
 use crate::base::Result;
 use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Addresses, Facts, Launch};
-use crate::ops::Op;
 use crate::tensor::Tensor;
 
 crate::arguments! {
-    /// Of `cuda/attention_sm90.cu`.
+    /// Of `cuda/attention_sm90.cu`: what TMA brings comes through maps.
     pub struct AttentionSm90Args {
+        attention: AttentionArgs,
         q: TensorMap,
         k: TensorMap,
         v: TensorMap,
-        starts: u64,
-        y: u64,
-        tokens: i32,
-        sequences: i32,
-        heads: i32,
-        group: i32,
-        width: i32,
-        causal: i32,
-        scale_log2: f32,
     }
 }
 
 crate::arguments! {
-    /// Of `cuda/attention_backward_sm90.cu`. statistics [H, T, 2] (f32), T rounded up to even, is scratch.
+    /// Of `cuda/attention_backward_sm90.cu`, likewise.
     pub struct AttentionBackwardSm90Args {
+        gradients: AttentionBackwardArgs,
         q: TensorMap,
         k: TensorMap,
         v: TensorMap,
         dy: TensorMap,
-        statistics_rows: TensorMap,
-        starts: u64,
-        statistics: u64,
-        dq: u64,
-        dk: u64,
-        dv: u64,
-        k_stride: i64,
-        v_stride: i64,
-        tokens: i32,
-        sequences: i32,
-        heads: i32,
-        group: i32,
-        width: i32,
-        v_column: i32,
-        causal: i32,
-        add_dq: i32,
-        add_dk: i32,
-        add_dv: i32,
-        scale: f32,
-        scale_log2: f32,
+        statistics: TensorMap,
     }
 }
 
@@ -123,69 +95,42 @@ fn map(
     })
 }
 
-pub(super) fn forward_arguments(f: &Attention, gpu: &Accelerator, at: &Addresses) -> Result<AttentionSm90Args> {
+pub(super) fn forward_arguments(
+    f: &Attention,
+    attention: AttentionArgs,
+    gpu: &Accelerator,
+    at: &Addresses,
+) -> Result<AttentionSm90Args> {
     Ok(AttentionSm90Args {
+        attention,
         q: map(gpu, at, &f.q, 0, f.heads.queries, f)?,
         k: map(gpu, at, &f.k, 0, f.heads.keys, f)?,
         v: map(gpu, at, &f.v, f.v_column, f.heads.keys, f)?,
-        starts: at.of(&f.starts)?,
-        y: at.of(&f.y)?,
-        tokens: f.q.shape.rows() as i32,
-        sequences: f.sequences() as i32,
-        heads: f.heads.queries as i32,
-        group: f.group(),
-        width: f.heads.width as i32,
-        causal: f.causal(),
-        scale_log2: f.scale * std::f32::consts::LOG2_E,
     })
-}
-
-/// Rows of statistics for so many queries: TMA wants each head's at a multiple of 16 bytes.
-pub(super) fn statistics_rows(queries: usize) -> usize {
-    queries.next_multiple_of(2)
 }
 
 pub(super) fn backward_arguments(
     op: &AttentionBackward,
-    gpu: &mut Accelerator,
+    gradients: AttentionBackwardArgs,
+    gpu: &Accelerator,
     at: &Addresses,
 ) -> Result<AttentionBackwardSm90Args> {
-    let f = &op.forward;
-    let (rows, heads) = (f.q.shape.rows(), f.heads.queries);
-    let numbers = statistics_rows(rows) * 2;
-    let [statistics] = gpu.scratch(&op.scratch(gpu.facts())?)?;
-    let statistics_rows = gpu.tensor_map(&TensorMapShape {
+    let (f, heads) = (&op.forward, op.forward.heads.queries);
+    let numbers = 2 * op.statistics_rows();
+    let statistics = gpu.tensor_map(&TensorMapShape {
         dtype: MapType::F32,
-        address: statistics,
+        address: gradients.statistics,
         sizes: &[numbers as u64, heads as u64],
         strides_bytes: &[(numbers * size_of::<f32>()) as u64],
         box_sizes: &[2 * BOX, 1],
         swizzle: Swizzle::None,
     })?;
     Ok(AttentionBackwardSm90Args {
+        gradients,
         q: map(gpu, at, &f.q, 0, heads, f)?,
         k: map(gpu, at, &f.k, 0, f.heads.keys, f)?,
         v: map(gpu, at, &f.v, f.v_column, f.heads.keys, f)?,
         dy: map(gpu, at, &op.dy, 0, heads, f)?,
-        statistics_rows,
-        starts: at.of(&f.starts)?,
         statistics,
-        dq: at.of(&op.dq.tensor)?,
-        dk: at.of(&op.dk.tensor)?,
-        dv: at.of(&op.dv.tensor)?,
-        k_stride: f.k.shape.width() as i64,
-        v_stride: f.v.shape.width() as i64,
-        tokens: rows as i32,
-        sequences: f.sequences() as i32,
-        heads: heads as i32,
-        group: f.group(),
-        width: f.heads.width as i32,
-        v_column: f.v_column as i32,
-        causal: f.causal(),
-        add_dq: adds(&op.dq),
-        add_dk: adds(&op.dk),
-        add_dv: adds(&op.dv),
-        scale: f.scale,
-        scale_log2: f.scale * std::f32::consts::LOG2_E,
     })
 }

@@ -200,11 +200,6 @@ impl Op for Attention {
                 if self.q.shape.rows() == 0 {
                     return Ok(());
                 }
-                if hopper::runs(self, gpu.facts()) {
-                    let args = hopper::forward_arguments(self, gpu, &at)?;
-                    // SAFETY: as below; reads go through tensor maps of the tensors' own sizes.
-                    return unsafe { gpu.launch("attention", &launch, &args) };
-                }
                 let args = AttentionArgs {
                     q: at.of(&self.q)?,
                     k: at.of(&self.k)?,
@@ -221,6 +216,11 @@ impl Op for Attention {
                     causal: self.causal(),
                     scale_log2: self.scale * std::f32::consts::LOG2_E,
                 };
+                if hopper::runs(self, gpu.facts()) {
+                    let args = hopper::forward_arguments(self, args, gpu, &at)?;
+                    // SAFETY: as below; reads go through tensor maps of the tensors' own sizes.
+                    return unsafe { gpu.launch("attention", &launch, &args) };
+                }
                 // SAFETY: `contract` holds the shapes together and the starts rise to the number of rows, so that the
                 // kernel reads rows that q, k, v have and columns that the strides have, and writes y's.
                 unsafe { gpu.launch("attention", &launch, &args) }
