@@ -79,15 +79,6 @@ impl Device {
         }
     }
 
-    /// Bytes that a device takes for so many parameters of a checkpoint: the host reads them from their file, others
-    /// hold them in bf16.
-    pub fn weight_bytes(&self, parameters: u64) -> usize {
-        match self {
-            Device::Host(_) => 0,
-            Device::Launch(_) => 2 * parameters as usize,
-        }
-    }
-
     /// A name for a person: what computes.
     pub fn name(&self) -> String {
         match self {

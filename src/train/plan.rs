@@ -10,6 +10,7 @@ use crate::device::{Device, Facts};
 use crate::ops::linear::{Activation, Linear, Segment};
 use crate::ops::swiglu::Swiglu;
 use crate::qwen3vl::model::{Direction, Model};
+use crate::qwen3vl::names::Counts;
 use crate::qwen3vl::pack::{Packed, Sequence};
 use crate::qwen3vl::trainable::Trainable;
 use crate::tape::{Fitted, Tape};
@@ -129,8 +130,8 @@ impl Plan {
         self.fixed() + self.step_bytes_at_least.max(self.tower_bytes)
     }
 
-    /// What no recomputing makes smaller.
-    fn fixed(&self) -> usize {
+    /// What no recomputing makes smaller, and no number of features.
+    pub fn fixed(&self) -> usize {
         self.weight_bytes + self.trained_bytes + self.scratch_bytes
     }
 }
@@ -139,9 +140,7 @@ pub struct Planner<'a> {
     pub model: &'a Model,
     pub trainable: &'a Trainable,
     pub precision: Precision,
-    /// What the weights take on the device.
-    pub weight_bytes: usize,
-    /// Of a device with kernels.
+    /// Of a device with kernels; the host, which has none, reads the weights from their file.
     pub facts: Option<Facts>,
     /// All samples, without pixels.
     pub measured: &'a [Example],
@@ -156,15 +155,16 @@ impl Planner<'_> {
         let tapes = tapes.collect::<Result<Vec<(Tape, Vec<&Example>)>>>()?;
         let tower = self.largest_tower()?;
         let tower_bytes = tower.as_ref().map_or(0, |tape| tape.plan().bytes);
-        let (mut trained_bytes, mut scratch_bytes) = (self.trainable.bytes(), 0);
+        let (mut weight_bytes, mut trained_bytes, mut scratch_bytes) = (0, self.trainable.bytes(), 0);
         if let Some(facts) = &self.facts {
+            weight_bytes = DType::Bf16.bytes() * Counts::of(&self.model.config).parameters() as usize;
             trained_bytes += DType::Bf16.bytes() * self.trainable.values.shape.elements();
             scratch_bytes = tower.map_or(Ok(0), |tape| tape.scratch_bytes(facts))?;
             for (tape, _) in &tapes {
                 scratch_bytes = scratch_bytes.max(tape.at_level(0)?.tape.scratch_bytes(facts)?);
             }
         }
-        let fixed = self.weight_bytes + trained_bytes + scratch_bytes;
+        let fixed = weight_bytes + trained_bytes + scratch_bytes;
         let mut least = 0;
         for (tape, _) in &tapes {
             least = least.max(tape.fit(Some(0))?.bytes);
@@ -186,7 +186,7 @@ impl Planner<'_> {
         let per_sample = |at: &usize| self.measured[*at].sequence.ids.len() as u64;
         let tokens = order.steps_after(0).flat_map(|step| step.micro_batches.concat()).map(|at| per_sample(&at)).sum();
         Ok(Plan {
-            weight_bytes: self.weight_bytes,
+            weight_bytes,
             trained_bytes,
             scratch_bytes,
             features_bytes,

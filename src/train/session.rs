@@ -21,7 +21,6 @@ use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::adapter_write::{Pair, write_adapter};
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::model::Model;
-use crate::qwen3vl::names::Counts;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::processor::read_patch_spec;
 use crate::qwen3vl::save::save_trained;
@@ -147,9 +146,8 @@ pub fn train(
     // before anything else that reads the photos: its errors name the line
     let measured = samples.measure()?;
     let identity = identity_of(settings, fingerprints(settings, &all, evaluation.as_ref())?)?;
-    let (weight_bytes, facts) =
-        (device.weight_bytes(Counts::of(&checkpoint.config).parameters()), device.facts().cloned());
-    let planner = Planner { model: &model, trainable: &trainable, precision, weight_bytes, facts, measured: &measured };
+    let facts = device.facts().cloned();
+    let planner = Planner { model: &model, trainable: &trainable, precision, facts, measured: &measured };
     let (budget, asked) = budget(settings, &device);
     let plan = planner.plan(&order, budget, None)?;
     planner.refusal(&plan, budget, asked, settings.batch_size)?;
@@ -178,7 +176,7 @@ pub fn train(
         state = serde_json::from_value(from.about.state.clone()).unwrap_or_default();
         (watch.said)(Said::Note(format!("goes on after step {done}")));
     }
-    let left = budget.saturating_sub(plan.weight_bytes + plan.trained_bytes + plan.features_bytes);
+    let left = budget.saturating_sub(plan.fixed() + plan.features_bytes);
     let trainer = Trainer { engine: Engine::new(model, device, precision), trainable, budget: Some(left) };
     (watch.said)(Said::Note(format!(
         "{} samples, {} steps, {} trained parameters in {} tensors",
@@ -223,9 +221,8 @@ pub fn dry_run(
     let samples = Samples { file: &settings.data, all: &inputs.samples, preparer: &inputs.preparer, most_tokens };
     let measured = samples.measure()?;
     let model = Model::training(&inputs.checkpoint, &inputs.trainable)?;
-    let (weight_bytes, facts) = (device.weight_bytes(Counts::of(config).parameters()), device.facts().cloned());
-    let trainable = &inputs.trainable;
-    let planner = Planner { model: &model, trainable, precision, weight_bytes, facts, measured: &measured };
+    let (trainable, facts) = (&inputs.trainable, device.facts().cloned());
+    let planner = Planner { model: &model, trainable, precision, facts, measured: &measured };
     let (budget, asked) = budget(settings, device);
     let roof = match stated {
         Some(roof) => roof,
