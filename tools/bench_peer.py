@@ -30,6 +30,7 @@ import statistics
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -288,11 +289,10 @@ def job(a):
     run = json.loads(said)
     ours = run["warm"] | {"train_seconds": run["warm"]["total_seconds"] - run["warm"]["score_seconds"]}
     model = out.resolve() / f"random-{run['model']}"
-    settings = json.loads((out / "run" / "adapter_config.json").read_text())
-    rate = next(line for line in open(out / "one-dollar.toml") if line.startswith("learning-rate")).split("=")[1]
-    argv = [sys.executable, "-m", "peer.job", "--model", model, "--device", a.device, "--alpha", settings["lora_alpha"]]
+    recipe = tomllib.loads((out / "one-dollar.toml").read_text())
+    argv = [sys.executable, "-m", "peer.job", "--model", model, "--device", a.device, "--alpha", recipe["alpha"]]
     argv += ["--train", out.resolve() / "train.jsonl", "--test", out.resolve() / "test.jsonl", "--rank", run["rank"]]
-    argv += ["--epochs", run["epochs"], "--batch-size", run["batch_size"], "--learning-rate", float(rate)]
+    argv += ["--epochs", run["epochs"], "--batch-size", run["batch_size"], "--learning-rate", recipe["learning-rate"]]
     argv += ["--dtype", "bfloat16" if a.device == "cuda" else "float32", "--workers", a.workers]
     argv += ["--compile"] if a.compile else []
     folder = Path(__file__).parent

@@ -135,7 +135,7 @@ def main():
                 features.wanted = [("train", i) for i in chosen]
                 wait()
                 vision += clock() - looked
-                x, labels = batched(argparse.Namespace(), [rows[i] for i in chosen])
+                x, labels = batched([rows[i] for i in chosen])
                 first = int((labels != -100).any(0).nonzero()[0])
                 tokens += sum(len(rows[i][1]) for i in chosen)
                 keep, wanted = labels.shape[1] - first + 1, labels[:, first:].to(device).flatten()
@@ -171,7 +171,7 @@ def main():
                     features.see(("test", i), inputs)
                 features.wanted = [("test", i) for i in range(at, at + len(part))]
                 lasts = torch.tensor([x["input_ids"].shape[1] for x, _ in part])
-                x, _ = batched(None, [(x, torch.zeros(x["input_ids"].shape[1], dtype=torch.bool)) for x, _ in part])
+                x, _ = batched([(x, torch.zeros(x["input_ids"].shape[1], dtype=torch.bool)) for x, _ in part])
                 keep = int(lasts.max() - lasts.min()) + 1
                 logits = tuned_net(**place(x, device), use_cache=False, logits_to_keep=keep).logits
                 rows_of = (lasts - 1 - (x["input_ids"].shape[1] - keep)).to(device)

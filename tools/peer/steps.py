@@ -19,7 +19,7 @@ from . import forward, training
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-def batched(m, rows):
+def batched(rows):
     """One batch, padded on the right; labels are -100 elsewhere."""
     longest = max(x["input_ids"].shape[1] for x, _ in rows)
     out = {}
@@ -42,7 +42,7 @@ def main(model, data, batch_size, steps, threads):
     net.train()
     tuned = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(tuned, lr=1e-4)
-    batches = [batched(m, rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
+    batches = [batched(rows[i : i + batch_size]) for i in range(0, len(rows), batch_size)]
     for step in range(steps):
         x, labels = batches[step % len(batches)]
         start, cpu = time.perf_counter(), sum(os.times()[:2])
