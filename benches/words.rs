@@ -75,11 +75,11 @@ fn attention(c: &mut Criterion) {
         let starts = [0, t as i32];
         let mut y = vec![0.0; q.len()];
         let run = |y: &mut [f32]| {
-            attention_tuned::attention(&q, rows(&k), rows(&v), &starts, heads, mask, 0.125, y);
+            attention_tuned::attention(&q, rows(&k), rows(&v), &starts, heads, mask, 0.125, Precision::F32, y, None);
         };
         run(&mut y);
         let mut want = vec![0.0; q.len()];
-        attention::attention(&q, rows(&k), rows(&v), &starts, heads, mask, 0.125, &mut want);
+        attention::attention(&q, rows(&k), rows(&v), &starts, heads, mask, 0.125, Precision::F32, &mut want);
         assert_close(&y, &want);
         let pairs = if mask == Mask::Full { t * t } else { t * (t + 1) / 2 };
         group.throughput(Throughput::Elements((4 * pairs * heads.queries * heads.width) as u64));

@@ -9,6 +9,7 @@ struct AttentionArgs {
   const bf16* v;
   const int32_t* starts;
   bf16* y;
+  float* lse;
   int64_t k_stride;
   int64_t v_stride;
   int32_t tokens;
@@ -25,6 +26,8 @@ struct AttentionBackwardArgs {
   const bf16* k;
   const bf16* v;
   const int32_t* starts;
+  const bf16* y;
+  const float* lse;
   const bf16* dy;
   float* statistics;
   bf16* dq;
@@ -48,15 +51,44 @@ struct AttentionBackwardArgs {
 
 namespace attention {
 
-// Both statistics of a query of a head lie together: its log2-sum-exp2, and delta = sum_j p_j dp_j. A head's begin at a
-// multiple of 16 bytes, as TMA wants them.
+// Both statistics of a query of a head lie together: its log2-sum-exp2, and delta = dy . y. A head's begin at a multiple
+// of 16 bytes, as TMA wants them.
 DEV float* statistics_of(const AttentionBackwardArgs& a, int head, int token) {
   return a.statistics + ((int64_t)head * (a.tokens + (a.tokens & 1)) + token) * 2;
 }
 
+// The statistics of two queries of a head, of which `row` of the sequence is the first and row + 8 the other, found by the
+// four lanes that share them and left for the kernel of dk and dv. Zeros for rows from n on. Aligned: as load_rows says.
+template <bool Aligned>
+DEV void find_statistics(float (&lse)[2], float (&delta)[2], const AttentionBackwardArgs& a, int head, int from, int row,
+                         int n) {
+  const int part = threadIdx.x & 3;
+  UNROLL for (int h = 0; h < 2; h++) {
+    const int query = row + h * 8;
+    const bool valid = query < n;
+    float sum = 0.f;
+    if (valid) {
+      const int64_t at = ((int64_t)(from + query) * a.heads + head) * a.width;
+      if constexpr (Aligned) {
+        for (int c = part * 8; c < a.width; c += 32) {
+          const V4 y = *(const V4*)(a.y + at + c), dy = *(const V4*)(a.dy + at + c);
+          sum = fmaf(bflo(y.x), bflo(dy.x), sum), sum = fmaf(bfhi(y.x), bfhi(dy.x), sum);
+          sum = fmaf(bflo(y.y), bflo(dy.y), sum), sum = fmaf(bfhi(y.y), bfhi(dy.y), sum);
+          sum = fmaf(bflo(y.z), bflo(dy.z), sum), sum = fmaf(bfhi(y.z), bfhi(dy.z), sum);
+          sum = fmaf(bflo(y.w), bflo(dy.w), sum), sum = fmaf(bfhi(y.w), bfhi(dy.w), sum);
+        }
+      } else {
+        for (int c = part; c < a.width; c += 4) sum = fmaf(bf2f(a.y[at + c]), bf2f(a.dy[at + c]), sum);
+      }
+    }
+    delta[h] = quad_sum(sum);
+    lse[h] = valid ? a.lse[(int64_t)head * a.tokens + from + query] : 0.f;
+    if (valid && part == 0) *(float2*)statistics_of(a, head, from + query) = make_float2(lse[h], delta[h]);
+  }
+}
+
 constexpr int kThreads = 128;           // four warps
 constexpr int kTile = 64;               // queries or keys of a tile; a warp owns 16 rows of it
-constexpr float kLog2e = 1.4426950408889634f;
 
 // What a block works on: the tokens [from, from + length) of its sequence, in tiles; it owns tile `tile`, which begins
 // past the end where the block has nothing to do.
@@ -173,10 +205,15 @@ template <int W, int NB> DEV void rows_by_rows(float (&d)[NB][4], uint32_t a_til
   }
 }
 
-// Two f32 as two pairs of bf16: x = high + low up to 2^-17 of x.
-DEV void split(uint32_t& high, uint32_t& low, float x, float z) {
-  high = pack_bf16(x, z);
-  low = pack_bf16(x - bflo(high), z - bfhi(high));
+// The base of a row's exponentials, 2^(score - base): its largest score so far, given in units of log2, rounded up to a
+// whole number. With a whole one, a row's sums shrink by powers of two where the base grows, so that the bf16 that a
+// weight is rounded to does not depend on how the keys are cut into tiles.
+DEV float raised(float base, float largest) { return fmaxf(base, ceilf(largest)); }
+
+// Two weights as they enter a product.
+DEV void round_weights(float& x, float& z) {
+  const uint32_t pair = pack_bf16(x, z);
+  x = bflo(pair), z = bfhi(pair);
 }
 
 // Accumulators of 16 rows by W columns: PARTS groups of NB tiles of 8 columns, so that no more B fragments are alive at
@@ -190,13 +227,9 @@ template <int W> struct Rows {
     }
   }
   // += A times the 16 rows of `tile` from `row`; A is the 16 x 16 block that the accumulators x and z (columns 0 to 7 and
-  // 8 to 15) of an earlier product hold.
+  // 8 to 15) of an earlier product hold, rounded.
   DEV void add_product(const float (&x)[4], const float (&z)[4], uint32_t tile, int row, int lane) {
-    uint32_t high[4], low[4];
-    split(high[0], low[0], x[0], x[1]);
-    split(high[1], low[1], x[2], x[3]);
-    split(high[2], low[2], z[0], z[1]);
-    split(high[3], low[3], z[2], z[3]);
+    const uint32_t a[4] = {pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(z[0], z[1]), pack_bf16(z[2], z[3])};
     const uint32_t at = tile + Tile<W>::at(lane & 15, lane >> 4) + row * Tile<W>::kStride;
     UNROLL for (int p = 0; p < kParts; p++) {
       uint32_t b[kTiles][2];
@@ -205,8 +238,7 @@ template <int W> struct Rows {
         ldmatrix_x4_trans(r, Tile<W>::along(at, p * kTiles / 2 + n));
         b[n * 2][0] = r[0], b[n * 2][1] = r[1], b[n * 2 + 1][0] = r[2], b[n * 2 + 1][1] = r[3];
       }
-      mma_16816_row<kTiles>(v[p], high, b);
-      mma_16816_row<kTiles>(v[p], low, b);
+      mma_16816_row<kTiles>(v[p], a, b);
     }
   }
   // Rows lane / 4 and lane / 4 + 8 times their factors.

@@ -1,30 +1,30 @@
 // The gradients of attention over packed sequences.
 //
-// Maths, with p_ij the probabilities of forward, computed again: dv_j = sum_i p_ij dy_i; dp_ij = dy_i . v_j;
-// delta_i = sum_j p_ij dp_ij; ds_ij = p_ij (dp_ij - delta_i) scale; dq_i = sum_j ds_ij k_j; dk_j = sum_i ds_ij q_i.
-// Query heads that share a key head add to the same dk and dv. Specification: src/host/attention.rs.
+// Maths, with p_ij = 2^(s_ij log2 e - lse_i) the probabilities of forward, computed again: dv_j = sum_i p_ij dy_i;
+// dp_ij = dy_i . v_j; delta_i = sum_j p_ij dp_ij = dy_i . y_i; ds_ij = p_ij (dp_ij - delta_i);
+// dq_i = scale sum_j ds_ij k_j; dk_j = scale sum_i ds_ij q_i. Query heads that share a key head add to the
+// same dk and dv. Specification: src/host/attention.rs.
 //
 //   tensor         shape         dtype  layout
-//   q, dy, dq      [T, H E]      bf16   contiguous
+//   q, y, dy, dq   [T, H E]      bf16   contiguous
 //   k, dk          [T, G E]      bf16   rows of k_stride
 //   v, dv          [T, any]      bf16   rows of v_stride, G E columns from v_column
 //   starts         [B + 1]       i32    sequence b has tokens starts[b] .. starts[b + 1]
-//   statistics     [H, T, 2]     f32    T rounded up to even; scratch: log2 of the sum of 2^(scores log2 e), and delta
+//   lse            [H, T]        f32    as forward left it
+//   statistics     [H, T, 2]     f32    T rounded up to even; scratch: lse and delta side by side
 // A gradient is overwritten or, with add_*, added to what is there in f32 and rounded once. Where dv is overwritten, its
 // other columns become 0: they are parts of a gradient too, which others add to.
 //
-// Numerics: as in attention.cu; p and ds enter products as two bf16 each. delta is the sum itself, not dy . y, whose y is
-// rounded. Rounding points: dq, dk, dv.
+// Numerics: as in attention.cu. Rounding points: p and ds as they enter products; y in delta, which is forward's rounded
+// one; dq, dk, dv. p enters ds unrounded, and scale multiplies the sums.
 //
-// attention_bwd_dq: a warp owns 16 queries of one head, a block 64; it walks over their keys twice, first for the
-// statistics, then for dq. attention_bwd_dkv: a warp owns 16 keys of one key head, a block 64; it walks over the query
-// heads of its group in order and over the queries that see the keys, 32 at a time, with keys as the rows of s and dp, so
-// that p^T and ds^T are the left operands of their products as they come out. Nine products, three of them counted twice
-// for the split, where five would do: the price of sums in a fixed order without atomics and without a second pass over
-// partial dq in device memory, and of a forward that leaves nothing behind.
+// attention_bwd_dq: a warp owns 16 queries of one head, a block 64; it finds their statistics, leaves them for the other
+// kernel, and walks over their keys. attention_bwd_dkv: a warp owns 16 keys of one key head, a block 64; it walks over the
+// query heads of its group in order and over the queries that see the keys, 32 at a time, with keys as the rows of s and
+// dp, so that p^T and ds^T are the left operands of their products as they come out. Seven products, where five would do:
+// the price of sums in a fixed order without atomics and without a pass over partial dq in device memory.
 //
-//   dq:  for both walks, for each tile of keys: s = q k^T, dp = dy v^T
-//          first:  m, l, delta as in forward;  second:  ds = 2^(s - lse) (dp - delta) scale, dq += ds k
+//   dq:  delta = dy . y;  for each tile of keys: s = q k^T, dp = dy v^T, ds = 2^(s - lse) (dp - delta), dq += ds k
 //   dkv: for each head, for each tile of queries: s^T = k q^T, dp^T = v dy^T, dv += p^T dy, dk += ds^T q
 //
 // 1. Tiles are loaded one step ahead into the other half of a double buffer: one barrier a step.
@@ -34,12 +34,12 @@
 // is one warp's sum in one order.
 #include "attention.cuh"
 
-LAYOUT(AttentionBackwardArgs, q, k, v, starts, dy, statistics, dq, dk, dv, k_stride, v_stride, tokens, sequences, heads,
-       group, width, v_column, causal, add_dq, add_dk, add_dv, scale, scale_log2);
+LAYOUT(AttentionBackwardArgs, q, k, v, starts, y, lse, dy, statistics, dq, dk, dv, k_stride, v_stride, tokens, sequences,
+       heads, group, width, v_column, causal, add_dq, add_dk, add_dv, scale, scale_log2);
 
 namespace attention {
 
-// dq of 64 queries of one head. The first walk over the keys finds the statistics, the second the gradient.
+// dq of 64 queries of one head.
 template <int W, bool Aligned> DEV void backward_dq(const AttentionBackwardArgs& a) {
   constexpr int kBytes = Tile<W>::kBytes;
   uint8_t *s_q = shared_memory(), *s_dy = s_q + kBytes, *s_k = s_q + 2 * kBytes, *s_v = s_q + 4 * kBytes;
@@ -63,13 +63,14 @@ template <int W, bool Aligned> DEV void backward_dq(const AttentionBackwardArgs&
 
   Rows<W> dq;
   dq.clear();
-  float m[2] = {-INFINITY, -INFINITY}, l[2] = {0.f, 0.f}, delta[2] = {0.f, 0.f};
-  for (int step = 0; step < 2 * n_tiles; step++) {
-    const int j = step < n_tiles ? step : step - n_tiles, stage = (step & 1) * kBytes;
+  float lse[2], delta[2];
+  find_statistics<Aligned>(lse, delta, a, head, span.from, first + row + (lane >> 2), n);
+  for (int j = 0; j < n_tiles; j++) {
+    const int stage = (j & 1) * kBytes;
     cp_async_wait<0>();
     __syncthreads();                       // tile j is here, and everyone is done with the one before
-    if (step + 1 < 2 * n_tiles) {
-      const int next = j + 1 < n_tiles ? j + 1 : 0, other = kBytes - stage;
+    if (j + 1 < n_tiles) {
+      const int next = j + 1, other = kBytes - stage;
       load_rows<W, kTile, Aligned>(s_k + other, k + (int64_t)next * kTile * a.k_stride, a.k_stride, n - next * kTile, a.width);
       load_rows<W, kTile, Aligned>(s_v + other, v + (int64_t)next * kTile * a.v_stride, a.v_stride, n - next * kTile, a.width);
     }
@@ -78,49 +79,17 @@ template <int W, bool Aligned> DEV void backward_dq(const AttentionBackwardArgs&
     float s[8][4], dp[8][4];
     rows_by_rows<W, 8>(s, smem_u32(s_q), row, smem_u32(s_k) + stage, lane);
     rows_by_rows<W, 8>(dp, smem_u32(s_dy), row, smem_u32(s_v) + stage, lane);
-    // scaled apart, and not in one instruction with what follows: the largest score is then exactly m, a lone key's p
-    // exactly 1 and its ds 0
-    UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) s[i][c] = __fmul_rn(s[i][c], a.scale_log2);
-    if (j == n_tiles - 1) {
-      UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) {
-        int query = first + row + (lane >> 2) + (c >> 1) * 8, key = j * kTile + i * 8 + (lane & 3) * 2 + (c & 1);
-        if (key >= n || (a.causal && key > query)) s[i][c] = -INFINITY;
-      }
+    UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) {
+      const int query = first + row + (lane >> 2) + (c >> 1) * 8, key = j * kTile + i * 8 + (lane & 3) * 2 + (c & 1);
+      float p = ex2(fmaf(s[i][c], a.scale_log2, -lse[c >> 1]));
+      if (j == n_tiles - 1 && (key >= n || (a.causal && key > query))) p = 0.f;
+      s[i][c] = p * (dp[i][c] - delta[c >> 1]);
     }
-    if (step < n_tiles) {
-      UNROLL for (int h = 0; h < 2; h++) {
-        float top = -INFINITY;
-        UNROLL for (int i = 0; i < 8; i++) top = fmaxf(top, fmaxf(s[i][h * 2], s[i][h * 2 + 1]));
-        top = quad_max(top);
-        top = fmaxf(m[h], top);
-        const float base = top == -INFINITY ? 0.f : top, shrink = ex2(m[h] - base);
-        m[h] = top, l[h] *= shrink, delta[h] *= shrink;
-        UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = h * 2; c < h * 2 + 2; c++) {
-          float p = ex2(s[i][c] - base);
-          l[h] += p;
-          delta[h] = fmaf(p, dp[i][c], delta[h]);
-        }
-      }
-      if (step == n_tiles - 1) {
-        UNROLL for (int h = 0; h < 2; h++) {
-          l[h] = quad_sum(l[h]);
-          delta[h] = quad_sum(delta[h]);
-          delta[h] /= l[h];
-          m[h] += log2f(l[h]);
-          const int query = first + row + (lane >> 2) + h * 8;
-          if ((lane & 3) == 0 && query < n) {
-            float* to = statistics_of(a, head, span.from + query);
-            to[0] = m[h], to[1] = delta[h];
-          }
-        }
-      }
-    } else {
-      UNROLL for (int i = 0; i < 8; i++) UNROLL for (int c = 0; c < 4; c++) {
-        s[i][c] = ex2(s[i][c] - m[c >> 1]) * (dp[i][c] - delta[c >> 1]) * a.scale;
-      }
-      UNROLL for (int kk = 0; kk < kTile / 16; kk++) dq.add_product(s[kk * 2], s[kk * 2 + 1], smem_u32(s_k) + stage, kk * 16, lane);
+    UNROLL for (int kk = 0; kk < kTile / 16; kk++) {
+      dq.add_product(s[kk * 2], s[kk * 2 + 1], smem_u32(s_k) + stage, kk * 16, lane);
     }
   }
+  dq.scale(a.scale, a.scale);
   __syncwarp();                            // the rows of queries are this warp's own; they make room for their gradient
   store_rows<W, Aligned>(dq, s_q, row, a.dq + at + row * q_stride, q_stride, n - first - row, a.width, a.add_dq, lane);
 }
@@ -181,12 +150,12 @@ template <int W, bool Aligned> DEV void backward_dkv(const AttentionBackwardArgs
       const float4 pair = *(const float4*)&s_statistics[step & 1][(c * 8 + (lane & 3) * 2) * 2];
       UNROLL for (int e = 0; e < 4; e++) {
         const float lse = e & 1 ? pair.z : pair.x, delta = e & 1 ? pair.w : pair.y;
-        p[c][e] = ex2(__fmul_rn(p[c][e], a.scale_log2) - lse);
+        p[c][e] = ex2(fmaf(p[c][e], a.scale_log2, -lse));
         if (edge) {
           const int key = first + row + (lane >> 2) + (e >> 1) * 8, query = i * kQueries + c * 8 + (lane & 3) * 2 + (e & 1);
           if (query >= n || (a.causal && key > query)) p[c][e] = 0.f;
         }
-        ds[c][e] = p[c][e] * (ds[c][e] - delta) * a.scale;
+        ds[c][e] = p[c][e] * (ds[c][e] - delta);
       }
     }
     UNROLL for (int kk = 0; kk < kQueries / 16; kk++) {
@@ -194,6 +163,7 @@ template <int W, bool Aligned> DEV void backward_dkv(const AttentionBackwardArgs
       dk.add_product(ds[kk * 2], ds[kk * 2 + 1], smem_u32(s_q) + stage, kk * 16, lane);
     }
   }
+  dk.scale(a.scale, a.scale);
   __syncwarp();                            // the rows of keys and values are this warp's own
   const int n_valid = n - first - row;
   store_rows<W, Aligned>(dk, s_k, row, a.dk + k_at + row * a.k_stride, a.k_stride, n_valid, a.width, a.add_dk, lane);

@@ -3,23 +3,21 @@
 // Maths, semantics and tensors as in attention_backward.cu; q, k, v and dy come as attention_sm90.cuh says, the
 // statistics by a map of their own, 64 queries a box.
 //
-// Numerics as in attention_backward.cu: p and ds enter products as two bf16 each, delta is the sum itself. Rounding
-// points: dq, dk, dv.
+// Numerics and rounding points as in attention_backward.cu.
 //
-// attention_bwd_dq: a block has 128 queries of one head and walks over their keys twice, in tiles of 128, first for the
-// statistics, then for dq. attention_bwd_dkv: a block has 128 keys of one key head and walks over the query heads of
+// attention_bwd_dq: a block has 128 queries of one head, finds their statistics while the first tiles come, and walks over
+// their keys in tiles of 128. attention_bwd_dkv: a block has 128 keys of one key head and walks over the query heads of
 // its group in order and over the queries that see the keys, 64 at a time, with keys as the rows of s and dp. So in
 // both the left operand of the last products is what the registers hold. Of each the copying warpgroup runs one tile
 // ahead.
 //
-//   dq:  for both walks, for each tile of keys: s = q k^T, dp = dy v^T
-//          first:  m, l, delta as in forward;  second:  ds = 2^(s - lse) (dp - delta) scale, dq += ds k
+//   dq:  delta = dy . y;  for each tile of keys: s = q k^T, dp = dy v^T, ds = 2^(s - lse) (dp - delta), dq += ds k
 //   dkv: for each head, for each tile of queries: s^T = k q^T, dp^T = v dy^T, dv += p^T dy, dk += ds^T q
 //
 // 1. A tile has two places, each with a barrier for what has come and one for what is free. The two computing
-//    warpgroups drift apart: one's exponentials under the other's products, and its own p under its dp.
-// 2. Products a tile of 64 x 128 pairs, those of two bf16 counted twice: 2 in the first walk, 4 in the second, 6 in
-//    dkv.
+//    warpgroups drift apart: one's exponentials under the other's products, and its own p under its dp. (ds under
+//    dv += p^T dy as well would take 16 bytes more of registers than there are at width 128.)
+// 2. Seven products a tile of pairs: three in dq, four in dkv.
 // 3. Registers: 40 for a copying thread, 232 for the others, which at width 128 hold 192 sums (128 of dk and dv, or 64 of
 //    dq).
 // 4. The rows behind a sequence's end belong to another sequence: they are cleared in the tiles that are walked over
@@ -77,18 +75,16 @@ DEV void compute_dq(const AttentionBackwardArgs& a, const Span& span, const Walk
   const int lane = threadIdx.x & 31, n = span.length, head = blockIdx.x, first = span.tile * kWide + part * 64;
   const int row = first + (threadIdx.x >> 5 & 3) * 16 + (lane >> 2);   // and row + 8
   const uint32_t queries = smem_u32(s_tiles) + part * 64 * 128;
-  float dq[W / 2];
+  float dq[W / 2], lse[2], delta[2];
   UNROLL for (int i = 0; i < W / 2; i++) dq[i] = 0.f;
-  float m[2] = {-INFINITY, -INFINITY}, l[2] = {0.f, 0.f}, delta[2] = {0.f, 0.f};
+  find_statistics<true>(lse, delta, a, head, span.from, row, n);
   mbar_wait(walk.stays, 0);
-  for (int step = 0; step < 2 * n_tiles; step++) {
-    const bool second = step >= n_tiles;
-    const int j = second ? step - n_tiles : step;
-    uint8_t* s_keys = s_tiles + (2 + (step & 1) * 2) * kWideBytes;
+  for (int j = 0; j < n_tiles; j++) {
+    uint8_t* s_keys = s_tiles + (2 + (j & 1) * 2) * kWideBytes;
     const uint32_t keys = smem_u32(s_keys);
-    walk.wait_here(step);
+    walk.wait_here(j);
     const bool last = j == n_tiles - 1;
-    if (last && (j + 1) * kWide > n) {
+    if (last && n_tiles * kWide > n) {
       clear_rows<kWide>(s_keys, n - j * kWide);
       clear_rows<kWide>(s_keys + kWideBytes, n - j * kWide);
       fence_proxy_async();
@@ -102,52 +98,23 @@ DEV void compute_dq(const AttentionBackwardArgs& a, const Span& span, const Walk
     multiply_rows<W, kWide, kWide>(dp, queries + kWideBytes, keys + kWideBytes);
     wgmma_commit();
     wgmma_wait<1>();
-    // scaled apart, and not in one instruction with what follows: as in attention_backward.cu
-    UNROLL for (int i = 0; i < 64; i++) s[i] = __fmul_rn(s[i], a.scale_log2);
+    UNROLL for (int i = 0; i < 64; i++) s[i] = ex2(fmaf(s[i], a.scale_log2, -lse[i >> 1 & 1]));
     if (last) {
       UNROLL for (int i = 0; i < 64; i++) {
         const int key = j * kWide + (i >> 2) * 8 + (lane & 3) * 2 + (i & 1);
-        if (key >= n || (a.causal && key > row + (i >> 1 & 1) * 8)) s[i] = -INFINITY;
+        if (key >= n || (a.causal && key > row + (i >> 1 & 1) * 8)) s[i] = 0.f;
       }
     }
-    if (!second) {
-      UNROLL for (int h = 0; h < 2; h++) {
-        float top = -INFINITY;
-        UNROLL for (int i = 0; i < 16; i++) top = fmaxf(top, fmaxf(s[i * 4 + h * 2], s[i * 4 + h * 2 + 1]));
-        top = quad_max(top);
-        top = fmaxf(m[h], top);
-        const float base = top == -INFINITY ? 0.f : top, shrink = ex2(m[h] - base);
-        m[h] = top, l[h] *= shrink, delta[h] *= shrink;
-        UNROLL for (int i = 0; i < 16; i++) UNROLL for (int c = i * 4 + h * 2; c < i * 4 + h * 2 + 2; c++) {
-          s[c] = ex2(s[c] - base);
-          l[h] += s[c];
-        }
-      }
-      wgmma_wait<0>();
-      walk.leave(step);
-      UNROLL for (int i = 0; i < 64; i++) delta[i >> 1 & 1] = fmaf(s[i], dp[i], delta[i >> 1 & 1]);
-      if (!last) continue;
-      UNROLL for (int h = 0; h < 2; h++) {
-        l[h] = quad_sum(l[h]);
-        delta[h] = quad_sum(delta[h]);
-        delta[h] /= l[h];
-        m[h] += log2f(l[h]);
-        if ((lane & 3) == 0 && row + h * 8 < n) {
-          *(float2*)statistics_of(a, head, span.from + row + h * 8) = make_float2(m[h], delta[h]);
-        }
-      }
-    } else {
-      UNROLL for (int i = 0; i < 64; i++) s[i] = ex2(s[i] - m[i >> 1 & 1]);
-      wgmma_wait<0>();
-      UNROLL for (int i = 0; i < 64; i++) s[i] = s[i] * (dp[i] - delta[i >> 1 & 1]) * a.scale;
-      const Weights<kWide> ds(s);
-      wgmma_fence();
-      add_weighted<W, kWide>(dq, ds, keys);
-      wgmma_commit();
-      wgmma_wait<0>();
-      walk.leave(step);
-    }
+    wgmma_wait<0>();
+    UNROLL for (int i = 0; i < 64; i++) s[i] *= dp[i] - delta[i >> 1 & 1];
+    const Weights<kWide> ds(s);
+    wgmma_fence();
+    add_weighted<W, kWide>(dq, ds, keys);
+    wgmma_commit();
+    wgmma_wait<0>();
+    walk.leave(j);
   }
+  UNROLL for (int i = 0; i < W / 2; i++) dq[i] *= a.scale;
   const int64_t stride = (int64_t)a.heads * a.width, to = (span.from + first) * stride + head * a.width;
   store_sums<W>(dq, a.dq + to, stride, n - first, a.width, a.add_dq);
 }
@@ -170,11 +137,10 @@ template <int W> DEV void backward_dq(const AttentionBackwardSm90Args& args) {
       mbar_arrive_expect_tx(walk.stays, 2 * kWideBytes);
       copy_rows<kWide>(queries, &args.q, walk.stays, blockIdx.x, span.from + first);
       copy_rows<kWide>(queries + kWideBytes, &args.dy, walk.stays, blockIdx.x, span.from + first);
-      for (int step = 0; step < 2 * n_tiles; step++) {
-        const uint32_t keys = queries + (2 + (step & 1) * 2) * kWideBytes, here = walk.expect(step, 2 * kWideBytes);
-        const int from = span.from + (step < n_tiles ? step : step - n_tiles) * kWide;
-        copy_rows<kWide>(keys, &args.k, here, key_head, from);
-        copy_rows<kWide>(keys + kWideBytes, &args.v, here, key_head, from);
+      for (int j = 0; j < n_tiles; j++) {
+        const uint32_t keys = queries + (2 + (j & 1) * 2) * kWideBytes, here = walk.expect(j, 2 * kWideBytes);
+        copy_rows<kWide>(keys, &args.k, here, key_head, span.from + j * kWide);
+        copy_rows<kWide>(keys + kWideBytes, &args.v, here, key_head, span.from + j * kWide);
       }
     }
   } else {
@@ -216,13 +182,12 @@ DEV void compute_dkv(const AttentionBackwardArgs& a, const Span& span, const Wal
     multiply_rows<W, kWide, kNarrow>(ds, keys + kWideBytes, queries + kNarrowBytes);
     wgmma_commit();
     wgmma_wait<1>();
+    const bool edge = (a.causal && i * kNarrow < first + 64) || end < kNarrow;
     UNROLL for (int c = 0; c < kNarrow / 8; c++) {
-      const float4 pair = *(const float4*)(s_statistics + (c * 8 + (lane & 3) * 2) * 2);
-      UNROLL for (int e = 0; e < 4; e++) {
-        p[c * 4 + e] = ex2(__fmul_rn(p[c * 4 + e], a.scale_log2) - (e & 1 ? pair.z : pair.x));
-      }
+      const float* lses = s_statistics + (c * 8 + (lane & 3) * 2) * 2;
+      UNROLL for (int e = c * 4; e < c * 4 + 4; e++) p[e] = ex2(fmaf(p[e], a.scale_log2, -lses[(e & 1) * 2]));
     }
-    if ((a.causal && i * kNarrow < first + 64) || end < kNarrow) {
+    if (edge) {
       UNROLL for (int e = 0; e < kNarrow / 2; e++) {
         const int key = row + (e >> 1 & 1) * 8, query = i * kNarrow + (e >> 2) * 8 + (lane & 3) * 2 + (e & 1);
         if (query >= n || (a.causal && key > query)) p[e] = 0.f;
@@ -230,8 +195,8 @@ DEV void compute_dkv(const AttentionBackwardArgs& a, const Span& span, const Wal
     }
     wgmma_wait<0>();
     UNROLL for (int c = 0; c < kNarrow / 8; c++) {
-      const float4 pair = *(const float4*)(s_statistics + (c * 8 + (lane & 3) * 2) * 2);
-      UNROLL for (int e = c * 4; e < c * 4 + 4; e++) ds[e] = p[e] * (ds[e] - (e & 1 ? pair.w : pair.y)) * a.scale;
+      const float* deltas = s_statistics + (c * 8 + (lane & 3) * 2) * 2 + 1;
+      UNROLL for (int e = c * 4; e < c * 4 + 4; e++) ds[e] = p[e] * (ds[e] - deltas[(e & 1) * 2]);
     }
     const Weights<kNarrow> weights_p(p), weights_ds(ds);
     wgmma_fence();
@@ -243,6 +208,7 @@ DEV void compute_dkv(const AttentionBackwardArgs& a, const Span& span, const Wal
     walk.leave(step);
     if (++i == begin + n_tiles) i = begin;
   }
+  UNROLL for (int i = 0; i < W / 2; i++) dk[i] *= a.scale;
   const int64_t k_at = (span.from + first) * a.k_stride + key_head * a.width;
   const int64_t v_at = (span.from + first) * a.v_stride + a.v_column + key_head * a.width;
   store_sums<W>(dk, a.dk + k_at, a.k_stride, n - first, a.width, a.add_dk);

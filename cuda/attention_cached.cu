@@ -11,7 +11,8 @@
 //   blocks         [B, max_blocks]         i32
 //   partial        [slots, G, 16, splits, E + 2]  f32, scratch: sum of p v, m, sum of p
 //
-// Numerics: as in attention.cu. Rounding point: y.
+// Numerics: as in attention.cu; bases are whole numbers here too, so joining sums multiplies them by powers of two.
+// Rounding points: p, y.
 //
 // A block has 16 queries, all heads of a group for as many tokens as fit, so that a key is read once for them, and 256
 // keys: a split. Each of its warps takes 16 keys of every tile of 64 and keeps its own maximum and sums; they are joined
@@ -19,7 +20,7 @@
 // queries of a group; partial sums once each way, E + 2 numbers for 512 E of keys and values.
 //
 //   find the split's rows;  load queries, first tile
-//   for each tile of 64 keys: start the next;  s = q k^T;  m, l, y as in forward
+//   for each tile of 64 keys: start the next;  s = q k^T;  m, y and l (the sum of rounded p) as in forward
 //   join the warps -> partial;   join:  y = sum_s 2^(m_s - m) y_s / sum_s 2^(m_s - m) l_s
 //
 // Limits: E at most 128. Deterministic, and a row's result depends on its own keys alone: splits have a fixed size and
@@ -150,16 +151,17 @@ template <int W, bool Aligned> DEV void forward_cached(const AttentionCachedArgs
         top = fmaxf(top, score);
       }
       top = quad_max(top);
-      top = fmaxf(m[h], top * a.scale_log2);
+      top = raised(m[h], top * a.scale_log2);
       const float base = top == -INFINITY ? 0.f : top, shrink = ex2(m[h] - base);
       m[h] = top, l[h] *= shrink;
       UNROLL for (int p = 0; p < Rows<W>::kParts; p++) UNROLL for (int i = 0; i < Rows<W>::kTiles; i++) {
         y.v[p][i][h * 2] *= shrink, y.v[p][i][h * 2 + 1] *= shrink;
       }
-      UNROLL for (int i = 0; i < 4; i++) {
-        float& score = s[i >> 1][h * 2 + (i & 1)];
-        score = ex2(fmaf(score, a.scale_log2, -base));
-        l[h] += score;
+      UNROLL for (int i = 0; i < 2; i++) {
+        float &x = s[i][h * 2], &z = s[i][h * 2 + 1];
+        x = ex2(fmaf(x, a.scale_log2, -base)), z = ex2(fmaf(z, a.scale_log2, -base));
+        round_weights(x, z);
+        l[h] += x + z;
       }
     }
     y.add_product(s[0], s[1], smem_u32(s_v) + stage + own, 0, lane);

@@ -2,17 +2,19 @@
 //
 // Maths, semantics and tensors as in attention.cu; q, k and v come as attention_sm90.cuh says.
 //
-// Numerics as in attention.cu: p enters the second product as two bf16. Rounding point: y. NaN in q gives NaN in its
-// row of y; NaN in a key or a value also reaches earlier rows of its tile.
+// Numerics and rounding points as in attention.cu. NaN in q gives NaN in its row of y; NaN in a key or a value also reaches
+// earlier rows of its tile.
 //
 // A block has 128 queries of one head: a warpgroup that copies (one thread of it issues), and two with 64 queries each
 // that compute, over keys in tiles of 128. Device memory: as in attention.cu, with half as many walks over k and v.
 //
 //   copying:    queries;  for each tile: when their place is free, keys, values
-//   computing:  for each tile: s = q k^T;  m, l, y and p as in attention.cu;  y += p v
+//   computing:  s = q k^T and p of the first tile;  for each tile: start s = q k^T of the next, start y += p v of this one;
+//               when s is there: m, l, r and p of the next;  when y is there: y *= 2^(m - m')
 //
-// 1. Keys and values have two places each and barriers of their own, so that the copies of one run under the other's
-//    product, and the two computing warpgroups drift apart: one's softmax under the other's products.
+// 1. Keys and values have two places each and barriers of their own. The next tile's scores are computed before this one's
+//    values are added, so that a warpgroup's own exponentials run under its products; and the two drift apart, one's
+//    exponentials under the other's products.
 // 2. Registers: 24 for a copying thread, 240 for the others.
 // 3. The rows behind a sequence's last key belong to another sequence: their values are cleared before the product, so
 //    that no number of it, NaN or not, gets in.
@@ -41,22 +43,22 @@ DEV void compute(const AttentionArgs& a, const Span& span, const Barriers& bars,
   const int warp = threadIdx.x >> 5 & 3, lane = threadIdx.x & 31, n = span.length;
   const int first = span.tile * kWide + part * 64, row = first + warp * 16 + (lane >> 2);   // and row + 8
   const uint32_t queries = smem_u32(s_tiles), keys = queries + kBytes, values = keys + 2 * kBytes;
-  float y[W / 2];
+  float y[W / 2], s[64], shrink[2];
   UNROLL for (int i = 0; i < W / 2; i++) y[i] = 0.f;
-  float m[2] = {-INFINITY, -INFINITY}, l[2] = {0.f, 0.f};
-  mbar_wait(bars.queries, 0);
-  for (int j = 0; j < n_tiles; j++) {
-    const uint32_t stage = j & 1, parity = (j >> 1) & 1;
-    float s[64];
-    mbar_wait(bars.keys + 8 * stage, parity);
-    wgmma_fence();
-    multiply_rows<W, kWide, kWide>(s, queries + part * 64 * 128, keys + stage * kBytes);
-    wgmma_commit();
-    wgmma_wait<0>();
-    if (lane == 0) mbar_arrive(bars.keys_free + 8 * stage);
+  float m[2] = {-INFINITY, -INFINITY}, l[2] = {0.f, 0.f}, r[2] = {0.f, 0.f};
 
-    const bool last = j == n_tiles - 1;
-    if (last) {                            // the diagonal under a causal mask, else the ragged end
+  auto start_scores = [&](int j) {
+    mbar_wait(bars.keys + 8 * (j & 1), j >> 1 & 1);
+    wgmma_fence();
+    multiply_rows<W, kWide, kWide>(s, queries + part * 64 * 128, keys + (j & 1) * kBytes);
+    wgmma_commit();
+  };
+  auto leave = [&](uint32_t free, int j) {
+    if (lane == 0) mbar_arrive(free + 8 * (j & 1));
+  };
+  // s becomes p of tile j, rounded
+  auto weigh = [&](int j) {
+    if (j == n_tiles - 1) {                // the diagonal under a causal mask, else the ragged end
       UNROLL for (int i = 0; i < 64; i++) {
         const int key = j * kWide + (i >> 2) * 8 + (lane & 3) * 2 + (i & 1);
         if (key >= n || (a.causal && key > row + (i >> 1 & 1) * 8)) s[i] = -INFINITY;
@@ -66,33 +68,60 @@ DEV void compute(const AttentionArgs& a, const Span& span, const Barriers& bars,
       float top = -INFINITY;
       UNROLL for (int i = 0; i < 16; i++) top = fmaxf(top, fmaxf(s[i * 4 + h * 2], s[i * 4 + h * 2 + 1]));
       top = quad_max(top);
-      top = fmaxf(m[h], top * a.scale_log2);
-      const float base = top == -INFINITY ? 0.f : top, shrink = ex2(m[h] - base);
-      m[h] = top, l[h] *= shrink;
-      UNROLL for (int i = 0; i < W / 8; i++) y[i * 4 + h * 2] *= shrink, y[i * 4 + h * 2 + 1] *= shrink;
-      UNROLL for (int i = 0; i < 16; i++) UNROLL for (int c = i * 4 + h * 2; c < i * 4 + h * 2 + 2; c++) {
-        s[c] = ex2(fmaf(s[c], a.scale_log2, -base));
-        l[h] += s[c];
+      top = raised(m[h], top * a.scale_log2);
+      const float base = top == -INFINITY ? 0.f : top;
+      shrink[h] = ex2(m[h] - base);
+      m[h] = top, l[h] *= shrink[h], r[h] *= shrink[h];
+      UNROLL for (int i = h * 2; i < 64; i += 4) {
+        s[i] = ex2(fmaf(s[i], a.scale_log2, -base)), s[i + 1] = ex2(fmaf(s[i + 1], a.scale_log2, -base));
+        l[h] += s[i] + s[i + 1];
+        round_weights(s[i], s[i + 1]);
+        r[h] += s[i] + s[i + 1];
       }
     }
-    const Weights<kWide> p(s);
-    mbar_wait(bars.values + 8 * stage, parity);
-    if (last && (j + 1) * kWide > n) {
-      clear_rows<kWide>(s_tiles + (3 + stage) * kBytes, n - j * kWide);
-      fence_proxy_async();
-      bar_sync<1>(256);
-    }
+  };
+
+  mbar_wait(bars.queries, 0);
+  start_scores(0);
+  wgmma_wait<0>();
+  leave(bars.keys_free, 0);
+  weigh(0);
+  Weights<kWide> p(s);
+  for (int j = 0; j + 1 < n_tiles; j++) {
+    start_scores(j + 1);
+    mbar_wait(bars.values + 8 * (j & 1), j >> 1 & 1);
     wgmma_fence();
-    add_weighted<W, kWide>(y, p, values + stage * kBytes);
+    add_weighted<W, kWide>(y, p, values + (j & 1) * kBytes);
     wgmma_commit();
+    wgmma_wait<1>();
+    leave(bars.keys_free, j + 1);
+    weigh(j + 1);
     wgmma_wait<0>();
-    if (lane == 0) mbar_arrive(bars.values_free + 8 * stage);
+    leave(bars.values_free, j);
+    UNROLL for (int i = 0; i < W / 2; i++) y[i] *= shrink[i >> 1 & 1];
+    p = Weights<kWide>(s);
   }
+  const int last = n_tiles - 1;
+  mbar_wait(bars.values + 8 * (last & 1), last >> 1 & 1);
+  if (n_tiles * kWide > n) {
+    clear_rows<kWide>(s_tiles + (3 + (last & 1)) * kBytes, n - last * kWide);
+    fence_proxy_async();
+    bar_sync<1>(256);
+  }
+  wgmma_fence();
+  add_weighted<W, kWide>(y, p, values + (last & 1) * kBytes);
+  wgmma_commit();
+  wgmma_wait<0>();
+
   UNROLL for (int h = 0; h < 2; h++) {
-    l[h] = quad_sum(l[h]);
-    const float inverse = 1.f / l[h];
-    UNROLL for (int i = 0; i < W / 8; i++) y[i * 4 + h * 2] *= inverse, y[i * 4 + h * 2 + 1] *= inverse;
+    l[h] = quad_sum(l[h]), r[h] = quad_sum(r[h]);
+    const int query = row + h * 8;
+    if (a.lse && (lane & 3) == 0 && query < n) {
+      a.lse[(int64_t)blockIdx.x * a.tokens + span.from + query] = m[h] + log2f(l[h]);
+    }
+    shrink[h] = 1.f / r[h];
   }
+  UNROLL for (int i = 0; i < W / 2; i++) y[i] *= shrink[i >> 1 & 1];
   const int64_t stride = (int64_t)a.heads * a.width, to = (span.from + first) * stride + blockIdx.x * a.width;
   store_sums<W>(y, a.y + to, stride, n - first, a.width, false);
 }

@@ -48,12 +48,12 @@ template <int W, int A_ROWS, int B_ROWS> DEV void multiply_rows(float (&d)[B_ROW
   }
 }
 
-// Sums of 64 rows by COLUMNS columns as the left operand of a product, each number as two of bf16.
+// Sums of 64 rows by COLUMNS columns as the left operand of a product, rounded.
 template <int COLUMNS> struct Weights {
-  uint32_t high[COLUMNS / 16][4], low[COLUMNS / 16][4];
+  uint32_t v[COLUMNS / 16][4];
   DEV explicit Weights(const float (&x)[COLUMNS / 2]) {
     UNROLL for (int kk = 0; kk < COLUMNS / 16; kk++) UNROLL for (int c = 0; c < 4; c++) {
-      split(high[kk][c], low[kk][c], x[kk * 8 + c * 2], x[kk * 8 + c * 2 + 1]);
+      v[kk][c] = pack_bf16(x[kk * 8 + c * 2], x[kk * 8 + c * 2 + 1]);
     }
   }
 };
@@ -64,9 +64,7 @@ DEV void wgmma_weights(float (&d)[64], const uint32_t (&a)[4], uint64_t b) { wgm
 // d += weights times the rows of the tile at `b`.
 template <int W, int ROWS> DEV void add_weighted(float (&d)[W / 2], const Weights<ROWS>& weights, uint32_t b) {
   UNROLL for (int kk = 0; kk < ROWS / 16; kk++) {
-    const uint64_t rows = wgmma_desc_sw128(b + kk * 2048, kHalfBytes<ROWS>, 1024);
-    wgmma_weights(d, weights.high[kk], rows);
-    wgmma_weights(d, weights.low[kk], rows);
+    wgmma_weights(d, weights.v[kk], wgmma_desc_sw128(b + kk * 2048, kHalfBytes<ROWS>, 1024));
   }
 }
 

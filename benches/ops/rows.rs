@@ -161,11 +161,15 @@ fn attention(room: &mut Room, lengths: &[usize], heads: Heads, mask: Mask) -> At
         scale: (heads.width as f32).powf(-0.5),
         pairs,
         y: room.output(DType::Bf16, [t, queries]),
+        lse: None,
     }
 }
 
 fn attention_backward(room: &mut Room, lengths: &[usize], heads: Heads, mask: Mask) -> AttentionBackward {
-    let forward = attention(room, lengths, heads, mask);
+    let mut forward = attention(room, lengths, heads, mask);
+    let (t, width) = (forward.y.shape.rows(), forward.y.shape.width());
+    forward.y = room.bf16([t, width]);
+    forward.lse = Some(room.f32([heads.queries, t]));
     let dy = room.bf16(forward.y.shape);
     let [dq, dk, dv] = [forward.q, forward.k, forward.v].map(|tensor| gradient(room, tensor));
     AttentionBackward { forward, dy, dq, dk, dv }

@@ -59,6 +59,11 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Of a computation whose activations are stored in this type.
+    pub fn of(activations: DType) -> Precision {
+        if activations == DType::Bf16 { Precision::Bf16 } else { Precision::F32 }
+    }
+
     pub fn dtype(self) -> DType {
         match self {
             Precision::F32 => DType::F32,

@@ -1,6 +1,7 @@
 //! Attention: y = softmax(scale q k^T + mask) v for each head, the specification.
 
 use super::Real;
+use crate::base::Precision;
 
 /// Whom a token attends to within its own sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,28 +41,49 @@ impl<'a, T> Rows<'a, T> {
     }
 }
 
-/// One query head against rows 0..n: y = sum_i p_i v_i, p = softmax(scale q k_i).
-/// `key` and `value` give row i's head.
+/// One query head against rows 0..n: y = sum_i w_i v_i / sum_i w_i with w_i = 2^(s_i - base), s_i = scale q . k_i log2(e),
+/// base the largest s_i rounded up to a whole number, w_i stored in `precision`. `key` and `value` give row i's head.
+/// Returned: log2 of sum_i 2^(s_i), whose terms are not stored.
 pub fn query<'a, T: Real>(
     q: &[T],
     n: usize,
     scale: T,
+    precision: Precision,
     key: impl Fn(usize) -> &'a [T],
     value: impl Fn(usize) -> &'a [T],
     y: &mut [T],
-) {
-    let scores: Vec<T> = (0..n).map(|i| scale * q.iter().zip(key(i)).map(|(q, k)| *q * *k).sum::<T>()).collect();
+) -> T {
+    let log2_e = T::of(std::f64::consts::LOG2_E);
+    let mut weights: Vec<T> = (0..n).map(|i| scale * dot(q, key(i)) * log2_e).collect();
+    let base = largest(&weights).ceil();
+    weights.iter_mut().for_each(|s| *s = (*s - base).exp2());
+    let lse = base + weights.iter().copied().sum::<T>().log2();
+    weights.iter_mut().for_each(|w| *w = w.stored(precision));
+    let sum = weights.iter().copied().sum::<T>();
     y.fill(T::zero());
-    for (i, p) in probabilities(scores).iter().enumerate() {
-        for (y, v) in y.iter_mut().zip(value(i)) {
-            *y += *p * *v;
-        }
+    for (i, w) in weights.into_iter().enumerate() {
+        add(y, w, value(i));
     }
+    y.iter_mut().for_each(|y| *y /= sum);
+    lse
+}
+
+fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    a.iter().zip(b).map(|(a, b)| *a * *b).sum()
+}
+
+fn add<T: Real>(to: &mut [T], factor: T, v: &[T]) {
+    to.iter_mut().zip(v).for_each(|(t, v)| *t += factor * *v);
+}
+
+/// NaN where any is NaN.
+fn largest<T: Real>(x: &[T]) -> T {
+    x.iter().fold(T::neg_infinity(), |m, x| if x.is_nan() || *x > m { *x } else { m })
 }
 
 /// Softmax.
 pub fn probabilities<T: Real>(mut scores: Vec<T>) -> Vec<T> {
-    let max = scores.iter().fold(T::neg_infinity(), |m, s| if s.is_nan() || *s > m { *s } else { m });
+    let max = largest(&scores);
     scores.iter_mut().for_each(|s| *s = (*s - max).exp());
     let sum = scores.iter().copied().sum::<T>();
     scores.iter_mut().for_each(|p| *p /= sum);
@@ -79,6 +101,7 @@ pub fn attention<T: Real>(
     heads: Heads,
     mask: Mask,
     scale: T,
+    precision: Precision,
     y: &mut [T],
 ) {
     let (row, width) = (heads.queries * heads.width, heads.width);
@@ -90,7 +113,7 @@ pub fn attention<T: Real>(
                 let at = t * row + h * width;
                 let g = heads.key_of(h);
                 let (key, value) = (|i| k.head(from + i, g, width), |i| v.head(from + i, g, width));
-                query(&q[at..][..width], n, scale, key, value, &mut y[at..][..width]);
+                query(&q[at..][..width], n, scale, precision, key, value, &mut y[at..][..width]);
             }
         }
     }
@@ -109,9 +132,9 @@ impl<T> RowsMut<'_, T> {
     }
 }
 
-/// Of [`attention`], with the probabilities p computed again: dv_i += p_i dy; dp_i = dy . v_i;
-/// ds_i = p_i (dp_i - sum_j p_j dp_j) scale; dq += ds_i k_i, dk_i += ds_i q. Query heads that share a key/value head add
-/// to the same rows, in order.
+/// Of [`attention`], with the probabilities p_i = 2^(s_i - lse) computed again: dv_i += p_i dy; dp_i = dy . v_i;
+/// ds_i = p_i (dp_i - dy . y), where dy . y = sum_j p_j dp_j; dq += scale ds_i k_i, dk_i += scale ds_i q. Stored in
+/// `precision`: y; p where it multiplies dy; ds. Query heads that share a key/value head add to the same rows, in order.
 #[allow(clippy::too_many_arguments, reason = "the specification names each of its inputs")]
 pub fn attention_backward<T: Real>(
     q: &[T],
@@ -121,14 +144,15 @@ pub fn attention_backward<T: Real>(
     heads: Heads,
     mask: Mask,
     scale: T,
+    precision: Precision,
     dy: &[T],
     dq: &mut [T],
     mut dk: RowsMut<T>,
     mut dv: RowsMut<T>,
 ) {
     let (row, width) = (heads.queries * heads.width, heads.width);
-    let dot = |a: &[T], b: &[T]| a.iter().zip(b).map(|(a, b)| *a * *b).sum::<T>();
-    let add = |to: &mut [T], factor: T, v: &[T]| to.iter_mut().zip(v).for_each(|(t, v)| *t += factor * *v);
+    let log2_e = T::of(std::f64::consts::LOG2_E);
+    let mut y = vec![T::zero(); width];
     for pair in starts.windows(2) {
         let (from, to) = (pair[0] as usize, pair[1] as usize);
         for t in from..to {
@@ -136,14 +160,16 @@ pub fn attention_backward<T: Real>(
             for h in 0..heads.queries {
                 let (at, g) = (t * row + h * width, heads.key_of(h));
                 let (q, dy) = (&q[at..][..width], &dy[at..][..width]);
-                let p = probabilities((from..last).map(|i| scale * dot(q, k.head(i, g, width))).collect());
-                let dp: Vec<T> = (from..last).map(|i| dot(dy, v.head(i, g, width))).collect();
-                let mean = dot(&p, &dp);
-                for (i, (p, dp)) in (from..last).zip(p.iter().zip(&dp)) {
-                    let ds = *p * (*dp - mean) * scale;
-                    add(dv.head(i, g, width), *p, dy);
-                    add(&mut dq[at..][..width], ds, k.head(i, g, width));
-                    add(dk.head(i, g, width), ds, q);
+                let (key, value) = (|i| k.head(from + i, g, width), |i| v.head(from + i, g, width));
+                let lse = query(q, last - from, scale, precision, key, value, &mut y);
+                y.iter_mut().for_each(|y| *y = y.stored(precision));
+                let mean = dot(dy, &y);
+                for i in from..last {
+                    let p = (scale * dot(q, k.head(i, g, width)) * log2_e - lse).exp2();
+                    let ds = (p * (dot(dy, v.head(i, g, width)) - mean)).stored(precision);
+                    add(dv.head(i, g, width), p.stored(precision), dy);
+                    add(&mut dq[at..][..width], scale * ds, k.head(i, g, width));
+                    add(dk.head(i, g, width), scale * ds, q);
                 }
             }
         }
@@ -177,6 +203,7 @@ pub fn attention_cached<T: Real>(
     table: BlockTable,
     heads: Heads,
     scale: T,
+    precision: Precision,
     y: &mut [T],
 ) {
     let (row, width, stride) = (heads.queries * heads.width, heads.width, heads.keys * heads.width);
@@ -188,7 +215,7 @@ pub fn attention_cached<T: Real>(
                 let g = heads.key_of(h) * width;
                 let key = |i| &keys[table.row(b, i) * stride + g..][..width];
                 let value = |i| &values[table.row(b, i) * stride + g..][..width];
-                query(&q[at..][..width], n, scale, key, value, &mut y[at..][..width]);
+                query(&q[at..][..width], n, scale, precision, key, value, &mut y[at..][..width]);
             }
         }
     }

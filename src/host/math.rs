@@ -1,9 +1,12 @@
 //! Exponentials over whole slices, in a form that the compiler turns into vector instructions.
 //!
 //! exp by the reduction of Cephes (Moshier): x = n ln 2 + r, a polynomial in r, and 2^n through the exponent bits.
-//! Relative error below 2e-7 on [-87, 88]; NaN stays NaN; below -87.3 the result is 0 to within 2e-38.
+//! Relative error below 2e-7 on [-87, 88]; NaN stays NaN; below -87.3 the result is 0 to within 2e-38. 2^x likewise.
 
 use multiversion::multiversion;
+
+/// 1.5 * 2^23: adding it leaves the nearest integer in the low bits.
+const ROUND: f32 = 12_582_912.0;
 
 /// exp(x), inlined into vector loops.
 #[inline(always)]
@@ -11,13 +14,27 @@ pub fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     // written as selects, not min and max, so that a NaN passes through
     let x = if x > 88.0 { 88.0 } else { x };
     let x = if x < -87.3 { -87.3 } else { x };
     let shifted = x * LOG2_E + ROUND;
     let n = shifted - ROUND;
-    let r = x - n * LN2_HIGH - n * LN2_LOW;
+    power(x - n * LN2_HIGH - n * LN2_LOW, shifted)
+}
+
+/// 2^x, inlined into vector loops. Below -126 the result is 2^-126; NaN stays NaN.
+#[inline(always)]
+pub fn exp2(x: f32) -> f32 {
+    let x = if x < -126.0 { -126.0 } else { x };
+    let x = if x > 127.0 { 127.0 } else { x };
+    let shifted = x + ROUND;
+    let n = shifted - ROUND;
+    power((x - n) * std::f32::consts::LN_2, shifted)
+}
+
+/// e^r 2^n for |r| at most half of ln 2 and the n that `shifted` holds in its low bits.
+#[inline(always)]
+fn power(r: f32, shifted: f32) -> f32 {
     let p = 1.987_569_1e-4;
     let p = p * r + 1.398_2e-3;
     let p = p * r + 8.333_452e-3;
@@ -48,6 +65,24 @@ pub fn exp_minus(x: &mut [f32], max: f32) -> f32 {
     }
     for (x, sum) in rest.iter_mut().zip(&mut sums) {
         *x = exp(*x - max);
+        *sum += *x;
+    }
+    sums.iter().sum()
+}
+
+/// x = 2^(x - base) for each, and their sum.
+#[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
+pub fn exp2_minus(x: &mut [f32], base: f32) -> f32 {
+    let mut sums = [0.0f32; 16];
+    let (chunks, rest) = x.as_chunks_mut::<16>();
+    for chunk in chunks {
+        for (x, sum) in chunk.iter_mut().zip(&mut sums) {
+            *x = exp2(*x - base);
+            *sum += *x;
+        }
+    }
+    for (x, sum) in rest.iter_mut().zip(&mut sums) {
+        *x = exp2(*x - base);
         *sum += *x;
     }
     sums.iter().sum()

@@ -3,12 +3,19 @@
 //! Floor 6: uses `tape`, `ops`' argument types, `tensor`, `base`. Start at [`Linear`].
 
 use crate::base::{DType, Precision, Result};
+use crate::ops::attention::Heads;
 use crate::ops::linear::{Activation, Segment};
 use crate::ops::{embed, linear, norm};
 use crate::tape::Tape;
 use crate::tensor::{Tensor, Weight};
 
 pub use crate::ops::norm::Kind as NormKind;
+
+/// Room for what attention over q [T, H E] leaves for its gradients, where `tape` will ask for them and in bf16: lse [H, T].
+pub fn attention_lse(tape: &mut Tape, q: &Tensor, heads: &Heads) -> Option<Tensor> {
+    let wanted = tape.precision() == Precision::Bf16 && tape.requires_gradient(q);
+    wanted.then(|| tape.value(DType::F32, [heads.queries, q.shape.rows()]))
+}
 
 /// One or several weights that share their input; their outputs lie side by side.
 #[derive(Debug, Clone)]

@@ -6,7 +6,7 @@
 
 use super::attention::{Compiled, SHARED_ALIGNMENT, THREADS, check_starts, slots};
 use super::{Op, bf16, indices, require, shape, whole};
-use crate::base::{Error, Result};
+use crate::base::{Error, Precision, Result};
 use crate::device::{Device, Facts, Launch};
 use crate::host::attention::{BlockTable, Heads};
 use crate::host::attention_tuned;
@@ -180,7 +180,16 @@ impl Op for AttentionCached {
                 let (q, keys, values) = (lent.f32(self.q)?, lent.f32(self.keys)?, lent.f32(self.values)?);
                 lent.output(self.y)?.fill(|y| {
                     attention_tuned::attention_cached(
-                        &q, &keys, &values, starts, lengths, table, self.heads, self.scale, y,
+                        &q,
+                        &keys,
+                        &values,
+                        starts,
+                        lengths,
+                        table,
+                        self.heads,
+                        self.scale,
+                        Precision::of(self.q.dtype),
+                        y,
                     )
                 })
             }

@@ -7,7 +7,7 @@ use super::model::Direction;
 use super::parameters::Parameters;
 use super::{names, vision};
 use crate::base::{DType, Error, Result};
-use crate::nn::{Embedding, Linear, Norm, NormKind};
+use crate::nn::{self, Embedding, Linear, Norm, NormKind};
 use crate::ops::attention::{Attention, Heads, Mask};
 use crate::ops::attention_cached::AttentionCached;
 use crate::ops::deepstack_add::DeepstackAdd;
@@ -226,7 +226,8 @@ impl TextModel {
         match attend {
             Attend::Prompt { starts, pairs, .. } => {
                 let (starts, pairs, mask, v_column) = (*starts, *pairs, Mask::Causal, q_width + k_width);
-                tape.push(Attention { q, k, v: qkv, v_column, starts, heads, mask, scale, pairs, y })?;
+                let lse = nn::attention_lse(tape, &q, &heads);
+                tape.push(Attention { q, k, v: qkv, v_column, starts, heads, mask, scale, pairs, y, lse })?;
             }
             Attend::Cached { cache, starts, lengths, blocks, block } => {
                 let (keys, values) = cache.pools[l];

@@ -7,7 +7,7 @@ use super::parameters::Parameters;
 use super::{names, positions};
 use crate::base::{DType, Result};
 use crate::device::Device;
-use crate::nn::{Linear, Norm, NormKind};
+use crate::nn::{self, Linear, Norm, NormKind};
 use crate::ops::attention::{Attention, Heads, Mask};
 use crate::ops::linear::Activation;
 use crate::ops::patch_embed::PatchEmbed;
@@ -162,7 +162,8 @@ impl VisionTower {
             tape.push(QkRope { qkv, angles, norms: None, heads, append: None, precision, q, k })?;
             let scale = (heads.width as f32).powf(-0.5);
             let (starts, mask) = (inputs.starts, Mask::Full);
-            tape.push(Attention { q, k, v: qkv, v_column: 2 * c, starts, heads, mask, scale, pairs, y })?;
+            let lse = nn::attention_lse(tape, &q, &heads);
+            tape.push(Attention { q, k, v: qkv, v_column: 2 * c, starts, heads, mask, scale, pairs, y, lse })?;
             x = block.proj.apply(tape, y, keys, Activation::None, Some(x))?;
             let y = block.norm2.apply(tape, x)?;
             let y = block.fc1.apply(tape, y, keys, Activation::GeluTanh, None)?;

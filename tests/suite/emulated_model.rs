@@ -125,7 +125,8 @@ fn a_step_with_dropout_is_the_hosts() {
         };
         let (want_losses, want, _) = run(Device::host(), 0.3);
         let (_, without, _) = run(Device::host(), 0.0);
-        let bound = 3.0 * relative(&run(device(), 0.0).1, &without);
+        // by how much is a matter of which few numbers lie beside a tie
+        let bound = (3.0 * relative(&run(device(), 0.0).1, &without)).max(5e-3);
         let runs = [1, 2].map(|seed| {
             emulated::configure("seed", seed).expect("an emulator");
             run(device(), 0.3)

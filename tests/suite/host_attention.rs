@@ -4,6 +4,7 @@ use crate::support::close::assert_close;
 use crate::support::differences::{assert_gradient, dot};
 use crate::support::golden::Golden;
 use crate::support::random::Random;
+use vlm::base::Precision;
 use vlm::host::attention::{BlockTable, Heads, Mask, Rows, RowsMut, attention, attention_backward, attention_cached};
 
 fn rows(data: &[f64], stride: usize) -> Rows<'_, f64> {
@@ -20,12 +21,25 @@ fn follows_pytorch() {
         let (q, k, v, dy) = (case.f64("q"), case.f64("k"), case.f64("v"), case.f64("dy"));
         let (starts, scale, stride) = (case.i32("starts"), (width as f64).powf(-0.5), heads.keys * width);
         let mut y = vec![f64::NAN; q.len()];
-        attention(&q, rows(&k, stride), rows(&v, stride), &starts, heads, mask, scale, &mut y);
+        attention(&q, rows(&k, stride), rows(&v, stride), &starts, heads, mask, scale, Precision::F32, &mut y);
         assert_close(name, &y, &case.f64("y"), 1e-12);
         let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|t| vec![0.0; t.len()]);
         let into = |data| RowsMut { data, start: 0, stride };
         let (k, v) = (rows(&k, stride), rows(&v, stride));
-        attention_backward(&q, k, v, &starts, heads, mask, scale, &dy, &mut dq, into(&mut dk), into(&mut dv));
+        attention_backward(
+            &q,
+            k,
+            v,
+            &starts,
+            heads,
+            mask,
+            scale,
+            Precision::F32,
+            &dy,
+            &mut dq,
+            into(&mut dk),
+            into(&mut dv),
+        );
         for (tensor, got) in [("dq", dq), ("dk", dk), ("dv", dv)] {
             assert_close(&format!("{name}.{tensor}"), &got, &case.f64(tensor), 1e-10);
         }
@@ -59,7 +73,7 @@ fn a_cache_follows_pytorch_wherever_its_blocks_lie() {
         let (t, s) = (tokens as i32, length as i32);
         let starts = [0, 1, 1 + t, 1 + 2 * t];
         let mut y = vec![f64::NAN; all.len()];
-        attention_cached(&all, &pool_k, &pool_v, &starts, &[1, s, s], table, heads, scale, &mut y);
+        attention_cached(&all, &pool_k, &pool_v, &starts, &[1, s, s], table, heads, scale, Precision::F32, &mut y);
         // one token sees one value: its own
         let alone: Vec<f64> =
             (0..queries).flat_map(|h| v[3 * row + heads.key_of(h) * width..][..width].to_vec()).collect();
@@ -88,7 +102,7 @@ fn gradients_are_those_of_the_forward_and_are_added() {
         }
         let f = |q: &[f64], k: &[f64], v: &[f64]| {
             let mut y = vec![0.0; q.len()];
-            attention(q, rows(k, width), of_v(v, stride), &starts, heads, mask, 0.7, &mut y);
+            attention(q, rows(k, width), of_v(v, stride), &starts, heads, mask, 0.7, Precision::F32, &mut y);
             dot(&dy, &y)
         };
         let held = 0.25;
@@ -103,6 +117,7 @@ fn gradients_are_those_of_the_forward_and_are_added() {
             heads,
             mask,
             0.7,
+            Precision::F32,
             &dy,
             &mut dq,
             into_k,

@@ -5,8 +5,9 @@ use crate::support::random::{Random, wide};
 use crate::support::{shapes, threads};
 use proptest::prelude::*;
 use proptest::sample::select;
+use vlm::base::Precision;
 use vlm::host::attention::{self, BlockTable, Heads, Mask, Rows, RowsMut, probabilities};
-use vlm::host::attention_tuned::{attention, attention_backward, attention_cached};
+use vlm::host::attention_tuned::{Left, attention, attention_backward, attention_cached};
 
 /// Few and many heads, widths around what a product handles at once.
 fn heads() -> impl Strategy<Value = Heads> {
@@ -135,12 +136,12 @@ proptest! {
             let mut y = vec![f32::NAN; i.q.len()];
             let [mut dq, mut dk, mut dv] = [&i.q, &i.k, &i.v].map(|t| vec![held; t.len()]);
             let (k, v) = (Rows { data: &i.k[..], start: 0, stride }, Rows { data: &i.v[..], start: 1, stride: v_stride });
-            attention(&i.q, k, v, starts, heads, mask, i.scale, &mut y);
+            attention(&i.q, k, v, starts, heads, mask, i.scale, Precision::F32, &mut y, None);
             let (to_k, to_v) = (
                 RowsMut { data: &mut dk[..], start: 0, stride },
                 RowsMut { data: &mut dv[..], start: 1, stride: v_stride },
             );
-            attention_backward(&i.q, k, v, starts, heads, mask, i.scale, &i.dy, &mut dq, to_k, to_v);
+            attention_backward(&i.q, k, v, starts, heads, mask, i.scale, None, &i.dy, &mut dq, to_k, to_v);
             [y, dq, dk, dv]
         };
         let [got, again] = threads(run);
@@ -154,13 +155,13 @@ proptest! {
         let (held, scale) = (f64::from(held), f64::from(i.scale));
         let (k, v) = (Rows { data: &k[..], start: 0, stride }, Rows { data: &v[..], start: 1, stride: v_stride });
         let mut want_y = vec![0.0; q.len()];
-        attention::attention(&q, k, v, starts, heads, mask, scale, &mut want_y);
+        attention::attention(&q, k, v, starts, heads, mask, scale, Precision::F32, &mut want_y);
         let [mut want_q, mut want_k, mut want_v] = [&i.q, &i.k, &i.v].map(|t| vec![held; t.len()]);
         let (to_k, to_v) = (
             RowsMut { data: &mut want_k[..], start: 0, stride },
             RowsMut { data: &mut want_v[..], start: 1, stride: v_stride },
         );
-        attention::attention_backward(&q, k, v, starts, heads, mask, scale, &dy, &mut want_q, to_k, to_v);
+        attention::attention_backward(&q, k, v, starts, heads, mask, scale, Precision::F32, &dy, &mut want_q, to_k, to_v);
         let bounds = i.bounds();
         assert_within("y", &y, &want_y, |i| bounds.y[i]);
         // adding to what was held rounds once more
@@ -168,6 +169,44 @@ proptest! {
         assert_within("dq", &dq, &want_q, |i| bounds.dq[i] + added(&want_q, i));
         assert_within("dk", &dk, &want_k, |i| bounds.dk[i] + added(&want_k, i));
         assert_within("dv", &dv, &want_v, |i| bounds.dv[i] + added(&want_v, i));
+    }
+
+    #[test]
+    fn in_bf16_it_rounds_where_the_specification_does(
+        heads in heads(),
+        lengths in lengths(),
+        mask in select(vec![Mask::Causal, Mask::Full]),
+        seed in any::<u64>(),
+    ) {
+        let precision = Precision::Bf16;
+        let mut i = Inputs::new(heads, &lengths, mask, seed);
+        [&mut i.q, &mut i.k, &mut i.v, &mut i.dy].into_iter().flatten().for_each(|x| *x = precision.round(*x));
+        let (stride, starts) = (heads.keys * heads.width, &i.starts[..]);
+        let (k, v) = (Rows { data: &i.k[..], start: 0, stride }, Rows { data: &i.v[..], start: 1, stride: i.v_stride });
+        let [mut y, mut want_y] = [(); 2].map(|_| vec![f32::NAN; i.q.len()]);
+        let mut lse = vec![f32::NAN; i.q.len() / heads.width];
+        attention(&i.q, k, v, starts, heads, mask, i.scale, precision, &mut y, Some(&mut lse));
+        attention::attention(&i.q, k, v, starts, heads, mask, i.scale, precision, &mut want_y);
+        let gradients = || [&i.q, &i.k, &i.v].map(|t| vec![0.0f32; t.len()]);
+        let into = |data, start, stride| RowsMut { data, start, stride };
+        let [mut want_q, mut want_k, mut want_v] = gradients();
+        let (to_k, to_v) = (into(&mut want_k[..], 0, stride), into(&mut want_v[..], 1, i.v_stride));
+        attention::attention_backward(&i.q, k, v, starts, heads, mask, i.scale, precision, &i.dy, &mut want_q, to_k, to_v);
+        let stored: Vec<f32> = y.iter().map(|y| precision.round(*y)).collect();
+        let [mut dq, mut dk, mut dv] = gradients();
+        let (to_k, to_v) = (into(&mut dk[..], 0, stride), into(&mut dv[..], 1, i.v_stride));
+        let left = Some(Left { y: &stored, lse: &lse });
+        attention_backward(&i.q, k, v, starts, heads, mask, i.scale, left, &i.dy, &mut dq, to_k, to_v);
+        // Were something rounded elsewhere, all would be off by about 2e-3; a number that two orders of summing leave on
+        // different sides of a tie is one in thousands.
+        for (what, got, want) in [("y", y, want_y), ("dq", dq, want_q), ("dk", dk, want_k), ("dv", dv, want_v)] {
+            let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let error = length(&mut got.iter().zip(&want).map(|(g, w)| g - w));
+            let of = length(&mut want.iter().copied());
+            // of one token per sequence the gradients of q and k are zero but for the order of sums
+            let noise = 1e-5 * f64::from(i.scale) * (i.q.len() as f64).sqrt() * heads.width as f64;
+            prop_assert!(error <= 4e-4 * of + noise, "{what}: off by {error:e} beside {of:e}");
+        }
     }
 
     #[test]
@@ -207,7 +246,7 @@ proptest! {
         let scale = (heads.width as f32).powf(-0.5);
         let run = || {
             let mut y = vec![f32::NAN; q.len()];
-            attention_cached(&q, &keys, &values, &starts, &lengths, table, heads, scale, &mut y);
+            attention_cached(&q, &keys, &values, &starts, &lengths, table, heads, scale, Precision::F32, &mut y);
             y
         };
         let [y, again] = threads(run);
@@ -219,7 +258,7 @@ proptest! {
         let (wide_keys, wide_values) = (wide(&keys), wide(&values));
         let scale = f64::from(scale);
         attention::attention_cached(
-            &wide(&q), &wide_keys, &wide_values, &starts, &lengths, table, heads, scale, &mut want,
+            &wide(&q), &wide_keys, &wide_values, &starts, &lengths, table, heads, scale, Precision::F32, &mut want,
         );
         // As for `Bounds::y`, with the largest values that occur: an element is at most 3.7 deviations, so q . k has at
         // most E products of 5.6 * 3.7, below 24, and a value is below 4.

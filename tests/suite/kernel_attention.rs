@@ -64,7 +64,15 @@ fn attention(
     let v = case.bf16([t, (queries + 2 * keys) * width + 16]);
     let y = case.output(DType::Bf16, [t, queries * width]);
     let (v_column, scale) = ((queries + keys) * width, (width as f32).powf(-0.5));
-    Attention { q, k, v, v_column, starts, heads, mask, scale, pairs: 0, y }
+    Attention { q, k, v, v_column, starts, heads, mask, scale, pairs: 0, y, lse: None }
+}
+
+/// The operation as backward finds it: y and lse are what forward on the host left.
+fn run_forward(case: &mut Case, mut op: Attention) -> Attention {
+    let lse = case.output(DType::F32, [op.heads.queries, op.q.shape.rows()]);
+    op.lse = Some(lse);
+    let [y, lse] = case.results(&op, [op.y, lse]);
+    Attention { y, lse: Some(lse), ..op }
 }
 
 #[test]
@@ -75,7 +83,10 @@ fn forward_agrees_with_the_host() {
         for (j, lengths) in LENGTHS.into_iter().enumerate().skip(i % 2).step_by(2) {
             let mask = if (i + j) % 4 < 2 { Mask::Causal } else { Mask::Full };
             let mut case = Case::new((i * 100 + j) as u64);
-            let op = attention(&mut case, lengths, heads, mask);
+            let mut op = attention(&mut case, lengths, heads, mask);
+            if j % 4 < 2 {
+                op.lse = Some(case.output(DType::F32, [heads.0, op.q.shape.rows()]));
+            }
             reached.extend(CAPABILITIES.map(|c| op.plan(&facts(c)).expect("a plan").kernel));
             case.agrees(&op);
         }
@@ -88,7 +99,8 @@ fn hoppers_tiles_agree_with_the_host() {
     for (j, lengths) in [[127].as_slice(), &[128], &[129], &[0, 257, 0, 1, 300]].into_iter().enumerate() {
         for (mask, width, kernel) in HOPPER {
             let mut case = Case::new(j as u64);
-            let op = attention(&mut case, lengths, (2, 1, width), mask);
+            let mut op = attention(&mut case, lengths, (2, 1, width), mask);
+            op.lse = Some(case.output(DType::F32, [2, op.q.shape.rows()]));
             assert_eq!(op.plan(&facts((9, 0))).expect("a plan").kernel, format!("attention_fwd_{kernel}_sm90_bf16"));
             case.agrees_on(&op, (9, 0), ROW);
         }
@@ -107,7 +119,19 @@ fn a_neighbours_nan_stays_out() {
         numbers[70 * width..].fill(f32::NAN);
         let v = case.values(DType::Bf16, [t, width], numbers);
         let y = case.output(DType::Bf16, [t, width]);
-        case.agrees(&Attention { q, k, v, v_column: 0, starts, heads, mask: Mask::Full, scale: 0.2, pairs: 0, y });
+        case.agrees(&Attention {
+            q,
+            k,
+            v,
+            v_column: 0,
+            starts,
+            heads,
+            mask: Mask::Full,
+            scale: 0.2,
+            pairs: 0,
+            y,
+            lse: None,
+        });
     }
 }
 
@@ -120,7 +144,7 @@ fn large_scores_lose_no_weight() {
     let [q, k] = [(); 2].map(|_| case.numbers(DType::Bf16, [t, 64], 4.0));
     let (v, y) = (case.bf16([t, 64]), case.output(DType::Bf16, [t, 64]));
     let mask = Mask::Full;
-    case.agrees(&Attention { q, k, v, v_column: 0, starts, heads, mask, scale: 0.5, pairs: 0, y });
+    case.agrees(&Attention { q, k, v, v_column: 0, starts, heads, mask, scale: 0.5, pairs: 0, y, lse: None });
 }
 
 #[test]
@@ -133,12 +157,27 @@ fn a_nan_reaches_its_own_row_of_a_full_mask() {
     let q = case.values(DType::Bf16, [t, 32], numbers);
     let (k, v) = (case.bf16([t, 32]), case.bf16([t, 32]));
     let y = case.output(DType::Bf16, [t, 32]);
-    case.agrees(&Attention { q, k, v, v_column: 0, starts, heads, mask: Mask::Full, scale: 0.2, pairs: 0, y });
+    case.agrees(&Attention {
+        q,
+        k,
+        v,
+        v_column: 0,
+        starts,
+        heads,
+        mask: Mask::Full,
+        scale: 0.2,
+        pairs: 0,
+        y,
+        lse: None,
+    });
 }
 
-/// dq, dk, dv: whether to add to what is there.
-fn backward(case: &mut Case, forward: Attention, adds: [bool; 3]) -> AttentionBackward {
-    let dy = case.bf16(forward.y.shape);
+/// dq, dk, dv: whether to add to what is there. Values and dy are coarse, so that the gradient of a lone key's score is
+/// exactly zero in whatever order its sums run.
+fn backward(case: &mut Case, mut forward: Attention, adds: [bool; 3]) -> AttentionBackward {
+    forward.v = case.coarse(forward.v.shape);
+    let forward = run_forward(case, forward);
+    let dy = case.coarse(forward.y.shape);
     let mut gradient = |of: vlm::tensor::Tensor, add: bool| match add {
         true => Gradient { tensor: case.bf16(of.shape), accumulate: Accumulate::Add },
         false => Gradient { tensor: case.output(DType::Bf16, of.shape), accumulate: Accumulate::Overwrite },
@@ -194,7 +233,8 @@ fn a_neighbours_nan_stays_out_of_gradients() {
             case.values(DType::Bf16, [t, width], numbers)
         });
         let y = case.output(DType::Bf16, [t, width]);
-        let forward = Attention { q, k, v, v_column: 0, starts, heads, mask, scale: 0.2, pairs: 0, y };
+        let forward = Attention { q, k, v, v_column: 0, starts, heads, mask, scale: 0.2, pairs: 0, y, lse: None };
+        let forward = run_forward(&mut case, forward);
         let gradient = |tensor| Gradient { tensor, accumulate: Accumulate::Overwrite };
         let [dq, dk, dv] = [(); 3].map(|_| gradient(case.output(DType::Bf16, [t, width])));
         case.agrees(&AttentionBackward { forward, dy, dq, dk, dv });
@@ -213,8 +253,10 @@ fn the_next_heads_nan_stays_out() {
         case.values(DType::Bf16, [t, 2 * width], numbers)
     });
     let [y, dq, dk, dv] = [(); 4].map(|_| case.output(DType::Bf16, [t, 2 * width]));
-    let forward = Attention { q, k, v, v_column: 0, starts, heads, mask: Mask::Full, scale: 0.2, pairs: 0, y };
+    let forward =
+        Attention { q, k, v, v_column: 0, starts, heads, mask: Mask::Full, scale: 0.2, pairs: 0, y, lse: None };
     case.agrees(&forward);
+    let forward = run_forward(&mut case, forward);
     let [dq, dk, dv] = [dq, dk, dv].map(|tensor| Gradient { tensor, accumulate: Accumulate::Overwrite });
     case.agrees(&AttentionBackward { forward, dy, dq, dk, dv });
 }

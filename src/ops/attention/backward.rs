@@ -1,10 +1,10 @@
 //! The gradients of attention; the head of this word's room says more.
 
 use super::{Attention, check_starts, hopper, plan};
-use crate::base::Result;
+use crate::base::{Error, Precision, Result};
 use crate::device::{Accumulate, Device, Facts, Launch};
 use crate::host::attention::{Rows, RowsMut};
-use crate::host::attention_tuned;
+use crate::host::attention_tuned::{self, Left};
 use crate::ops::{Gradient, Op, bf16, shape};
 use crate::tensor::Tensor;
 
@@ -15,6 +15,8 @@ crate::arguments! {
         k: u64,
         v: u64,
         starts: u64,
+        y: u64,
+        lse: u64,
         dy: u64,
         pub(super) statistics: u64,
         dq: u64,
@@ -49,6 +51,17 @@ pub struct AttentionBackward {
 }
 
 impl AttentionBackward {
+    /// What forward leaves for its gradients in bf16.
+    fn lse(&self) -> Result<Tensor> {
+        let missing = || Error::Contract {
+            op: "attention_backward",
+            argument: "lse",
+            wanted: "what forward leaves in bf16".into(),
+            got: "nothing".into(),
+        };
+        self.forward.lse.ok_or_else(missing)
+    }
+
     /// How a device with kernels runs it: dq and the statistics of the queries first, then dk and dv.
     pub fn plan(&self, facts: &Facts) -> Result<[Launch; 2]> {
         let (op, f) = ("attention_backward", &self.forward);
@@ -85,6 +98,9 @@ impl Op for AttentionBackward {
     }
 
     fn contract(&self) -> Result<()> {
+        if self.forward.precision() == Precision::Bf16 {
+            self.lse()?;
+        }
         shape("attention_backward", "dy", &self.dy, self.forward.y.shape)?;
         shape("attention_backward", "dq", &self.dq.tensor, self.forward.q.shape)?;
         shape("attention_backward", "dk", &self.dk.tensor, self.forward.k.shape)?;
@@ -93,7 +109,9 @@ impl Op for AttentionBackward {
 
     fn inputs(&self) -> Vec<Tensor> {
         let f = &self.forward;
-        vec![f.q, f.k, f.v, f.starts, self.dy]
+        // y too only where it is read
+        let left = f.lse.into_iter().flat_map(|lse| [f.y, lse]);
+        [f.q, f.k, f.v, f.starts, self.dy].into_iter().chain(left).collect()
     }
 
     fn outputs(&self) -> Vec<Tensor> {
@@ -119,6 +137,7 @@ impl Op for AttentionBackward {
                 let starts = lent.i32(f.starts)?;
                 check_starts("attention_backward", starts, f.q.shape.rows())?;
                 let (k_stride, v_stride) = (f.k.shape.width(), f.v.shape.width());
+                let left = f.lse.map(|lse| Ok((lent.f32(f.y)?, lent.f32(lse)?))).transpose()?;
                 let k = Rows { data: &k, start: 0, stride: k_stride };
                 let v = Rows { data: &v, start: f.v_column, stride: v_stride };
                 let (mut dq, mut dk) = (self.dq.open(&mut lent)?, self.dk.open(&mut lent)?);
@@ -131,6 +150,7 @@ impl Op for AttentionBackward {
                     f.heads,
                     f.mask,
                     f.scale,
+                    left.as_ref().map(|(y, lse)| Left { y, lse }),
                     &dy,
                     dq.values(),
                     RowsMut { data: dk.values(), start: 0, stride: k_stride },
@@ -154,6 +174,8 @@ impl Op for AttentionBackward {
                     k: at.of(&f.k)?,
                     v: at.of(&f.v)?,
                     starts: at.of(&f.starts)?,
+                    y: at.of(&f.y)?,
+                    lse: at.of(&self.lse()?)?,
                     dy: at.of(&self.dy)?,
                     statistics,
                     dq: at.of(&self.dq.tensor)?,

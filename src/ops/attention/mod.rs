@@ -2,15 +2,16 @@
 //!
 //! Specification: `host/attention.rs`; what the host device runs: `host/attention_tuned.rs`; kernels: `cuda/attention.cu`
 //! and `cuda/attention_backward.cu`, on Hopper for heads 72 to 128 wide `cuda/attention_sm90.cu` and
-//! `cuda/attention_backward_sm90.cu`. Rounding points: y, and dq, dk, dv; scores and probabilities stay f32 (the kernels
-//! multiply with them as pairs of bf16, which is 16 bits of the 24).
+//! `cuda/attention_backward_sm90.cu`. Rounding points in bf16: probabilities and their gradients where they enter
+//! products; y, and dq, dk, dv. In bf16 forward leaves log2 of each query's sum of exponentials for backward, which reads
+//! that and y; in f32 both are computed again.
 
 mod backward;
 mod hopper;
 
 use super::{Op, bf16, require, shape, whole};
-use crate::base::{Error, Result};
-use crate::device::{Device, Facts, Launch};
+use crate::base::{DType, Error, Precision, Result};
+use crate::device::{Accumulate, Device, Facts, Launch};
 use crate::host::attention::Rows;
 use crate::host::attention_tuned;
 use crate::tensor::Tensor;
@@ -27,6 +28,7 @@ crate::arguments! {
         v: u64,
         starts: u64,
         y: u64,
+        lse: u64,
         k_stride: i64,
         v_stride: i64,
         tokens: i32,
@@ -112,9 +114,15 @@ pub struct Attention {
     /// Sum over the sequences of the pairs that attend to each other, for the cost.
     pub pairs: u64,
     pub y: Tensor,
+    /// [H, T] (f32), where there is a backward in bf16: log2 of each query's sum of 2^(scores log2 e).
+    pub lse: Option<Tensor>,
 }
 
 impl Attention {
+    fn precision(&self) -> Precision {
+        Precision::of(self.q.dtype)
+    }
+
     /// How a device with kernels runs it.
     pub fn plan(&self, facts: &Facts) -> Result<Launch> {
         if let Some(launch) = hopper::forward(self, facts)? {
@@ -165,6 +173,11 @@ impl Op for Attention {
         require("attention", "scale", self.scale > 0.0, || "a positive number".into(), &self.scale)?;
         whole("attention", "starts", &self.starts)?;
         require("attention", "starts", self.starts.shape.elements() > 0, || "a first one".into(), &self.starts.shape)?;
+        if let Some(lse) = &self.lse {
+            shape("attention", "lse", lse, [h.queries, t])?;
+            let of_bf16 = self.precision() == Precision::Bf16 && lse.dtype == DType::F32;
+            require("attention", "lse", of_bf16, || "f32 beside tensors in bf16".into(), &lse.dtype)?;
+        }
         shape("attention", "y", &self.y, self.q.shape)
     }
 
@@ -173,7 +186,7 @@ impl Op for Attention {
     }
 
     fn outputs(&self) -> Vec<Tensor> {
-        vec![self.y]
+        [self.y].into_iter().chain(self.lse).collect()
     }
 
     fn flops(&self) -> u64 {
@@ -189,8 +202,12 @@ impl Op for Attention {
                 check_starts("attention", starts, self.q.shape.rows())?;
                 let k = Rows { data: &k, start: 0, stride: self.k.shape.width() };
                 let v = Rows { data: &v, start: self.v_column, stride: self.v.shape.width() };
-                lent.output(self.y)?
-                    .fill(|y| attention_tuned::attention(&q, k, v, starts, self.heads, self.mask, self.scale, y))
+                let (heads, mask, scale, precision) = (self.heads, self.mask, self.scale, self.precision());
+                let mut lse = self.lse.map(|lse| lent.output(lse)?.open(Accumulate::Overwrite)).transpose()?;
+                lent.output(self.y)?.fill(|y| {
+                    let lse = lse.as_mut().map(|lse| lse.values());
+                    attention_tuned::attention(&q, k, v, starts, heads, mask, scale, precision, y, lse);
+                })
             }
             Device::Launch(gpu) => {
                 bf16("attention", &[&self.q, &self.k, &self.v, &self.y])?;
@@ -206,6 +223,7 @@ impl Op for Attention {
                     v: at.of(&self.v)? + 2 * self.v_column as u64,
                     starts: at.of(&self.starts)?,
                     y: at.of(&self.y)?,
+                    lse: self.lse.map_or(Ok(0), |lse| at.of(&lse))?,
                     k_stride: self.k.shape.width() as i64,
                     v_stride: self.v.shape.width() as i64,
                     tokens: self.q.shape.rows() as i32,

@@ -11,6 +11,16 @@ use vlm::tensor::{Arena, Tensor, Trained, Weight, new_generation};
 /// The largest error of a row beside the row's length: sums run in another order.
 pub const ROW: f64 = 1e-3;
 
+/// Operations with rounding points within. Where f32 sums of another order lead to the other side of a tie, a weight of a
+/// row's mean changes by up to 2^-8 of it, and the row by up to half as much: so much may [`tied_rows`] be off.
+const ROUND_WITHIN: [&str; 3] = ["attention", "attention_backward", "attention_cached"];
+const TIED_ROW: f64 = 1.0 / 256.0;
+
+/// How many of a tensor's rows may hold such a number: they are one in thousands.
+fn tied_rows(rows: usize) -> usize {
+    1 + rows / 500
+}
+
 /// What a canary holds: a number of bf16 that no test computes; behind whole numbers an index that would be followed, were
 /// it read.
 const CANARY: f32 = -3072.0;
@@ -106,6 +116,13 @@ impl Case {
         self.numbers(DType::Bf16, shape, 1.0)
     }
 
+    /// Random multiples of 1/4 up to 4: sums of their products are exact in f32, in any order.
+    pub fn coarse(&mut self, shape: impl Into<Shape>) -> Tensor {
+        let shape = shape.into();
+        let values = (0..shape.elements()).map(|_| self.random.below(33) as f32 / 4.0 - 4.0).collect();
+        self.values(DType::Bf16, shape, values)
+    }
+
     /// These numbers, rounded to the type.
     pub fn values(&mut self, dtype: DType, shape: impl Into<Shape>, values: Vec<f32>) -> Tensor {
         self.place(Arena::Activations, dtype, shape.into(), Start::F32(values))
@@ -179,6 +196,18 @@ impl Case {
         self.all().map(|(tensor, _)| bits(device, tensor)).collect()
     }
 
+    /// What the host makes of the operation in these outputs, as inputs of another.
+    pub fn results<const N: usize>(&mut self, op: &dyn Op, outputs: [Tensor; N]) -> [Tensor; N] {
+        let mut host = Device::host();
+        self.begin(&mut host).expect("room");
+        op.contract().expect("a contract that holds");
+        op.forward(&mut host).expect("a run");
+        outputs.map(|of| {
+            let values = host.memory().read_f32(of).expect("an output");
+            self.values(of.dtype, of.shape, values)
+        })
+    }
+
     /// Runs the operation on the host, on emulated GPUs, Hopper's and the older kind, and on this machine's GPU where it has
     /// one, and panics unless every output agrees row by row, every input and canary is as it was, and another run gives the
     /// same bits: in the emulator with other orders of threads.
@@ -236,10 +265,14 @@ impl Case {
                 continue;
             }
             let width = tensor.shape.width().max(1);
+            let mut tied = 0;
             for (row, (got, want)) in got.chunks(width).zip(host[i].chunks(width)).enumerate() {
-                if let Err(difference) = row_agrees(got, want, tensor.dtype, bound) {
-                    panic!("{name} on {on}: {tensor:?}, row {row}: {difference}");
-                }
+                let Err(difference) = row_agrees(got, want, tensor.dtype, bound) else { continue };
+                tied += 1;
+                let allowed = ROUND_WITHIN.contains(&name)
+                    && tied <= tied_rows(tensor.shape.rows())
+                    && row_agrees(got, want, tensor.dtype, TIED_ROW).is_ok();
+                assert!(allowed, "{name} on {on}: {tensor:?}, row {row}: {difference}");
             }
         }
     }
