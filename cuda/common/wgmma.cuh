@@ -62,6 +62,7 @@ DEV uint64_t wgmma_desc_none(uint32_t addr, uint32_t lbo, uint32_t sbo) { return
                "k16.f32.bf16.bf16 {" LIST "}, " DESC_A ", " DESC_B ", p, 1, 1" TA TB ";\n}"                             \
                : __VA_ARGS__)
 #define WGMMA_R32(a, b, c, d) a b c d
+#define WGMMA_N16 "%0,%1,%2,%3,%4,%5,%6,%7"
 #define WGMMA_L0 "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define WGMMA_L1 ",%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define WGMMA_L2 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
@@ -80,6 +81,7 @@ DEV uint64_t wgmma_desc_none(uint32_t addr, uint32_t lbo, uint32_t sbo) { return
 #define WGMMA_N176 WGMMA_N160 WGMMA_H5
 #define WGMMA_N192 WGMMA_N160 WGMMA_L5
 #define WGMMA_N256 WGMMA_N192 WGMMA_L6 WGMMA_L7
+#define WGMMA_F_N16 WGMMA_F8(0)
 #define WGMMA_F_N32 WGMMA_F8(0), WGMMA_F8(8)
 #define WGMMA_F_N64 WGMMA_F32(0)
 #define WGMMA_F_N80 WGMMA_F32(0), WGMMA_F8(32)
@@ -111,6 +113,7 @@ DEV uint64_t wgmma_desc_none(uint32_t addr, uint32_t lbo, uint32_t sbo) { return
   }
 #endif
 
+WGMMA(16, 8, 9, 10, 11, 12, 13, 14)
 WGMMA(32, 16, 17, 18, 19, 20, 21, 22)
 WGMMA(64, 32, 33, 34, 35, 36, 37, 38)
 WGMMA(80, 40, 41, 42, 43, 44, 45, 46)

@@ -289,7 +289,7 @@ pub const WGMMA_B: i32 = 8192;
 
 /// (kernel, N, leading and stride byte offsets of A, then of B).
 #[rustfmt::skip]
-const WGMMA: [(&str, i32, [i32; 4]); 23] = [
+const WGMMA: [(&str, i32, [i32; 4]); 24] = [
     ("conformance_wgmma_n64_kk_sw128", 64, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n64_mk_sw128", 64, [2048, 1024, 16, 1024]),
     ("conformance_wgmma_n64_kn_sw128", 64, [16, 1024, 2048, 1024]),
@@ -300,6 +300,7 @@ const WGMMA: [(&str, i32, [i32; 4]); 23] = [
     ("conformance_wgmma_n64_mn_sw32", 64, [512, 256, 512, 256]),
     ("conformance_wgmma_n64_kk_none", 64, [128, 256, 128, 256]),
     ("conformance_wgmma_n64_mn_none", 64, [128, 256, 128, 256]),
+    ("conformance_wgmma_n16_kk_sw128", 16, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n32_kk_sw128", 32, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n80_kk_sw128", 80, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n80_mn_sw128", 80, [2048, 1024, 2048, 1024]),
