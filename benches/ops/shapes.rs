@@ -97,9 +97,11 @@ pub struct Decode {
     pub held: usize,
 }
 
-pub const DECODES: [Decode; 3] = [
+pub const DECODES: [Decode; 5] = [
     Decode { name: "decode 1", sequences: 1, held: 2048 },
+    Decode { name: "decode 16", sequences: 16, held: 2048 },
     Decode { name: "decode 32", sequences: 32, held: 2048 },
+    Decode { name: "decode 64", sequences: 64, held: 2048 },
     Decode { name: "decode 128", sequences: 128, held: 2048 },
 ];
 
