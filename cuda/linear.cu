@@ -19,7 +19,8 @@
 // | y, z, residual, dz | [m, N]      | bf16  | N: all segments' columns side by side                               |
 // | s, ds           | [m, sum of R]  | bf16  |                                                                     |
 // | noise           | [rows of x, 2] | u32   | the key of each row of x, where something drops out                 |
-// | wide            | [splits, m, N] | f32   | logits, or parts of a product that is summed later                  |
+// | wide            | [m, N]         | f32   | logits                                                              |
+// | partial         | [splits, m, N] | f32   | workspace: where k is cut, the sums of each of its splits           |
 // All pointers at 16 bytes at least; widths and offsets that are no multiples of 8 take the `any` kernels.
 //
 // Numerics: bf16 operands, f32 sums, rounding where the formulas say round. scale multiplies the f32 sum of s B^T, before
@@ -36,6 +37,8 @@
 //  3. Blocks go through the tiles in groups of eight rows (see tile_of).
 //  4. Dropouts have kernels of their own, so that products without one keep their registers. Where x drops out there are
 //     tiles of 64 x 64 alone: an adapter has few columns, and each column of tiles draws all words again.
+//  5. Where there are few tiles k is cut into splits, whose sums linear_sum adds in order before anything follows. What
+//     an adapter adds belongs to the first.
 // Unmeasured: no GPU was at hand.
 //
 // Limits: 4 segments, 8 pieces. Deterministic: one block owns a tile and sums in one order. For backward: s, and z where
@@ -47,8 +50,8 @@ namespace linear {
 LAYOUT(LinearDropout, module, from, kept);
 LAYOUT(LinearPiece, left, right, left_stride, right_stride, dropout, depth, gathered);
 LAYOUT(LinearBand, bias, column, width, first, end, scaled, scale);
-LAYOUT(LinearArgs, pieces, bands, rows, noise, added, y, z, wide, stride, m, n_bands, activation, scattered, splits,
-       split_depth);
+LAYOUT(LinearArgs, pieces, bands, rows, noise, added, y, z, wide, partial, stride, m, n_bands, activation, scattered,
+       splits, split_depth);
 
 template <class T, bool VECTOR> DEV void store(const LinearArgs& a, Place at, const float* sums) {
   for (int c = threadIdx.x; c < T::BM * T::BN / 8; c += T::THREADS) {
@@ -116,20 +119,27 @@ KERNEL(linear_bwd_dx_dropout_any_bf16, 128, 2, const __grid_constant__ linear::L
 }
 
 namespace linear {
-struct LinearSumArgs {
-  const float* wide;  // [splits, n]
-  bf16* y;            // [n]
-  int64_t n;
-  int32_t splits;
-};
-LAYOUT(LinearSumArgs, wide, y, n, splits);
+
+// Adds up what the splits of a product left, in their order, with what follows: a thread owns eight neighbouring
+// columns of one band in one row, which is a row of the grid.
+template <bool VECTOR> DEV void add_splits(const LinearArgs& a) {
+  int n = (blockIdx.x * 256 + threadIdx.x) * 8, b = 0;
+  for (int width; b < a.n_bands && n >= (width = ceil_div(a.bands[b].width, 8) * 8); b++) n -= width;
+  if (b == a.n_bands) return;
+  const LinearBand& band = a.bands[b];
+  const int m = blockIdx.y, valid = band.width - n;
+  const int64_t split = (int64_t)a.m * a.stride;
+  const float* parts = a.partial + m * a.stride + band.column + n;
+  float sum[8], part[8];
+  read8<VECTOR>(sum, parts, valid);
+  UNROLL4 for (int s = 1; s < a.splits; s++) {
+    read8<VECTOR>(part, parts + s * split, valid);
+    UNROLL for (int i = 0; i < 8; i++) sum[i] += part[i];
+  }
+  finish8<VECTOR>(a, band, m, n, valid, sum);
+}
+
 }  // namespace linear
 
-// y = round(the sum of a product's parts, in the order of the splits): a thread owns an element.
-KERNEL(linear_bwd_dx_sum_bf16, 256, 1, const __grid_constant__ linear::LinearSumArgs a) {
-  const int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x;
-  if (i >= a.n) return;
-  float sum = 0.f;
-  for (int s = 0; s < a.splits; s++) sum += a.wide[s * a.n + i];
-  a.y[i] = f2bf(sum);
-}
+KERNEL(linear_sum_bf16, 256, 1, const __grid_constant__ linear::LinearArgs a) { linear::add_splits<true>(a); }
+KERNEL(linear_sum_any_bf16, 256, 1, const __grid_constant__ linear::LinearArgs a) { linear::add_splits<false>(a); }

@@ -71,6 +71,16 @@ template <bool VECTOR> DEV void read8(float (&to)[8], const bf16* from, int vali
   }
 }
 
+template <bool VECTOR> DEV void read8(float (&to)[8], const float* from, int valid) {
+  if constexpr (VECTOR) {
+    const float4 low = *(const float4*)from, high = *(const float4*)(from + 4);
+    const float eight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+    UNROLL for (int i = 0; i < 8; i++) to[i] = eight[i];
+  } else {
+    UNROLL for (int i = 0; i < 8; i++) to[i] = i < valid ? from[i] : 0.f;
+  }
+}
+
 // The first `valid` of eight neighbouring elements, rounded to the nearest bf16.
 template <bool VECTOR> DEV void write8(bf16* to, const float (&from)[8], int valid) {
   if constexpr (VECTOR) {
@@ -247,21 +257,19 @@ struct LinearArgs {
   const bf16* added;     // what is added after the activation, rows as `rows` says; or null
   bf16* y;               // [m, stride], rows as `rows` says where `scattered`; or null
   bf16* z;               // [m, stride]: the sum before the activation; or null
-  float* wide;           // [splits, m, stride]: the sum in f32, instead of y; or null
-  int64_t stride;        // of added, y, z and wide
+  float* wide;           // [m, stride]: the sum in f32, instead of y; or null
+  float* partial;        // [splits, m, stride]: what each split sums, which linear_sum adds up; null where there is one
+  int64_t stride;        // of added, y, z, wide and partial
   int32_t m, n_bands;
   int32_t activation;    // 0 none, 1 GELU by tanh, 2 GELU by erf
   int32_t scattered;
-  int32_t splits;        // split s sums k in [s, s + 1) split_depth; above 1 only where each band has one piece
+  int32_t splits;        // split s sums k in [s, s + 1) split_depth of each band's last piece; the first also the rest
   int32_t split_depth;
 };
 
-// Eight neighbouring sums of a row, to where the result goes. Nothing outside the result.
+// Eight neighbouring sums of a row, of which the first `valid` exist, with what follows them, to where the result goes.
 template <bool VECTOR>
-DEV void store8(const LinearArgs& a, int band_index, int split, int m, int n, float (&v)[8]) {
-  const LinearBand& band = a.bands[band_index];
-  const int valid = band.width - n;
-  if (m >= a.m || valid <= 0) return;
+DEV void finish8(const LinearArgs& a, const LinearBand& band, int m, int n, int valid, float (&v)[8]) {
   float from[8];
   if (band.bias) {
     read8<VECTOR>(from, band.bias + n, valid);
@@ -278,13 +286,29 @@ DEV void store8(const LinearArgs& a, int band_index, int split, int m, int n, fl
     UNROLL for (int i = 0; i < 8; i++) v[i] += from[i];
   }
   if (a.y) write8<VECTOR>(a.y + (a.scattered ? named : plain), v, valid);
-  if (a.wide) write8<VECTOR>(a.wide + (int64_t)split * a.m * a.stride + plain, v, valid);
+  if (a.wide) write8<VECTOR>(a.wide + plain, v, valid);
 }
 
+// Eight neighbouring sums of a row, which are one split's where there are several. Nothing outside the result.
+template <bool VECTOR>
+DEV void store8(const LinearArgs& a, int band_index, int split, int m, int n, float (&v)[8]) {
+  const LinearBand& band = a.bands[band_index];
+  const int valid = band.width - n;
+  if (m >= a.m || valid <= 0) return;
+  if (a.splits == 1) {
+    finish8<VECTOR>(a, band, m, n, valid, v);
+  } else {
+    write8<VECTOR>(a.partial + ((int64_t)split * a.m + m) * a.stride + band.column + n, v, valid);
+  }
+}
+
+// The piece that a split begins with.
+DEV int first_of(const LinearBand& band, int split) { return split == 0 ? band.first : band.end - 1; }
+
 // Where a piece's part of a split that begins at `begin` ends.
-DEV int depth_of(const LinearArgs& a, int piece, int begin) {
+DEV int depth_of(const LinearArgs& a, const LinearBand& band, int piece, int begin) {
   const int depth = a.pieces[piece].depth, end = begin + a.split_depth;
-  return a.splits > 1 && end < depth ? end : depth;
+  return a.splits > 1 && piece + 1 == band.end && end < depth ? end : depth;
 }
 
 // A block's place in the result.
@@ -304,12 +328,13 @@ template <class T> DEV Place place_of(const LinearArgs& a) {
 // A block's way through the pieces of its band.
 struct Walk {
   const LinearArgs& a;
+  const LinearBand& band;
   int begin, piece, k;
 
   DEV Walk(const LinearArgs& a, Place at)
-      : a(a), begin(blockIdx.y * a.split_depth), piece(a.bands[at.band].first), k(begin) {}
+      : a(a), band(a.bands[at.band]), begin(blockIdx.y * a.split_depth), piece(first_of(band, blockIdx.y)), k(begin) {}
   // Where the piece's part of this split ends.
-  DEV int end() const { return depth_of(a, piece, begin); }
+  DEV int end() const { return depth_of(a, band, piece, begin); }
   DEV void advance(int step) {
     k += step;
     if (k >= end()) {
@@ -325,8 +350,8 @@ DEV float* product(const LinearArgs& a, Place at, uint8_t* smem, Dropout&& dropo
   const LinearBand& band = a.bands[at.band];
   Walk walk(a, at);
   int steps = 0, scaled = 0;
-  for (int p = band.first; p < band.end; p++) {
-    steps += ceil_div(depth_of(a, p, walk.begin) - walk.begin, T::BK);
+  for (int p = walk.piece; p < band.end; p++) {
+    steps += ceil_div(depth_of(a, band, p, walk.begin) - walk.begin, T::BK);
     if (p + 1 == band.first + band.scaled) scaled = steps;
   }
   auto load = [&](uint8_t* stage) {

@@ -1,14 +1,21 @@
 // linear on Hopper: the products of linear.cu and linear_backward.cu through TMA and wgmma (linear_sm90.cuh).
 //
-// Maths, tensors, numerics and rounding: as in those files; the scale of an adapter multiplies the f32 sum of s B^T here
-// too, before x W^T is added to it. Where sums of dx drop out they are built 64 columns at a time in registers of their own
-// and join the others when these are complete, so pieces with a dropout come last; where x drops out, which TMA brings past all
-// threads, the kernels of linear.cu and linear_backward.cu run. What a launch needs besides their arguments is a tensor map for each operand: k
-// contiguous in boxes of 64 x 128 (left) or 64 x BN (right), else boxes of 64 x 64, bf16, 128-byte swizzle, whose sizes
-// are those of the piece, so that what belongs to a neighbouring segment reads as zero.
+// Maths, tensors, numerics and rounding: as in those files; the scale of an adapter multiplies the f32 sum of s B^T
+// here too, before x W^T is added to it. Where sums of dx drop out they are built 64 columns at a time in registers of
+// their own and join the others when these are complete, so pieces with a dropout come last; where x drops out, which
+// TMA brings past all threads, the kernels of linear.cu and linear_backward.cu run. What a launch needs besides their
+// arguments is a tensor map for each operand: k contiguous in boxes of 64 x 128 (left) or 64 x BN (right), else boxes
+// of 64 x 64, bf16, 128-byte swizzle, whose sizes are those of the piece, so that what belongs to a neighbouring
+// segment reads as zero.
 //
-// Limits: operands begin at multiples of 16 bytes, their rows too; no gathered rows (`rows` may name rows of the residual
-// and of dx). Deterministic: a block owns a tile (of a split) and sums in one order. Unmeasured: no GPU was at hand.
+// Forward with at most 128 rows (`few`, as decoding has) the weight is the left operand and x the right one: a block
+// owns 128 columns of all rows of y, of one split of k, and linear_sum of linear.cu adds the splits up with what
+// follows. The weight crosses device memory once; x once, and comes from L2 again for each tile; the sums of several
+// splits twice, mostly within L2.
+//
+// Limits: operands begin at multiples of 16 bytes, their rows too; no gathered rows (`rows` may name rows of the
+// residual and of dx). Deterministic: a block owns a tile (of a split) and sums in one order. Of few rows a row's bits
+// are the same whatever their number. Unmeasured: no GPU was at hand.
 #include "linear_gradient.cuh"
 #include "linear_sm90.cuh"
 
@@ -21,16 +28,18 @@ struct LinearSm90Args {
 };
 LAYOUT(LinearSm90Args, product, left, right);
 
-template <int BN, bool DROPOUT_ = false> struct ProductWork {
-  static constexpr bool DROPOUT = DROPOUT_;
+template <int BN, bool DROPOUT_ = false, bool FEW_ = false> struct ProductWork {
+  static constexpr bool DROPOUT = DROPOUT_, FEW = FEW_;
+  static constexpr int STAGES = !FEW ? 4 : BN == 128 ? 6 : 8;
+  static constexpr int ROWS = FEW ? BN : HOPPER_M, COLUMNS = FEW ? HOPPER_M : BN;  // of the result, in a tile
   const LinearSm90Args& a;
 
   DEV int tiles_n() const {
     int n = 0;
-    for (int b = 0; b < a.product.n_bands; b++) n += ceil_div(a.product.bands[b].width, BN);
+    for (int b = 0; b < a.product.n_bands; b++) n += ceil_div(a.product.bands[b].width, COLUMNS);
     return n;
   }
-  DEV int tiles_m() const { return ceil_div(a.product.m, HOPPER_M); }
+  DEV int tiles_m() const { return ceil_div(a.product.m, ROWS); }
   DEV int tiles() const { return tiles_m() * tiles_n() * a.product.splits; }
   DEV HopperTile tile(int index) const {
     const int of_split = tiles_m() * tiles_n();
@@ -39,16 +48,16 @@ template <int BN, bool DROPOUT_ = false> struct ProductWork {
     t.split = index / of_split;
     tile_of(index % of_split, tiles_m(), tiles_n(), tile_m, tile_n);
     t.band = 0;
-    for (int n; tile_n >= (n = ceil_div(a.product.bands[t.band].width, BN)); t.band++) tile_n -= n;
-    t.m0 = tile_m * HOPPER_M;
-    t.n0 = tile_n * BN;
+    for (int n; tile_n >= (n = ceil_div(a.product.bands[t.band].width, COLUMNS)); t.band++) tile_n -= n;
+    t.m0 = (FEW ? tile_n : tile_m) * HOPPER_M;
+    t.n0 = (FEW ? tile_m : tile_n) * BN;
     const LinearBand& band = a.product.bands[t.band];
     const int begin = t.split * a.product.split_depth;
     t.steps = t.scaled = t.dropped = 0;
     t.scale = band.scale;
-    for (int p = band.first; p < band.end; p++) {
+    for (int p = first_of(band, t.split); p < band.end; p++) {
       const int before = t.steps;
-      t.steps += ceil_div(depth_of(a.product, p, begin) - begin, HOPPER_K);
+      t.steps += ceil_div(depth_of(a.product, band, p, begin) - begin, HOPPER_K);
       if (p + 1 == band.first + band.scaled) t.scaled = t.steps;
       if (DROPOUT && a.product.pieces[p].dropout.from) t.dropped += t.steps - before;
     }
@@ -56,9 +65,10 @@ template <int BN, bool DROPOUT_ = false> struct ProductWork {
   }
   // The piece that a step belongs to; `step` becomes the step within it.
   DEV int piece_of(const HopperTile& t, int& step) const {
+    const LinearBand& band = a.product.bands[t.band];
     const int begin = t.split * a.product.split_depth;
-    int piece = a.product.bands[t.band].first;
-    for (int n; step >= (n = ceil_div(depth_of(a.product, piece, begin) - begin, HOPPER_K)); piece++) step -= n;
+    int piece = first_of(band, t.split);
+    for (int n; step >= (n = ceil_div(depth_of(a.product, band, piece, begin) - begin, HOPPER_K)); piece++) step -= n;
     return piece;
   }
   DEV HopperStep step(const HopperTile& t, int step) const {
@@ -70,9 +80,10 @@ template <int BN, bool DROPOUT_ = false> struct ProductWork {
   }
   DEV RandomKey key(const LinearDropout& dropout, int m) const { return key_of(a.product, dropout.module, m); }
   DEV void store(const HopperTile& t, int m, int n, float (&v)[8]) const {
-    store8<true>(a.product, t.band, t.split, m, n, v);
+    store8<true>(a.product, t.band, t.split, FEW ? n : m, FEW ? m : n, v);
   }
 };
+template <int ROWS> using FewWork = ProductWork<ROWS, false, true>;
 
 struct LinearGradientSm90Args {
   LinearGradientArgs gradients;
@@ -81,7 +92,8 @@ struct LinearGradientSm90Args {
 LAYOUT(LinearGradientSm90Args, gradients, left, right);
 
 template <int BN> struct GradientWork {
-  static constexpr bool DROPOUT = false;
+  static constexpr bool DROPOUT = false, FEW = false;
+  static constexpr int STAGES = 4;
   const LinearGradientSm90Args& a;
 
   DEV int tiles_of(const LinearGradientBand& band) const {
@@ -131,6 +143,18 @@ KERNEL(linear_fwd_128x192_sm90_bf16, 384, 1, const __grid_constant__ linear::Lin
 }
 KERNEL(linear_fwd_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<256, true, true>(linear::ProductWork<256>{a});
+}
+KERNEL(linear_fwd_few_16x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<16, true, true>(linear::FewWork<16>{a});
+}
+KERNEL(linear_fwd_few_32x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<32, true, true>(linear::FewWork<32>{a});
+}
+KERNEL(linear_fwd_few_64x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<64, true, true>(linear::FewWork<64>{a});
+}
+KERNEL(linear_fwd_few_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
+  linear::run_sm90<128, true, true>(linear::FewWork<128>{a});
 }
 KERNEL(linear_bwd_dx_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<128, true, false>(linear::ProductWork<128>{a});

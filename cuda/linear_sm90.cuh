@@ -1,7 +1,7 @@
 // The matrix product of linear on Hopper: operands by TMA, products by wgmma.
 //
 // A block has three warpgroups and stays for many tiles of 128 x BN. One thread of the first warpgroup is the producer:
-// it fills a ring of four stages (64 steps of k of both operands, 128-byte swizzle), one tensor map an operand, and runs
+// it fills a ring of stages (64 steps of k of both operands, 128-byte swizzle), one tensor map an operand, and runs
 // ahead into the next tile while the others still store. The other two warpgroups each own 64 x BN sums in registers.
 // A stage has two barriers: `full`, completed by the bytes that TMA delivers, and `empty`, on which each consumer arrives
 // once. A consumer issues the products of a step, waits until those of the step before have finished, and only then gives
@@ -16,15 +16,21 @@
 // (src/ops/linear/plan_sm90.rs). A right operand with k contiguous comes in one box of BN rows; else in boxes of 64
 // columns, of which the last may hold more than wgmma's N reads.
 //
-// Shared memory: 4 (128 + BN) 64 2 bytes of stages (BN rounded up to a multiple of 64) and at most 20 KiB of sums, in all
-// at most 214 KiB. One block a multiprocessor.
+// Few rows: a product of at most 128 rows reads each weight once and is as fast as that, so there the left operand is
+// the weight and the right one x, with BN 16, 32, 64 or 128 for all rows. The ring has more stages, so that 96 KiB or
+// more of the weight are under way for each multiprocessor; k is cut where the weight has few tiles
+// (src/ops/linear/plan_few.rs); and the tile is transposed on its way through shared memory. What a row sums, and in
+// which order, is the same for every BN.
+//
+// Shared memory: 4 (128 + BN) 64 2 bytes of stages (BN rounded up to a multiple of 64), for few rows 8 or, with 128, 6
+// of them, and at most 20 KiB of sums, in all at most 214 KiB. One block a multiprocessor.
 #pragma once
 #include "linear_dropout.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 namespace linear {
 
-constexpr int HOPPER_M = 128, HOPPER_K = 64, HOPPER_STAGES = 4;
+constexpr int HOPPER_M = 128, HOPPER_K = 64;
 constexpr int ATOM_BYTES = 64 * HOPPER_K * 2;   // 64 columns of an operand whose other index is contiguous
 
 // What a tile sums: `scaled` of its steps come first and are multiplied by `scale` together.
@@ -41,11 +47,11 @@ struct HopperStep {
 };
 
 // A position in the ring of stages. `phase` is the parity of the round.
-struct Ring {
+template <int STAGES> struct Ring {
   int stage = 0;
   uint32_t phase = 0;
   DEV void advance() {
-    if (++stage == HOPPER_STAGES) {
+    if (++stage == STAGES) {
       stage = 0;
       phase ^= 1;
     }
@@ -59,9 +65,15 @@ template <int BN, int TA, int TB> DEV void wgmma(float (&d)[BN / 2], uint64_t a,
     wgmma_m64n192k16<TA, TB>(d, a, b, accumulate);
   } else if constexpr (BN == 176) {
     wgmma_m64n176k16<TA, TB>(d, a, b, accumulate);
-  } else {
-    static_assert(BN == 128, "a width that has its instruction here");
+  } else if constexpr (BN == 128) {
     wgmma_m64n128k16<TA, TB>(d, a, b, accumulate);
+  } else if constexpr (BN == 64) {
+    wgmma_m64n64k16<TA, TB>(d, a, b, accumulate);
+  } else if constexpr (BN == 32) {
+    wgmma_m64n32k16<TA, TB>(d, a, b, accumulate);
+  } else {
+    static_assert(BN == 16, "a width that has its instruction here");
+    wgmma_m64n16k16<TA, TB>(d, a, b, accumulate);
   }
 }
 
@@ -87,29 +99,33 @@ template <int OUTER, bool ALONG_K> DEV void load_boxes(uint32_t to, const Tensor
   }
 }
 
-// Work has: int tiles() const; HopperTile tile(int index) const; HopperStep step(const HopperTile&, int step) const;
-// void store(const HopperTile&, int m, int n, float (&v)[8]) const; DROPOUT, whether sums drop out, and if they do
+// Work has: STAGES of the ring; int tiles() const; HopperTile tile(int index) const;
+// HopperStep step(const HopperTile&, int step) const; FEW, whether the weight is the left operand;
+// void store(const HopperTile&, int m, int n, float (&v)[8]) const of eight sums from (m, n) on, neighbours along n or,
+// with FEW, along m; DROPOUT, whether sums drop out, and if they do
 // const LinearDropout& dropout(const HopperTile&, int step) const; RandomKey key(const LinearDropout&, int m) const.
 template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void run_sm90(const Work& work) {
+  constexpr int STAGES = Work::STAGES;
   constexpr uint32_t LEFT_BYTES = HOPPER_M * HOPPER_K * 2, STAGE_BYTES = LEFT_BYTES + STORED<BN> * HOPPER_K * 2;
   constexpr uint32_t STEP_BYTES = LEFT_BYTES + LOADED<BN, RIGHT_ALONG_K> * HOPPER_K * 2;
   constexpr int SLICE = BN % 32 == 0 ? 32 : 16;  // columns of the sums that are stored at a time
-  constexpr int SLICE_STRIDE = SLICE + 8;        // floats; eight more, so that rows do not share banks
-  constexpr uint32_t SLICE_BYTES = 64 * SLICE_STRIDE * 4;
+  // floats; some more than a row has, so that rows do not share banks. With FEW a slice's rows are its columns.
+  constexpr int SLICE_STRIDE = Work::FEW ? 64 + 4 : SLICE + 8;
+  constexpr uint32_t SLICE_BYTES = (Work::FEW ? SLICE : 64) * SLICE_STRIDE * 4;
   DYN_SMEM(raw);
   const uint32_t base = (smem_u32(raw) + 1023u) & ~1023u;  // swizzled boxes begin at multiples of 1024
-  const uint32_t slices = base + HOPPER_STAGES * STAGE_BYTES, full = slices + 2 * SLICE_BYTES;
-  const uint32_t empty = full + 8 * HOPPER_STAGES;
+  const uint32_t slices = base + STAGES * STAGE_BYTES, full = slices + 2 * SLICE_BYTES;
+  const uint32_t empty = full + 8 * STAGES;
   const int tid = threadIdx.x, warpgroup = tid >> 7, lane = tid & 31;
   if (tid == 0) {
-    UNROLL for (int s = 0; s < HOPPER_STAGES; s++) {
+    UNROLL for (int s = 0; s < STAGES; s++) {
       mbar_init(full + 8 * s, 1);
       mbar_init(empty + 8 * s, 2);
     }
     fence_mbar_init();
   }
   __syncthreads();
-  Ring ring;
+  Ring<STAGES> ring;
   if (warpgroup == 0) {
     reg_dealloc<40>();
     if (tid != 0) return;
@@ -198,16 +214,23 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
         if (from != s) continue;  // registers have no run-time index
         UNROLL for (int j = 0; j < SLICE / 8; j++) UNROLL for (int h = 0; h < 2; h++) {
           const int i = (from * SLICE / 8 + j) * 4 + 2 * h;
-          float* to = slice + (warp * 16 + h * 8 + (lane >> 2)) * SLICE_STRIDE + j * 8 + (lane & 3) * 2;
-          *(float2*)to = make_float2(d[i], d[i + 1]);
+          const int row = warp * 16 + h * 8 + (lane >> 2), column = j * 8 + (lane & 3) * 2;
+          if constexpr (Work::FEW) {
+            slice[column * SLICE_STRIDE + row] = d[i];
+            slice[(column + 1) * SLICE_STRIDE + row] = d[i + 1];
+          } else {
+            *(float2*)(slice + row * SLICE_STRIDE + column) = make_float2(d[i], d[i + 1]);
+          }
         }
       }
       consumer_sync(consumer);
+      constexpr int EIGHTS = (Work::FEW ? 64 : SLICE) / 8;  // of a row of the slice
       UNROLL1 for (int c = tid & 127; c < 64 * SLICE / 8; c += 128) {
-        const int r = c / (SLICE / 8), column = c % (SLICE / 8) * 8;
+        const int r = c / EIGHTS, column = c % EIGHTS * 8;
         float v[8];
         UNROLL for (int i = 0; i < 8; i++) v[i] = slice[r * SLICE_STRIDE + column + i];
-        work.store(tile, tile.m0 + consumer * 64 + r, tile.n0 + s * SLICE + column, v);
+        const int m = tile.m0 + consumer * 64, n = tile.n0 + s * SLICE;
+        work.store(tile, m + (Work::FEW ? column : r), n + (Work::FEW ? r : column), v);
       }
       consumer_sync(consumer);  // all have read the slice before the next is written
     }

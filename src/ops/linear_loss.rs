@@ -6,9 +6,9 @@
 //! within a row's products, and over the vocabulary f64 on the host. Rounding points: the logits' gradient, and dx.
 
 use super::linear::arguments::*;
-use super::linear::launch::{run, run_gradients};
 use super::linear::matrix;
 use super::linear::plan::{self, Form, Tile};
+use super::linear::run::{run, run_gradients};
 use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
 use crate::device::{Accelerator, Device, Facts, Launch};
@@ -263,8 +263,8 @@ impl LinearLoss {
         let (d, v) = (self.x.shape.width(), self.head.shape().rows());
         let (splits, split_depth) = plan::product_splits(m as i32, d as i32, v as i32, gpu.facts());
         let mut product = LinearArgs {
-            y: if splits == 1 { dx } else { 0 },
-            wide: if splits == 1 { 0 } else { partial },
+            y: dx,
+            partial: if splits > 1 { partial } else { 0 },
             stride: d as i64,
             m: m as i32,
             splits,
@@ -280,14 +280,7 @@ impl LinearLoss {
             ..LinearPiece::default()
         };
         product.push(LinearBand { width: d as i32, ..LinearBand::default() }, &[piece]);
-        run(gpu, "linear_loss", &product, Form::Backward)?;
-        if splits == 1 {
-            return Ok(());
-        }
-        let arguments = LinearSumArgs { wide: partial, y: dx, n: (m * d) as i64, splits };
-        let launch = Launch::of("linear_bwd_dx_sum_bf16", (m * d).div_ceil(256) as u32, 256);
-        // SAFETY: the parts were just written, each m d elements, and dx has these rows by contract.
-        unsafe { gpu.launch("linear_loss", &launch, &arguments) }
+        run(gpu, "linear_loss", &product, Form::Backward)
     }
 }
 

@@ -5,9 +5,9 @@
 //! 5.x stores them.
 
 use super::linear::arguments::*;
-use super::linear::launch::{run_bias, run_gradients};
 use super::linear::matrix;
 use super::linear::plan::{self, Form, Tile};
+use super::linear::run::{run_bias, run_gradients};
 use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
 use crate::device::{Accelerator, Device, Facts, Launch};

@@ -32,7 +32,6 @@ fn structs() -> Vec<StructLayout> {
         linear::LinearPiece::layout(),
         linear::LinearRowsArgs::layout(),
         linear::LinearSm90Args::layout(),
-        linear::LinearSumArgs::layout(),
         linear_loss::LinearLossArgs::layout(),
         linear_loss::LinearLossGradientArgs::layout(),
         linear_loss::LinearLossRowsArgs::layout(),

@@ -1,19 +1,19 @@
 //! The kernels of `linear` against the host, in the emulator: every tile, with its neighbours in size, and every option.
 
 use crate::support::kernels::{Case, on_gpu};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use vlm::base::{DType, Precision};
-use vlm::device::{Accumulate, Device};
+use vlm::device::{Accumulate, Device, Facts};
 use vlm::ops::linear::{Activation, Adapter, Dropout, Linear, LinearBackward, Segment};
 use vlm::ops::{Gradient, Op};
 use vlm::tensor::{Tensor, Weight};
 
 /// A segment's output width, its adapter's rank (0: none), and whether it has a bias.
-type Columns = (usize, usize, bool);
+pub type Columns = (usize, usize, bool);
 
 /// Which parameters are trained.
 #[derive(Clone, Copy, PartialEq)]
-enum Trained {
+pub enum Trained {
     Nothing,
     Adapters,
     Everything,
@@ -79,19 +79,20 @@ pub fn noise(case: &mut Case, rows: usize) -> Tensor {
 }
 
 #[derive(Clone, Copy)]
-struct Options {
-    activation: Activation,
+pub struct Options {
+    pub activation: Activation,
     /// Some rows of more than there are, in another order.
-    rows: bool,
-    residual: bool,
-    kept: bool,
+    pub rows: bool,
+    pub residual: bool,
+    pub kept: bool,
     /// Of adapters, the probability of an element of x to drop out.
-    p: f64,
+    pub p: f64,
 }
 
-const PLAIN: Options = Options { activation: Activation::None, rows: false, residual: false, kept: false, p: 0.0 };
+pub const PLAIN: Options = Options { activation: Activation::None, rows: false, residual: false, kept: false, p: 0.0 };
 
-fn linear(
+/// The operation over random numbers: rows, input width, segments.
+pub fn linear(
     case: &mut Case,
     (m, k, columns): (usize, usize, &[Columns]),
     trained: Trained,
@@ -291,51 +292,66 @@ fn a_nan_stays_in_its_row() {
 #[test]
 fn a_row_does_not_depend_on_how_many_there_are() {
     // every tile sums in the same order, in steps of 16 along k, whatever stands beside a row; in the emulator wgmma adds
-    // within a step as mma does
-    let (k, n, rank, most) = (264, 376, 8, 130);
-    let run = |device: &mut Device, ranges: &[(usize, usize)]| {
-        let mut case = Case::new(9);
-        let x = case.random().f32s(most * k, 1.0);
-        let one = linear(&mut case, (1, k, &[(n, rank, true)]), Trained::Nothing, PLAIN, false);
-        let mut of_rows = |(first, m): (usize, usize)| {
-            let x = case.values(DType::Bf16, [m, k], x[first * k..(first + m) * k].to_vec());
-            let (s, y) = (case.output(DType::Bf16, [m, rank]), case.output(DType::Bf16, [m, n]));
-            Linear { x, s: Some(s), y, ..one.clone() }
-        };
-        let ops: Vec<Linear> = ranges.iter().map(|range| of_rows(*range)).collect();
-        case.begin(device).expect("memory");
-        let mut results = Vec::new();
-        for op in &ops {
-            op.forward(device).expect("linear");
-            results.push(device.memory().read_f32(op.y).expect("y"));
+    // within a step as mma does. Hopper cuts the k of the second shape, of up to 128 rows whatever their number.
+    for (k, n, older, hopper) in [
+        (
+            264,
+            376,
+            ["linear_fwd_128x128_bf16", "linear_fwd_16x32_bf16", "linear_fwd_64x64_bf16"],
+            &["linear_fwd_128x128_sm90_bf16", "linear_fwd_128x192_sm90_bf16"][..],
+        ),
+        (
+            1608,
+            136,
+            ["linear_fwd_128x128_bf16", "linear_fwd_16x32_bf16", "linear_fwd_64x64_bf16"],
+            &["linear_fwd_128x128_sm90_bf16"],
+        ),
+    ] {
+        for capability in [(8, 6), (9, 0)] {
+            let mut device = Device::emulated(capability).expect("an emulator");
+            let ran = rows_alone_and_among_others(&mut device, k, n);
+            let is_few = |kernel: &&str| kernel.contains("_few_") || *kernel == "linear_sum_bf16";
+            let (few, others): (Vec<_>, Vec<_>) = ran.into_iter().partition(is_few);
+            assert_eq!(others, if capability == (9, 0) { hopper } else { &older });
+            let wanted = if capability == (8, 6) { 0 } else { 4 + usize::from(k > 1000) };
+            assert_eq!(few.len(), wanted, "{few:?}");
         }
-        (results, device.launches().into_keys().collect::<Vec<_>>())
-    };
-    let all = [(0, most)];
-    let batches = [1, 2, 15, 16, 17, 63, 64, 65, 128].map(|m| (0, m));
-    let alone = [(15, 1), (16, 1), (64, 1), (129, 1)];
-    let ranges = [&all[..], &batches, &alone].concat();
-    let older = ["linear_fwd_128x128_bf16", "linear_fwd_16x32_bf16", "linear_fwd_64x64_bf16"];
-    let hopper = [
-        "linear_fwd_128x128_sm90_bf16",
-        "linear_fwd_128x192_sm90_bf16",
-        "linear_fwd_16x32_bf16",
-        "linear_fwd_64x64_bf16",
-    ];
-    let check = |device: &mut Device, kernels: Option<&[&str]>| {
-        let name = device.name();
-        let (results, ran) = run(device, &ranges);
-        assert!(results[0].iter().all(|v| v.is_finite()));
-        for ((first, m), got) in ranges.iter().zip(&results) {
-            assert_eq!(*got, results[0][first * n..(first + m) * n], "{m} rows from {first} on {name}");
-        }
-        assert!(kernels.is_none_or(|kernels| ran == kernels), "{ran:?}");
-    };
-    for (capability, kernels) in [((8, 6), &older[..]), ((9, 0), &hopper)] {
-        check(&mut Device::emulated(capability).expect("an emulator"), Some(kernels));
+        // whether a GPU's wgmma adds as its mma does, no emulator can say
+        on_gpu(|gpu| {
+            rows_alone_and_among_others(gpu, k, n);
+        });
     }
-    // whether a GPU's wgmma adds as its mma does, no emulator can say
-    on_gpu(|gpu| check(gpu, None));
+}
+
+/// Runs rows of one matrix alone and in batches, and panics unless each has the same bits in all, on Hopper in all of
+/// up to 128 rows and in all larger ones. The kernels that ran.
+fn rows_alone_and_among_others(device: &mut Device, k: usize, n: usize) -> Vec<&'static str> {
+    let (rank, most) = (8, 130);
+    let mut case = Case::new(9);
+    let x = case.random().f32s(most * k, 1.0);
+    let one = linear(&mut case, (1, k, &[(n, rank, true)]), Trained::Nothing, PLAIN, false);
+    let mut of_rows = |(first, m): (usize, usize)| {
+        let x = case.values(DType::Bf16, [m, k], x[first * k..(first + m) * k].to_vec());
+        let (s, y) = (case.output(DType::Bf16, [m, rank]), case.output(DType::Bf16, [m, n]));
+        Linear { x, s: Some(s), y, ..one.clone() }
+    };
+    let batches = [130, 129, 128, 65, 64, 63, 33, 32, 17, 16, 15, 2, 1].map(|m| (0, m));
+    let others = [(2, 128), (15, 1), (16, 1), (64, 1), (128, 2), (129, 1)];
+    let ranges = [&batches[..], &others].concat();
+    let ops: Vec<Linear> = ranges.iter().map(|range| of_rows(*range)).collect();
+    case.begin(device).expect("memory");
+    let hopper = device.facts().is_some_and(Facts::is_hopper);
+    let mut seen = BTreeMap::new();
+    for (op, (first, m)) in ops.iter().zip(&ranges) {
+        op.forward(device).expect("linear");
+        let y = device.memory().read_f32(op.y).expect("y");
+        for (i, got) in y.chunks(n).enumerate() {
+            assert!(got.iter().all(|v| v.is_finite()));
+            let of = seen.entry((hopper && *m > 128, first + i)).or_insert_with(|| got.to_vec());
+            assert_eq!(got, of, "row {} of {m} from {first} on {}", first + i, device.name());
+        }
+    }
+    device.launches().into_keys().collect()
 }
 
 #[test]
@@ -396,6 +412,10 @@ fn every_kernel_runs() {
         "linear_fwd_any_bf16",
         "linear_fwd_dropout_64x64_bf16",
         "linear_fwd_dropout_any_bf16",
+        "linear_fwd_few_128x128_sm90_bf16",
+        "linear_fwd_few_16x128_sm90_bf16",
+        "linear_fwd_few_32x128_sm90_bf16",
+        "linear_fwd_few_64x128_sm90_bf16",
     ];
     let missing: Vec<_> = wanted.into_iter().filter(|name| !ran.contains(name)).collect();
     assert!(missing.is_empty(), "no shape of this file reaches {missing:?}");

@@ -43,6 +43,7 @@ mod kernel_attention;
 mod kernel_layouts;
 mod kernel_linear;
 mod kernel_linear_dropout;
+mod kernel_linear_few;
 mod kernel_linear_loss;
 mod kernel_norm;
 mod kernel_patch_embed;

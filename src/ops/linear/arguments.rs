@@ -63,12 +63,16 @@ crate::arguments! {
         pub z: u64,
         /// The sum in f32, instead of y.
         pub wide: u64,
+        /// What each split sums, in f32, where there are several.
+        pub partial: u64,
         pub stride: i64,
         pub m: i32,
         pub n_bands: i32,
         pub activation: i32,
         /// 1: rows of y are those that `rows` says.
         pub scattered: i32,
+        /// Split s sums `split_depth` elements of k of each band's last piece, from s split_depth on; the first also
+        /// the pieces before.
         pub splits: i32,
         pub split_depth: i32,
     }
@@ -80,16 +84,6 @@ crate::arguments! {
         pub product: LinearArgs,
         pub left: [TensorMap; PIECES],
         pub right: [TensorMap; PIECES],
-    }
-}
-
-crate::arguments! {
-    /// The parts of a product, summed in order.
-    pub struct LinearSumArgs {
-        pub wide: u64,
-        pub y: u64,
-        pub n: i64,
-        pub splits: i32,
     }
 }
 

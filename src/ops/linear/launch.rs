@@ -1,12 +1,12 @@
-//! How a device that runs kernels computes `linear` and its gradients: argument structs, scratch memory, launches.
+//! How a device that runs kernels computes `linear` and its gradients: argument structs and scratch memory.
 //!
 //! Kernels: `cuda/linear.cu`, `cuda/linear_backward.cu` and, on Hopper, `cuda/linear_sm90.cu`.
 
 use super::arguments::*;
-use super::plan::{self, Form, HopperTile};
+use super::plan::{self, Form};
+use super::run::{run, run_bias, run_gradients};
 use super::{Activation, Adapter, Linear, LinearBackward, Segment};
 use crate::base::{DType, Error, Result};
-use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Accumulate, Addresses, Facts, Launch};
 use crate::ops::{Gradient, Op, bf16, indices, require};
 use crate::tensor::{Tensor, Weight};
@@ -49,6 +49,7 @@ pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
     };
     let inputs: Vec<Tensor> = std::iter::once(op.x).chain(residual).chain(op.rows).chain(op.noise).collect();
     let at = gpu.addresses(&inputs, &op.weights(), &op.outputs())?;
+    let [partial] = gpu.scratch(&op.scratch(gpu.facts())?)?;
     let y = at.of(&op.y)?;
     let (k, rank) = (op.x.shape.width() as i32, Linear::rank(&op.segments) as i64);
     let of_x = LinearPiece {
@@ -101,9 +102,19 @@ pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
         fits(product.push(band, &pieces))?;
     }
     if rank > 0 {
-        run(gpu, "linear", &shrink, Form::Forward)?;
+        run(gpu, "linear", &plan::cut(shrink, partial, gpu.facts()), Form::Forward)?;
     }
-    run(gpu, "linear", &product, Form::Forward)
+    run(gpu, "linear", &plan::cut(product, partial, gpu.facts()), Form::Forward)
+}
+
+/// The sums of the splits of k, of the product that leaves more of them: s is complete before y is begun.
+pub(super) fn forward_scratch(op: &Linear, facts: &Facts) -> Vec<usize> {
+    let placed = Placed::all(&op.segments);
+    let widths: Vec<i32> = placed.iter().map(|p| p.n).collect();
+    let ranks: Vec<i32> = placed.iter().filter_map(|p| p.adapter.map(|(_, rank, _)| rank)).collect();
+    let (m, k) = (op.m() as i32, op.x.shape.width() as i32);
+    let bytes = |widths: &[i32]| if op.rows.is_some() { 0 } else { plan::partial_bytes(m, widths, k, facts) };
+    vec![bytes(&widths).max(bytes(&ranks))]
 }
 
 /// dz where there is an activation, ds, and the parts of gradients that are summed in two stages.
@@ -328,78 +339,6 @@ fn add_rows(gpu: &mut Accelerator, at: &Addresses, op: &LinearBackward, dresidua
     let launch = Launch::of("linear_bwd_rows_bf16", (m * width).div_ceil(256) as u32, 256);
     // SAFETY: dy has m rows of this width, and so has dresidual for every row that `checked_rows` let pass.
     unsafe { gpu.launch("linear_backward", &launch, &arguments) }
-}
-
-/// Launches a product for the word `op`. Its pieces, bands and results lie in what the word asked addresses of, with the
-/// sizes that its contract demands: this is what every caller in `ops` has to see to.
-pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &LinearArgs, form: Form) -> Result<()> {
-    let plan = plan::product(args, form, gpu.facts());
-    let Some(tile) = plan.hopper.filter(|_| !plan.launch.is_empty()) else {
-        // SAFETY: the kernel takes LinearArgs; it reads and writes what the arguments describe (see above).
-        return unsafe { gpu.launch(op, &plan.launch, args) };
-    };
-    let nothing = TensorMap([0; 16]);
-    let mut maps = LinearSm90Args { product: *args, left: [nothing; PIECES], right: [nothing; PIECES] };
-    for (i, piece, band) in args.pieces() {
-        let depth = piece.depth as u64;
-        maps.left[i] =
-            map(gpu, piece.left, [depth, args.m as u64], piece.left_stride, [HopperTile::DEPTH, HopperTile::ROWS])?;
-        let (sizes, boxes) = match form {
-            Form::Forward => ([depth, band.width as u64], [HopperTile::DEPTH, tile.columns]),
-            Form::Backward => ([band.width as u64, depth], [HopperTile::DEPTH; 2]),
-        };
-        maps.right[i] = map(gpu, piece.right, sizes, piece.right_stride, boxes)?;
-    }
-    // SAFETY: as above; the maps describe the same operands.
-    unsafe { gpu.launch(op, &plan.launch, &maps) }
-}
-
-/// Launches the gradients of weights, in two stages where their batch rows are cut. As for [`run`], the bands describe
-/// what the word asked addresses of; `partial` is scratch memory for all parts.
-pub(in crate::ops) fn run_gradients(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientArgs) -> Result<()> {
-    let plan = plan::gradients(args, gpu.facts());
-    if args.n_bands == 0 || plan.launch.is_empty() {
-        return Ok(());
-    }
-    if plan.hopper.is_some() {
-        let nothing = TensorMap([0; 16]);
-        let mut maps = LinearGradientSm90Args { gradients: *args, left: [nothing; BANDS], right: [nothing; BANDS] };
-        let boxes = [HopperTile::DEPTH; 2];
-        for (i, band) in args.bands().iter().enumerate() {
-            maps.left[i] = map(gpu, band.left, [band.height as u64, args.m as u64], args.left_stride, boxes)?;
-            maps.right[i] = map(gpu, band.right, [band.width as u64, args.m as u64], band.right_stride, boxes)?;
-        }
-        // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
-        unsafe { gpu.launch(op, &plan.launch, &maps)? }
-    } else {
-        // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
-        unsafe { gpu.launch(op, &plan.launch, args)? }
-    }
-    if args.splits == 1 {
-        return Ok(());
-    }
-    let sum = Launch::of("linear_bwd_dw_sum_f32", (args.partial_size as u64).div_ceil(256) as u32, 256);
-    // SAFETY: the kernel takes these arguments; it reads the parts and adds to the gradients just described.
-    unsafe { gpu.launch(op, &sum, args) }
-}
-
-/// Launches the gradient of a bias: dz has m rows of at least n columns, dbias n elements.
-pub(in crate::ops) fn run_bias(gpu: &mut Accelerator, op: &'static str, args: &LinearBiasArgs) -> Result<()> {
-    let launch = Launch::of("linear_bwd_dbias_bf16", (args.n as u32).div_ceil(32), 256);
-    // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
-    unsafe { gpu.launch(op, &launch, args) }
-}
-
-/// A matrix whose rows are `stride` elements apart, contiguous along the first of `sizes`.
-fn map(gpu: &Accelerator, address: u64, sizes: [u64; 2], stride: i64, boxes: [u32; 2]) -> Result<TensorMap> {
-    gpu.tensor_map(&TensorMapShape {
-        dtype: MapType::Bf16,
-        address,
-        sizes: &sizes,
-        strides_bytes: &[2 * stride as u64],
-        box_sizes: &boxes,
-        swizzle: Swizzle::Bytes128,
-    })
 }
 
 /// The activation as `cuda/linear_activation.cuh` numbers it.

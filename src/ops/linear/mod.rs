@@ -1,14 +1,17 @@
 //! `linear`: y = act(x W^T + b + scale (x A^T) B^T) + residual, for several weights that share x.
 //!
 //! Specification: `host/linear.rs`; what the host device runs: `host/linear_tuned.rs`; kernels: `cuda/linear.cu`,
-//! `cuda/linear_backward.cu`, `cuda/linear_sm90.cu`, which [`plan`] chooses among and [`launch`] calls. Rounding points:
-//! s = x A^T, and y once at the end; backward, dz of an activation and ds. Sums are f32. Behind a dropout A reads x times
-//! the factors of `host/dropout.rs`, whose words each kernel draws for itself (`cuda/linear_dropout.cuh`).
+//! `cuda/linear_backward.cu`, `cuda/linear_sm90.cu`, which [`plan`] chooses among and [`run`] launches. Rounding
+//! points: s = x A^T, and y once at the end; backward, dz of an activation and ds. Sums are f32. Behind a dropout A
+//! reads x times the factors of `host/dropout.rs`, whose words each kernel draws for itself
+//! (`cuda/linear_dropout.cuh`).
 
 pub mod arguments;
-pub(super) mod launch;
+mod launch;
 pub mod plan;
+mod plan_few;
 mod plan_sm90;
+pub(super) mod run;
 
 use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
@@ -149,6 +152,10 @@ impl Op for Linear {
             n * k + r * (n + k)
         };
         2 * m * self.segments.iter().map(pair).sum::<u64>()
+    }
+
+    fn scratch(&self, facts: &Facts) -> Result<Vec<usize>> {
+        Ok(launch::forward_scratch(self, facts))
     }
 
     fn forward(&self, device: &mut Device) -> Result<()> {

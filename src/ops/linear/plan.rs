@@ -1,6 +1,7 @@
 //! Which kernel a product runs on, and how many blocks it takes: pure functions of sizes, addresses and the device.
 
 use super::arguments::{LinearArgs, LinearGradientArgs};
+pub use super::plan_few::{cut, partial_bytes};
 pub use super::plan_sm90::HopperTile;
 use super::plan_sm90::hopper_product;
 use crate::device::{Facts, Launch};
@@ -88,6 +89,13 @@ pub fn product(args: &LinearArgs, form: Form, facts: &Facts) -> Plan {
     Plan { launch: launch_of(args, tile, kernel), hopper: None }
 }
 
+/// The kernel that adds up what the splits of a product left: a thread for eight columns of a band in a row.
+pub fn sum(args: &LinearArgs) -> Launch {
+    let eights = args.bands().iter().map(|b| parts(b.width, 8)).sum::<i32>();
+    let kernel = if aligned(args) { "linear_sum_bf16" } else { "linear_sum_any_bf16" };
+    Launch { kernel, grid: [parts(eights, 256) as u32, args.m as u32, 1], block: 256, shared_bytes: 0 }
+}
+
 /// The tile that a product takes on any architecture.
 pub fn tile(args: &LinearArgs, form: Form, facts: &Facts) -> Tile {
     let widths = || args.bands().iter().map(|b| b.width);
@@ -125,7 +133,7 @@ pub fn gradients(args: &LinearGradientArgs, facts: &Facts) -> Plan {
         return Plan { launch: Launch::of("linear_bwd_dw_64x64_bf16", 0, 128), hopper: None };
     }
     if facts.is_hopper() && aligned && large && bands.iter().all(|b| b.gathered == 0) {
-        let tile = HopperTile { columns: 128 };
+        let tile = HopperTile::Wide { columns: 128 };
         let launch = tile.launch("linear_bwd_dw_128x128_sm90_bf16", tiles(128, 128) * args.splits, facts);
         return Plan { launch, hopper: Some(tile) };
     }
@@ -162,7 +170,7 @@ fn splits(n: i32, tiles: i32, least: i32, facts: &Facts) -> (i32, i32) {
 
 /// Whether every row begins at a multiple of 16 bytes and every width is a multiple of 8 elements.
 pub(super) fn aligned(args: &LinearArgs) -> bool {
-    let addresses = [args.added, args.y, args.z, args.wide];
+    let addresses = [args.added, args.y, args.z, args.wide, args.partial];
     let pieces = args.pieces().all(|(_, p, _)| {
         p.left % 16 == 0 && p.right % 16 == 0 && p.left_stride % 8 == 0 && p.right_stride % 8 == 0 && p.depth % 8 == 0
     });
@@ -212,14 +220,21 @@ pub(super) mod tests {
         assert_eq!(kernel(&args(2764, 64, &[68]), backward, &older), "linear_bwd_dx_any_bf16");
         assert_eq!(kernel(&args(2764, 4096, &[4096]), forward, &hopper), "linear_fwd_128x176_sm90_bf16");
         assert_eq!(kernel(&args(512, 4096, &[4096]), backward, &hopper), "linear_bwd_dx_128x128_sm90_bf16");
-        assert_eq!(kernel(&args(64, 4096, &[4096]), forward, &hopper), "linear_fwd_64x64_bf16");
-        assert_eq!(kernel(&args(1, 4096, &[4096]), forward, &hopper), "linear_fwd_16x32_bf16");
-        let mut gathered = args(2764, 4096, &[4096]);
-        gathered.pieces[0].gathered = 1;
-        assert_eq!(kernel(&gathered, forward, &hopper), "linear_fwd_128x128_bf16");
-        let mut shifted = args(2764, 4096, &[4096]);
-        shifted.pieces[0].left = 2;
-        assert_eq!(kernel(&shifted, forward, &hopper), "linear_fwd_any_bf16");
+        assert_eq!(kernel(&args(129, 4096, &[4096]), forward, &hopper), "linear_fwd_128x128_sm90_bf16");
+        assert_eq!(kernel(&args(128, 4096, &[4096]), forward, &hopper), "linear_fwd_few_128x128_sm90_bf16");
+        assert_eq!(kernel(&args(128, 4096, &[4096]), backward, &hopper), "linear_bwd_dx_128x128_sm90_bf16");
+        assert_eq!(kernel(&args(64, 4096, &[4096]), backward, &hopper), "linear_bwd_dx_64x64_bf16");
+        for (m, few, older) in [
+            (2764, "linear_fwd_128x128_bf16", "linear_fwd_any_bf16"),
+            (1, "linear_fwd_16x32_bf16", "linear_fwd_any_bf16"),
+        ] {
+            let mut gathered = args(m, 4096, &[4096]);
+            gathered.pieces[0].gathered = 1;
+            assert_eq!(kernel(&gathered, forward, &hopper), few);
+            let mut shifted = args(m, 4096, &[4096]);
+            shifted.pieces[0].left = 2;
+            assert_eq!(kernel(&shifted, forward, &hopper), older);
+        }
         assert!(product(&args(0, 64, &[64]), forward, &hopper).launch.is_empty());
     }
 
@@ -257,7 +272,7 @@ pub(super) mod tests {
     #[test]
     fn launches_fit_their_devices() {
         let (older, hopper) = (gpu((8, 6), 80), gpu((9, 0), 132));
-        for m in [1, 16, 17, 64, 65, 128, 129, 2764] {
+        for m in [1, 16, 17, 32, 33, 64, 65, 128, 129, 2764] {
             for widths in [&[8][..], &[67], &[4096, 1024, 1024], &[24576]] {
                 for form in [Form::Forward, Form::Backward] {
                     let (a, b) =

@@ -2,28 +2,38 @@
 
 use super::arguments::LinearArgs;
 use super::plan::{Form, Plan, aligned, parts};
+use super::plan_few::{FEW_ROWS, few_product};
 use crate::device::{Facts, Launch};
 
-/// Tiles of Hopper's kernel: 128 rows and so many columns, one block a multiprocessor for many of them.
+/// Tiles of the result that Hopper's kernel computes, one block a multiprocessor for many of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HopperTile {
-    pub columns: u32,
+pub enum HopperTile {
+    /// 128 rows and so many columns.
+    Wide { columns: u32 },
+    /// So many rows and 128 columns: the weight is the left operand.
+    Few { rows: u32 },
 }
 
 impl HopperTile {
-    pub const ROWS: u32 = 128;
+    /// Rows or columns that come from the left operand.
+    pub const LEFT: u32 = 128;
     /// Steps of k, and the width of a box whose other index is contiguous.
     pub const DEPTH: u32 = 64;
 
     pub(super) fn launch(self, kernel: &'static str, tiles: i32, facts: &Facts) -> Launch {
-        let stages = 4 * 2 * HopperTile::DEPTH * (HopperTile::ROWS + self.columns.next_multiple_of(64));
-        let (sums, barriers, alignment) = (2 * 64 * 40 * 4, 64, 1024);
+        let (stages, right) = match self {
+            HopperTile::Wide { columns } => (4, columns),
+            HopperTile::Few { rows: 128 } => (6, 128),
+            HopperTile::Few { rows } => (8, rows),
+        };
+        let operands = stages * 2 * HopperTile::DEPTH * (HopperTile::LEFT + right.next_multiple_of(64));
+        let (sums, barriers, alignment) = (2 * 64 * 40 * 4, 2 * 8 * stages, 1024);
         let grid = [(tiles as u32).min(facts.multiprocessors), 1, 1];
-        Launch { kernel, grid, block: 384, shared_bytes: stages + sums + barriers + alignment }
+        Launch { kernel, grid, block: 384, shared_bytes: operands + sums + barriers + alignment }
     }
 }
 
-/// Rows from which Hopper's tiles of 128 pay.
+/// Rows from which tiles of 128 of them pay.
 const HOPPER_ROWS: i32 = 65;
 
 /// Widths of Hopper's tiles with their kernels, wide ones first: they read less for each product.
@@ -55,7 +65,7 @@ fn fastest(choices: &'static Choices, tiles: impl Fn(i32) -> i32, facts: &Facts)
 /// Tiles of 128 rows and so many columns that a product has.
 fn hopper_tiles(args: &LinearArgs, columns: i32) -> i32 {
     let of_row = args.bands().iter().map(|b| parts(b.width, columns)).sum::<i32>();
-    parts(args.m, HopperTile::ROWS as i32) * of_row * args.splits
+    parts(args.m, HopperTile::LEFT as i32) * of_row * args.splits
 }
 
 /// The kernel for a product that Hopper's instructions can compute, where the device has them.
@@ -63,7 +73,13 @@ pub(super) fn hopper_product(args: &LinearArgs, form: Form, facts: &Facts) -> Op
     let gathered = args.pieces().any(|(_, p, _)| p.gathered != 0);
     // the threads of Hopper's kernel never touch x, so that nothing of it can drop out there
     let operand_drops = args.drops() && form == Form::Forward;
-    if !facts.is_hopper() || !aligned(args) || gathered || operand_drops || args.m < HOPPER_ROWS {
+    if !facts.is_hopper() || !aligned(args) || gathered || operand_drops {
+        return None;
+    }
+    if form == Form::Forward && args.m <= FEW_ROWS {
+        return Some(few_product(args, facts));
+    }
+    if args.m < HOPPER_ROWS {
         return None;
     }
     let choices = match (form, args.drops()) {
@@ -73,7 +89,7 @@ pub(super) fn hopper_product(args: &LinearArgs, form: Form, facts: &Facts) -> Op
     };
     let tiles = |columns| hopper_tiles(args, columns);
     let (columns, kernel) = *fastest(choices, tiles, facts);
-    let tile = HopperTile { columns: columns as u32 };
+    let tile = HopperTile::Wide { columns: columns as u32 };
     Some(Plan { launch: tile.launch(kernel, tiles(columns), facts), hopper: Some(tile) })
 }
 
@@ -111,7 +127,7 @@ mod tests {
         ] {
             for form in [Form::Forward, Form::Backward] {
                 let plan = product(&args(m, 4096, widths), form, &hopper);
-                assert_eq!(plan.hopper, Some(HopperTile { columns }), "{m} {widths:?}");
+                assert_eq!(plan.hopper, Some(HopperTile::Wide { columns }), "{m} {widths:?}");
                 assert!(plan.launch.kernel.contains(&format!("128x{columns}")), "{plan:?}");
             }
             let reached = fill(m, widths, columns as i32, 132);

@@ -1,0 +1,98 @@
+//! The launches of products and of the gradients of weights, for every word that has them.
+
+use super::arguments::*;
+use super::plan::{self, Form, HopperTile};
+use crate::base::Result;
+use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
+use crate::device::{Accelerator, Launch};
+
+/// Launches a product for the word `op`. Its pieces, bands and results lie in what the word asked addresses of, with the
+/// sizes that its contract demands: this is what every caller in `ops` has to see to.
+pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &LinearArgs, form: Form) -> Result<()> {
+    let plan = plan::product(args, form, gpu.facts());
+    match plan.hopper.filter(|_| !plan.launch.is_empty()) {
+        Some(tile) => {
+            let maps = product_maps(gpu, args, form, tile)?;
+            // SAFETY: as below; the maps describe the same operands.
+            unsafe { gpu.launch(op, &plan.launch, &maps)? }
+        }
+        // SAFETY: the kernel takes LinearArgs; it reads and writes what the arguments describe (see above).
+        None => unsafe { gpu.launch(op, &plan.launch, args)? },
+    }
+    if args.splits == 1 {
+        return Ok(());
+    }
+    // SAFETY: the kernel takes LinearArgs; it reads the sums of the splits, just written, and writes the results.
+    unsafe { gpu.launch(op, &plan::sum(args), args) }
+}
+
+/// A product with the maps of its operands.
+fn product_maps(gpu: &Accelerator, args: &LinearArgs, form: Form, tile: HopperTile) -> Result<LinearSm90Args> {
+    let nothing = TensorMap([0; 16]);
+    let mut maps = LinearSm90Args { product: *args, left: [nothing; PIECES], right: [nothing; PIECES] };
+    for (i, piece, band) in args.pieces() {
+        let (depth, m, width) = (piece.depth as u64, args.m as u64, band.width as u64);
+        let left = |rows| map(gpu, piece.left, [depth, m], piece.left_stride, [HopperTile::DEPTH, rows]);
+        let right = |sizes, boxes| map(gpu, piece.right, sizes, piece.right_stride, boxes);
+        (maps.left[i], maps.right[i]) = match (tile, form) {
+            (HopperTile::Few { rows }, _) => {
+                (right([depth, width], [HopperTile::DEPTH, HopperTile::LEFT])?, left(rows)?)
+            }
+            (HopperTile::Wide { columns }, Form::Forward) => {
+                (left(HopperTile::LEFT)?, right([depth, width], [HopperTile::DEPTH, columns])?)
+            }
+            (HopperTile::Wide { .. }, Form::Backward) => {
+                (left(HopperTile::LEFT)?, right([width, depth], [HopperTile::DEPTH; 2])?)
+            }
+        };
+    }
+    Ok(maps)
+}
+
+/// Launches the gradients of weights, in two stages where their batch rows are cut. As for [`run`], the bands describe
+/// what the word asked addresses of; `partial` is scratch memory for all parts.
+pub(in crate::ops) fn run_gradients(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientArgs) -> Result<()> {
+    let plan = plan::gradients(args, gpu.facts());
+    if args.n_bands == 0 || plan.launch.is_empty() {
+        return Ok(());
+    }
+    if plan.hopper.is_some() {
+        let nothing = TensorMap([0; 16]);
+        let mut maps = LinearGradientSm90Args { gradients: *args, left: [nothing; BANDS], right: [nothing; BANDS] };
+        let boxes = [HopperTile::DEPTH; 2];
+        for (i, band) in args.bands().iter().enumerate() {
+            maps.left[i] = map(gpu, band.left, [band.height as u64, args.m as u64], args.left_stride, boxes)?;
+            maps.right[i] = map(gpu, band.right, [band.width as u64, args.m as u64], band.right_stride, boxes)?;
+        }
+        // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
+        unsafe { gpu.launch(op, &plan.launch, &maps)? }
+    } else {
+        // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
+        unsafe { gpu.launch(op, &plan.launch, args)? }
+    }
+    if args.splits == 1 {
+        return Ok(());
+    }
+    let sum = Launch::of("linear_bwd_dw_sum_f32", (args.partial_size as u64).div_ceil(256) as u32, 256);
+    // SAFETY: the kernel takes these arguments; it reads the parts and adds to the gradients just described.
+    unsafe { gpu.launch(op, &sum, args) }
+}
+
+/// Launches the gradient of a bias: dz has m rows of at least n columns, dbias n elements.
+pub(in crate::ops) fn run_bias(gpu: &mut Accelerator, op: &'static str, args: &LinearBiasArgs) -> Result<()> {
+    let launch = Launch::of("linear_bwd_dbias_bf16", (args.n as u32).div_ceil(32), 256);
+    // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
+    unsafe { gpu.launch(op, &launch, args) }
+}
+
+/// A matrix whose rows are `stride` elements apart, contiguous along the first of `sizes`.
+fn map(gpu: &Accelerator, address: u64, sizes: [u64; 2], stride: i64, boxes: [u32; 2]) -> Result<TensorMap> {
+    gpu.tensor_map(&TensorMapShape {
+        dtype: MapType::Bf16,
+        address,
+        sizes: &sizes,
+        strides_bytes: &[2 * stride as u64],
+        box_sizes: &boxes,
+        swizzle: Swizzle::Bytes128,
+    })
+}
