@@ -6,7 +6,7 @@
 // TMA brings past all threads, the kernels of linear.cu and linear_backward.cu run. What a launch needs besides their
 // arguments is a tensor map for each operand: k contiguous in boxes of 64 x 128 (left) or 64 x BN (right), else boxes
 // of 64 x 64, bf16, 128-byte swizzle, whose sizes are those of the piece, so that what belongs to a neighbouring
-// segment reads as zero.
+// segment reads as zero; and one for each band of y, in boxes of 64 x 16.
 //
 // Forward with at most 128 rows (`few`, as decoding has) the weight is the left operand and x the right one: a block
 // owns 128 columns of all rows of y, of one split of k, and linear_sum of linear.cu adds the splits up with what
@@ -25,11 +25,12 @@ namespace linear {
 struct LinearSm90Args {
   LinearArgs product;
   TensorMap left[PIECES], right[PIECES];
+  TensorMap y[BANDS];  // where y goes out by TMA
 };
-LAYOUT(LinearSm90Args, product, left, right);
+LAYOUT(LinearSm90Args, product, left, right, y);
 
 template <int BN, bool DROPOUT_ = false, bool FEW_ = false> struct ProductWork {
-  static constexpr bool DROPOUT = DROPOUT_, FEW = FEW_;
+  static constexpr bool DROPOUT = DROPOUT_, FEW = FEW_, STAGED = !FEW_;
   static constexpr int STAGES = !FEW ? 4 : BN == 128 ? 6 : 8;
   static constexpr int ROWS = FEW ? BN : HOPPER_M, COLUMNS = FEW ? HOPPER_M : BN;  // of the result, in a tile
   const LinearSm90Args& a;
@@ -63,24 +64,29 @@ template <int BN, bool DROPOUT_ = false, bool FEW_ = false> struct ProductWork {
     }
     return t;
   }
-  // The piece that a step belongs to; `step` becomes the step within it.
-  DEV int piece_of(const HopperTile& t, int& step) const {
+  template <class Load> DEV void each_step(const HopperTile& t, Load&& load) const {
+    const LinearBand& band = a.product.bands[t.band];
+    const int begin = t.split * a.product.split_depth;
+    for (int p = first_of(band, t.split); p < band.end; p++) {
+      const int end = depth_of(a.product, band, p, begin);
+      for (int k = begin; k < end; k += HOPPER_K) load(&a.left[p], &a.right[p], k);
+    }
+  }
+  DEV const LinearDropout& dropout(const HopperTile& t, int step) const {
     const LinearBand& band = a.product.bands[t.band];
     const int begin = t.split * a.product.split_depth;
     int piece = first_of(band, t.split);
     for (int n; step >= (n = ceil_div(depth_of(a.product, band, piece, begin) - begin, HOPPER_K)); piece++) step -= n;
-    return piece;
-  }
-  DEV HopperStep step(const HopperTile& t, int step) const {
-    const int piece = piece_of(t, step);
-    return HopperStep{&a.left[piece], &a.right[piece], t.split * a.product.split_depth + step * HOPPER_K};
-  }
-  DEV const LinearDropout& dropout(const HopperTile& t, int step) const {
-    return a.product.pieces[piece_of(t, step)].dropout;
+    return a.product.pieces[piece].dropout;
   }
   DEV RandomKey key(const LinearDropout& dropout, int m) const { return key_of(a.product, dropout.module, m); }
   DEV void store(const HopperTile& t, int m, int n, float (&v)[8]) const {
     store8<true>(a.product, t.band, t.split, FEW ? n : m, FEW ? m : n, v);
+  }
+  DEV bool staged() const { return a.product.y && !a.product.scattered && a.product.splits == 1; }
+  DEV void store_tile(Staging& staging, const HopperTile& t, int row, float (&d)[BN / 2]) const {
+    finish_tile<BN>(a.product, a.product.bands[t.band], row, t.n0, d);
+    linear::store_tile<BN>(staging, &a.y[t.band], row, t.n0, d);
   }
 };
 template <int ROWS> using FewWork = ProductWork<ROWS, false, true>;
@@ -92,7 +98,7 @@ struct LinearGradientSm90Args {
 LAYOUT(LinearGradientSm90Args, gradients, left, right);
 
 template <int BN> struct GradientWork {
-  static constexpr bool DROPOUT = false, FEW = false;
+  static constexpr bool DROPOUT = false, FEW = false, STAGED = false;
   static constexpr int STAGES = 4;
   const LinearGradientSm90Args& a;
 
@@ -122,8 +128,9 @@ template <int BN> struct GradientWork {
     t.scale = 1.f;
     return t;
   }
-  DEV HopperStep step(const HopperTile& t, int step) const {
-    return HopperStep{&a.left[t.band], &a.right[t.band], t.split * a.gradients.split_rows + step * HOPPER_K};
+  template <class Load> DEV void each_step(const HopperTile& t, Load&& load) const {
+    const int begin = t.split * a.gradients.split_rows;
+    for (int i = 0; i < t.steps; i++) load(&a.left[t.band], &a.right[t.band], begin + i * HOPPER_K);
   }
   DEV void store(const HopperTile& t, int m, int n, float (&v)[8]) const {
     UNROLL for (int i = 0; i < 8; i++) store_gradient(a.gradients, t.band, t.split, m, n + i, v[i]);

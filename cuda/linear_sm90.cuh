@@ -9,8 +9,9 @@
 //
 // Operands lie with k contiguous or with their other index contiguous (wgmma's own transposition), so forward, dx and dW
 // read the same memory untransposed. TMA fills what lies outside an operand with zeros: ragged edges need no masks but at
-// the store, which goes through 32 columns of shared memory at a time (16 where BN is no multiple of 32), so that 16
-// bytes of a row move at once.
+// the store. y goes out by TMA (linear_store_sm90.cuh). Sums that are no y - in f32, for named rows, of one split, of few
+// rows, gradients of weights - go through 32 columns of shared memory at a time (16 where BN is no multiple of 32), so that
+// 16 bytes of a row move at once.
 //
 // BN is 128, 176, 192 or 256: the plan takes the width whose tiles fill the multiprocessors best
 // (src/ops/linear/plan_sm90.rs). A right operand with k contiguous comes in one box of BN rows; else in boxes of 64
@@ -23,9 +24,10 @@
 // which order, is the same for every BN.
 //
 // Shared memory: 4 (128 + BN) 64 2 bytes of stages (BN rounded up to a multiple of 64), for few rows 8 or, with 128, 6
-// of them, and at most 20 KiB of sums, in all at most 214 KiB. One block a multiprocessor.
+// of them, and 32 KiB of results on their way out (few rows: 20), in all at most 226 KiB. One block a multiprocessor.
 #pragma once
 #include "linear_dropout.cuh"
+#include "linear_store_sm90.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 namespace linear {
@@ -38,12 +40,6 @@ struct HopperTile {
   int band, split, m0, n0, steps, scaled;
   int dropped;  // the last so many steps are of sums that drop out
   float scale;
-};
-// Which operands a step reads, and from where.
-struct HopperStep {
-  const TensorMap* left;
-  const TensorMap* right;
-  int k;
 };
 
 // A position in the ring of stages. `phase` is the parity of the round.
@@ -99,11 +95,16 @@ template <int OUTER, bool ALONG_K> DEV void load_boxes(uint32_t to, const Tensor
   }
 }
 
-// Work has: STAGES of the ring; int tiles() const; HopperTile tile(int index) const;
-// HopperStep step(const HopperTile&, int step) const; FEW, whether the weight is the left operand;
-// void store(const HopperTile&, int m, int n, float (&v)[8]) const of eight sums from (m, n) on, neighbours along n or,
-// with FEW, along m; DROPOUT, whether sums drop out, and if they do
-// const LinearDropout& dropout(const HopperTile&, int step) const; RandomKey key(const LinearDropout&, int m) const.
+// Work has:
+//   STAGES of the ring; FEW, whether the weight is the left operand;
+//   int tiles() const; HopperTile tile(int index) const;
+//   void each_step(const HopperTile&, load) const: load(left map, right map, k) for each step in order;
+//   void store(const HopperTile&, int m, int n, float (&v)[8]) const: eight sums from (m, n) on, neighbours along n or,
+//   with FEW, along m;
+//   STAGED, whether there may be a y that TMA stores, and if so bool staged() const, whether there is, and
+//   void store_tile(Staging&, const HopperTile&, int row, float (&d)[BN / 2]) const: a warp's 16 rows;
+//   DROPOUT, whether sums drop out, and if so const LinearDropout& dropout(const HopperTile&, int step) const and
+//   RandomKey key(const LinearDropout&, int m) const.
 template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void run_sm90(const Work& work) {
   constexpr int STAGES = Work::STAGES;
   constexpr uint32_t LEFT_BYTES = HOPPER_M * HOPPER_K * 2, STAGE_BYTES = LEFT_BYTES + STORED<BN> * HOPPER_K * 2;
@@ -112,9 +113,11 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
   // floats; some more than a row has, so that rows do not share banks. With FEW a slice's rows are its columns.
   constexpr int SLICE_STRIDE = Work::FEW ? 64 + 4 : SLICE + 8;
   constexpr uint32_t SLICE_BYTES = (Work::FEW ? SLICE : 64) * SLICE_STRIDE * 4;
+  constexpr uint32_t OUT_BYTES = Work::STAGED ? STAGING_BYTES : 2 * SLICE_BYTES;
+  static_assert(OUT_BYTES >= 2 * SLICE_BYTES, "room for either way out");
   DYN_SMEM(raw);
   const uint32_t base = (smem_u32(raw) + 1023u) & ~1023u;  // swizzled boxes begin at multiples of 1024
-  const uint32_t slices = base + STAGES * STAGE_BYTES, full = slices + 2 * SLICE_BYTES;
+  const uint32_t slices = base + STAGES * STAGE_BYTES, full = slices + OUT_BYTES;
   const uint32_t empty = full + 8 * STAGES;
   const int tid = threadIdx.x, warpgroup = tid >> 7, lane = tid & 31;
   if (tid == 0) {
@@ -131,15 +134,14 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
     if (tid != 0) return;
     for (int t = blockIdx.x; t < work.tiles(); t += gridDim.x) {
       const HopperTile tile = work.tile(t);
-      for (int i = 0; i < tile.steps; i++) {
-        const HopperStep step = work.step(tile, i);
+      work.each_step(tile, [&](const TensorMap* left, const TensorMap* right, int k) {
         const uint32_t to = base + ring.stage * STAGE_BYTES, bar = full + 8 * ring.stage;
         mbar_wait(empty + 8 * ring.stage, ring.phase ^ 1);
         mbar_arrive_expect_tx(bar, STEP_BYTES);
-        load_boxes<HOPPER_M, LEFT_ALONG_K>(to, step.left, bar, tile.m0, step.k);
-        load_boxes<BN, RIGHT_ALONG_K>(to + LEFT_BYTES, step.right, bar, tile.n0, step.k);
+        load_boxes<HOPPER_M, LEFT_ALONG_K>(to, left, bar, tile.m0, k);
+        load_boxes<BN, RIGHT_ALONG_K>(to + LEFT_BYTES, right, bar, tile.n0, k);
         ring.advance();
-      }
+      });
     }
     return;
   }
@@ -147,6 +149,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
   const int consumer = warpgroup - 1, warp = (tid >> 5) & 3;
   const bool leads = (tid & 127) == 0;
   float* slice = (float*)(raw + (slices - smem_u32(raw)) + consumer * SLICE_BYTES);
+  Staging staging{slices + (consumer * 4 + warp) * 2 * STAGED_BYTES};
   float d[BN / 2];
   for (int t = blockIdx.x; t < work.tiles(); t += gridDim.x) {
     const HopperTile tile = work.tile(t);
@@ -209,6 +212,12 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
         ring.advance();
       }
     }
+    if constexpr (Work::STAGED) {
+      if (work.staged()) {
+        work.store_tile(staging, tile, tile.m0 + consumer * 64 + warp * 16, d);
+        continue;
+      }
+    }
     for (int s = 0; s < BN / SLICE; s++) {
       UNROLL for (int from = 0; from < BN / SLICE; from++) {
         if (from != s) continue;  // registers have no run-time index
@@ -235,6 +244,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
       consumer_sync(consumer);  // all have read the slice before the next is written
     }
   }
+  if constexpr (Work::STAGED) staging.finish();
 }
 
 }  // namespace linear

@@ -46,11 +46,15 @@ mod tests {
         parts.map(|(name, code)| (name.to_string(), code.to_string())).collect()
     }
 
-    /// Which instructions a kernel has to have: those of its products, and those that bring their operands.
+    /// Which instructions a kernel has to have: those of its products, those that bring their operands, and of the large
+    /// products those that take y away.
     fn meant(kernel: &str) -> &'static [&'static str] {
         let tiles = ["_128x128_", "_64x64_", "_16x32_"].iter().any(|tile| kernel.contains(tile));
         let padded = ["_w32_", "_w64_", "_w80_", "_w128_"].iter().any(|width| kernel.contains(width));
         match kernel.starts_with("linear_") && tiles || kernel.starts_with("attention_") && padded {
+            _ if kernel.contains("_sm90_") && (kernel.contains("_fwd_128x") || kernel.contains("_bwd_dx_")) => {
+                &["HGMMA", "UTMALDG", "STSM", "UTMASTG"]
+            }
             _ if kernel.contains("_sm90_") => &["HGMMA", "UTMALDG"],
             true => &["HMMA.16816.F32.BF16", "LDGSTS"],
             false => &[],

@@ -84,6 +84,7 @@ crate::arguments! {
         pub product: LinearArgs,
         pub left: [TensorMap; PIECES],
         pub right: [TensorMap; PIECES],
+        pub y: [TensorMap; BANDS],
     }
 }
 

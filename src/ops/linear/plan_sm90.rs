@@ -19,6 +19,8 @@ impl HopperTile {
     pub const LEFT: u32 = 128;
     /// Steps of k, and the width of a box whose other index is contiguous.
     pub const DEPTH: u32 = 64;
+    /// Rows of y that leave together, 64 columns of them.
+    pub const STAGED_ROWS: u32 = 16;
 
     pub(super) fn launch(self, kernel: &'static str, tiles: i32, facts: &Facts) -> Launch {
         let (stages, right) = match self {
@@ -27,9 +29,13 @@ impl HopperTile {
             HopperTile::Few { rows } => (8, rows),
         };
         let operands = stages * 2 * HopperTile::DEPTH * (HopperTile::LEFT + right.next_multiple_of(64));
-        let (sums, barriers, alignment) = (2 * 64 * 40 * 4, 2 * 8 * stages, 1024);
+        let out = match self {
+            HopperTile::Wide { .. } => 8 * 2 * HopperTile::STAGED_ROWS * 128,
+            HopperTile::Few { .. } => 2 * 64 * 40 * 4,
+        };
+        let (barriers, alignment) = (2 * 8 * stages, 1024);
         let grid = [(tiles as u32).min(facts.multiprocessors), 1, 1];
-        Launch { kernel, grid, block: 384, shared_bytes: operands + sums + barriers + alignment }
+        Launch { kernel, grid, block: 384, shared_bytes: operands + out + barriers + alignment }
     }
 }
 

@@ -29,7 +29,7 @@ pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &Linear
 /// A product with the maps of its operands.
 fn product_maps(gpu: &Accelerator, args: &LinearArgs, form: Form, tile: HopperTile) -> Result<LinearSm90Args> {
     let nothing = TensorMap([0; 16]);
-    let mut maps = LinearSm90Args { product: *args, left: [nothing; PIECES], right: [nothing; PIECES] };
+    let mut maps = LinearSm90Args { product: *args, left: [nothing; PIECES], right: [nothing; PIECES], y: [nothing; BANDS] };
     for (i, piece, band) in args.pieces() {
         let (depth, m, width) = (piece.depth as u64, args.m as u64, band.width as u64);
         let left = |rows| map(gpu, piece.left, [depth, m], piece.left_stride, [HopperTile::DEPTH, rows]);
@@ -45,6 +45,12 @@ fn product_maps(gpu: &Accelerator, args: &LinearArgs, form: Form, tile: HopperTi
                 (left(HopperTile::LEFT)?, right([width, depth], [HopperTile::DEPTH; 2])?)
             }
         };
+    }
+    // what the kernel stores by other ways has no map
+    let staged = args.y != 0 && args.scattered == 0 && args.splits == 1 && matches!(tile, HopperTile::Wide { .. });
+    for (i, band) in args.bands().iter().enumerate().filter(|_| staged) {
+        let (address, sizes) = (args.y + 2 * band.column as u64, [band.width as u64, args.m as u64]);
+        maps.y[i] = map(gpu, address, sizes, args.stride, [HopperTile::DEPTH, HopperTile::STAGED_ROWS])?;
     }
     Ok(maps)
 }
