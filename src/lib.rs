@@ -58,6 +58,8 @@
 //! | what drops out before an adapter | `src/host/dropout.rs` | `factors` |
 //! | gradients of a micro-batch are added | `src/train/step.rs` | `micro_batch` |
 //! | their norm, clipping, AdamW | `src/train/step.rs` | `update` |
+//! | what each word took of a step's time | `src/device/clock.rs` | `time` |
+//! | which part of the device's peak that is | `src/train/mfu.rs` | `mfu` |
 //!
 //! # A word's life
 //!

@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-CLOCK = ("seconds", "tokens_per_second", "eval_seconds", "mfu")
+CLOCK = ("seconds", "tokens_per_second", "word_seconds", "eval_seconds", "mfu")
 
 
 def result(out):

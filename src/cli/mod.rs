@@ -23,6 +23,7 @@ mod model;
 mod preprocess;
 mod progress;
 mod report;
+mod shares;
 mod sweep;
 mod table;
 pub mod train;

@@ -3,6 +3,7 @@
 use super::compute::Compute;
 use super::interrupt;
 use super::progress::Progress;
+use super::shares::Shares;
 use crate::base::Result;
 use crate::train::config_file;
 use crate::train::plan::{self, Plan, Roof};
@@ -194,6 +195,7 @@ impl Train {
         interrupt::watch();
         let mut bar = Progress::new("steps");
         let mut last = Instant::now();
+        let mut shares = Shares::default();
         let mut said = |said: Said| match said {
             Said::Note(text) => bar.note(&text),
             Said::Eval(e) => bar.note(&format!(
@@ -206,8 +208,13 @@ impl Train {
             )),
             Said::Step(m, total) => {
                 bar.at(m.step, total);
+                shares.add(&m);
                 if m.step == 1 || m.step == total || last.elapsed() > Duration::from_secs(5) {
-                    bar.note(&format!("step {} of {total}: loss {:.4}, norm {:.3}", m.step, m.loss, m.grad_norm));
+                    let mfu = m.mfu.map_or(String::new(), |mfu| format!(", MFU {:.1} %", 100.0 * mfu));
+                    bar.note(&format!(
+                        "step {} of {total}: loss {:.4}, norm {:.3}, {:.0} tokens/s{mfu}",
+                        m.step, m.loss, m.grad_norm, m.tokens_per_second
+                    ));
                     last = Instant::now();
                 }
             }
@@ -226,7 +233,7 @@ impl Train {
         match end {
             End::Done { steps, loss } => {
                 let loss = loss.map_or(String::new(), |l| format!(", loss {l:.4}"));
-                super::print(&format!("{steps} steps{loss}; the result is in {}\n", result.display()))
+                super::print(&format!("{steps} steps{loss}; the result is in {}\n{shares}", result.display()))
             }
             End::Interrupted { steps } => {
                 interrupt::exit(&format!(" after step {steps} and saved; the same command with --resume goes on"))

@@ -2,7 +2,7 @@
 
 use super::arguments::Arguments;
 use super::cast::CastArgs;
-use super::launcher::{Allocation, Facts, Launch, Launcher, TensorMap, TensorMapShape};
+use super::launcher::{Allocation, Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape};
 use super::memory::{ALIGNMENT, Memory, Place};
 use super::weights::{Key, Store};
 use crate::base::{Error, Result};
@@ -124,6 +124,10 @@ impl Accelerator {
         *self.launches.entry(launch.kernel).or_default() += 1;
         // SAFETY: `arguments` is a whole struct in the kernel's layout; the rest is the caller's promise.
         unsafe { self.launcher.launch(op, launch, std::ptr::from_ref(arguments).cast(), size_of::<A>()) }
+    }
+
+    pub(super) fn mark(&self) -> Result<Mark> {
+        self.launcher.mark()
     }
 
     pub fn tensor_map(&self, shape: &TensorMapShape) -> Result<TensorMap> {

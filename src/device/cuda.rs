@@ -1,10 +1,10 @@
 //! NVIDIA's GPUs through the driver: one context, one stream, the kernels' images, pinned staging for copies.
 
 use super::images::{IMAGES, Image, ImageKind};
-use super::launcher::{Facts, Launch, Launcher, TensorMap, TensorMapShape, checked_rank};
+use super::launcher::{Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape, checked_rank};
 use crate::base::{Error, Result, env};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as attribute, CUfunction_attribute_enum as of_function};
-use cudarc::driver::{CudaContext, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,6 +14,8 @@ const STAGING: usize = 32 << 20;
 
 /// Static and dynamic shared memory that a kernel may use without asking for more.
 const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
+
+const CANNOT_TIME: &str = "cannot time what runs";
 
 /// A loaded kernel, and the dynamic shared memory that it was last allowed.
 #[derive(Clone, Copy)]
@@ -146,6 +148,12 @@ fn device_error(device: &str, doing: &str, e: DriverError) -> Error {
     let name = e.error_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let said = e.error_string().map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|_| format!("{e:?}"));
     Error::Device { device: device.into(), reason: format!("{doing}: {said} ({name})") }
+}
+
+/// Waits until the stream has come to `end`.
+pub(super) fn seconds_between(begin: &CudaEvent, end: &CudaEvent) -> Result<f64> {
+    let milliseconds = begin.elapsed_ms(end).map_err(|e| device_error("cuda", CANNOT_TIME, e))?;
+    Ok(f64::from(milliseconds) / 1e3)
 }
 
 /// The images to load for a compute capability: those compiled for exactly this architecture, else the best that runs on
@@ -321,13 +329,9 @@ impl Launcher for Cuda {
         self.wait(&mut self.lock())
     }
 
-    fn elapsed(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-        let failed = |e| self.error("cannot time what runs", e);
-        let mark = || self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(failed);
-        let start = mark()?;
-        run()?;
-        let milliseconds = start.elapsed_ms(&mark()?).map_err(failed)?;
-        Ok(f64::from(milliseconds) / 1e3)
+    fn mark(&self) -> Result<Mark> {
+        let event = self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT));
+        event.map(Mark::Event).map_err(|e| self.error(CANNOT_TIME, e))
     }
 }
 

@@ -2,12 +2,11 @@
 //! asynchronous copies. `cuda/emulator/README.md` tells what it checks.
 
 use super::arguments::{Field, StructLayout};
-use super::launcher::{Facts, Launch, Launcher, TensorMap, TensorMapShape};
+use super::launcher::{Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape};
 use crate::base::{Error, Result, env};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
 
 type LaunchKernel = unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int;
 type LastError = unsafe extern "C" fn() -> *const c_char;
@@ -286,9 +285,7 @@ impl Launcher for Emulated {
         Ok(())
     }
 
-    fn elapsed(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-        let start = Instant::now();
-        run()?;
-        Ok(start.elapsed().as_secs_f64())
+    fn mark(&self) -> Result<Mark> {
+        Ok(Mark::now())
     }
 }

@@ -2,8 +2,10 @@
 //! ([`super::emulated`], [`super::cuda`]).
 
 use crate::base::{Error, Result};
+use cudarc::driver::CudaEvent;
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What plans need to know of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +28,11 @@ impl Facts {
     /// Whether the device has Hopper's own instructions (wgmma, TMA), which no other architecture runs.
     pub fn is_hopper(&self) -> bool {
         self.capability == (9, 0)
+    }
+
+    /// The most operations a second that products of bf16 can reach, where the device is one whose maker's figure is known.
+    pub fn peak_flops_per_second(&self) -> Option<f64> {
+        super::peak::flops_per_second(&self.name)
     }
 }
 
@@ -87,6 +94,34 @@ pub enum Swizzle {
     Bytes128 = 3,
 }
 
+/// A moment in the order of what a device was given to do.
+pub enum Mark {
+    /// Of this machine's clock, where nothing is done later than it is given.
+    Now(Instant),
+    /// Of a GPU's stream.
+    Event(CudaEvent),
+}
+
+impl Mark {
+    pub fn now() -> Mark {
+        Mark::Now(Instant::now())
+    }
+
+    /// Seconds from this mark to a later one of the same device, once the device has come to it.
+    pub fn seconds_until(&self, later: &Mark) -> Result<f64> {
+        match (self, later) {
+            (Mark::Now(begin), Mark::Now(end)) => Ok((*end - *begin).as_secs_f64()),
+            (Mark::Event(begin), Mark::Event(end)) => super::cuda::seconds_between(begin, end),
+            _ => Err(Error::Contract {
+                op: "mark",
+                argument: "later",
+                wanted: "a mark of the same device".into(),
+                got: "one of another".into(),
+            }),
+        }
+    }
+}
+
 /// A device that runs kernels. Everything happens in the order of the calls; results are there after [`Launcher::read`]
 /// or [`Launcher::synchronise`].
 pub trait Launcher: Send + Sync {
@@ -136,8 +171,15 @@ pub trait Launcher: Send + Sync {
     /// Waits until everything has happened.
     fn synchronise(&self) -> Result<()>;
 
+    /// Where the device will be when it has done what it was given so far.
+    fn mark(&self) -> Result<Mark>;
+
     /// Seconds from the moment when the device comes to what `run` gives it to do until it has done all of that.
-    fn elapsed(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+    fn elapsed(&self, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let begin = self.mark()?;
+        run()?;
+        begin.seconds_until(&self.mark()?)
+    }
 }
 
 /// Bytes of a device, given back when dropped. Its methods check their ranges.

@@ -10,6 +10,7 @@ mod arguments;
 mod available;
 mod borrowed;
 mod cast;
+pub mod clock;
 pub mod conformance;
 pub mod cuda;
 pub mod emulated;
@@ -17,6 +18,7 @@ mod images;
 pub mod launcher;
 pub mod memory;
 mod nvtx;
+mod peak;
 pub mod probe;
 mod shadow;
 mod weights;
@@ -25,6 +27,7 @@ pub use accelerator::{Accelerator, Addresses};
 pub use arguments::{Arguments, Field, StructLayout};
 pub use borrowed::{Accumulate, Borrowed, Opened};
 pub use cast::CastArgs;
+pub use clock::{Clock, WordSeconds};
 pub use launcher::{Facts, Launch, Launcher};
 pub use memory::{Layout, Memory, Place};
 pub use nvtx::Range;
@@ -32,6 +35,7 @@ pub use nvtx::Range;
 use crate::base::{Result, env};
 use crate::tensor::Weight;
 use available::available_memory;
+use launcher::Mark;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -117,6 +121,14 @@ impl Device {
         match self {
             Device::Host(_) => Ok(()),
             Device::Launch(gpu) => gpu.check_scratch(),
+        }
+    }
+
+    /// Where the device will be when it has done what it was given so far.
+    fn mark(&self) -> Result<Mark> {
+        match self {
+            Device::Host(_) => Ok(Mark::now()),
+            Device::Launch(gpu) => gpu.mark(),
         }
     }
 

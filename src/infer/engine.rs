@@ -2,7 +2,7 @@
 
 use super::cache::{self, BLOCK, Cache, CachedSequence};
 use crate::base::{Error, Precision, Result};
-use crate::device::Device;
+use crate::device::{Clock, Device};
 use crate::ops::sample::Choice;
 use crate::qwen3vl::model::{Model, Rows, SamplePass, Sampling, StepPass, StepSizes, StepValues};
 use crate::qwen3vl::pack::{Packed, Sequence};
@@ -16,6 +16,8 @@ pub struct Engine {
     pub model: Model,
     pub device: Device,
     pub precision: Precision,
+    /// Of all that the engine runs; off unless somebody starts it.
+    pub clock: Clock,
     cache: Option<Cache>,
     /// The last step's tape: steps of the same sizes run it again.
     step: Option<Step>,
@@ -49,7 +51,7 @@ pub enum Answer {
 
 impl Engine {
     pub fn new(model: Model, device: Device, precision: Precision) -> Engine {
-        Engine { model, device, precision, cache: None, step: None }
+        Engine { model, device, precision, clock: Clock::default(), cache: None, step: None }
     }
 
     /// Lays out a cache for sequences of these lengths in tokens, forgetting all others.
@@ -88,7 +90,7 @@ impl Engine {
         tape.begin(&mut self.device)?;
         self.model.write_prompt(&mut self.device, &pass, &packed, &slots)?;
         read.write(&self.model, &mut self.device, sample.as_ref())?;
-        tape.run(&mut self.device, progress)?;
+        tape.run(&mut self.device, &mut self.clock, progress)?;
         Ok((cached, self.answer(pass.logits, sample.as_ref())?))
     }
 
@@ -138,7 +140,7 @@ impl Engine {
         };
         self.model.write_step(&mut self.device, &step.pass, &values)?;
         read.write(&self.model, &mut self.device, step.sample.as_ref())?;
-        step.tape.run(&mut self.device, &mut |_, _| ())?;
+        step.tape.run(&mut self.device, &mut self.clock, &mut |_, _| ())?;
         let answer = self.answer(step.pass.logits, step.sample.as_ref())?;
         self.step = Some(step);
         Ok(answer)

@@ -12,13 +12,13 @@ impl Engine {
         if sequence.grids.is_empty() {
             return Ok(None);
         }
-        let Engine { model, device, precision, .. } = self;
+        let Engine { model, device, precision, clock, .. } = self;
         let packed = Packed::new(&[sequence], model.config.vision.merge_size)?;
         let mut tape = Tape::new(*precision);
         let pass = model.vision(&mut tape, &packed)?;
         tape.begin(device)?;
         model.write_vision(device, &pass, &packed)?;
-        tape.run(device, &mut |_, _| ())?;
+        tape.run(device, clock, &mut |_, _| ())?;
         let mut read = |t| device.memory().read_f32(t);
         let embeds = read(pass.features.embeds)?;
         let deepstack = pass.features.deepstack.iter().map(|f| read(*f)).collect::<Result<_>>()?;

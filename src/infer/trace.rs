@@ -17,7 +17,7 @@ pub fn trace(engine: &mut Engine, sequence: &Sequence, progress: Progress) -> Re
     let pass = engine.model.prompt(&mut tape, &packed, Rows::All, None, true)?;
     tape.begin(&mut engine.device)?;
     engine.model.write_prompt(&mut engine.device, &pass, &packed, &[])?;
-    tape.run(&mut engine.device, progress)?;
+    tape.run(&mut engine.device, &mut engine.clock, progress)?;
     let mut tensors = inputs(&packed);
     let mut read = |name: String, tensor: Tensor| -> Result<()> {
         let values = engine.device.memory().read_f32(tensor)?;

@@ -18,7 +18,7 @@ pub mod sample;
 pub mod swiglu;
 
 use crate::base::{DType, Error, Result, Shape};
-use crate::device::{Accumulate, Borrowed, Device, Facts, Launch, Opened};
+use crate::device::{Accumulate, Borrowed, Clock, Device, Facts, Launch, Opened};
 use crate::tensor::{Tensor, Weight};
 
 /// What one call has to move and compute, at the least.
@@ -81,6 +81,13 @@ pub trait Op {
         Cost { bytes: (tensors + weights) as u64, flops: self.flops() }
     }
     fn forward(&self, device: &mut Device) -> Result<()>;
+    /// [`Op::forward`] under the operation's name: a profiler's range, and the clock's where it is on. In debug builds it
+    /// must have kept to its scratch memory.
+    fn run(&self, device: &mut Device, clock: &mut Clock) -> Result<()> {
+        let _range = device.range(self.name());
+        clock.time(device, self.name(), |device| self.forward(device))?;
+        device.check_scratch()
+    }
 }
 
 /// A device that runs kernels stores activations in bf16, and nothing else.

@@ -17,7 +17,7 @@ pub use record::Record;
 
 use crate::base::{DType, Precision, Result, Shape};
 use crate::device::accelerator::scratch_bytes;
-use crate::device::{Device, Facts, Layout};
+use crate::device::{Clock, Device, Facts, Layout};
 use crate::ops::Cost;
 use crate::tensor::{Arena, Tensor, Weight, new_generation};
 
@@ -155,7 +155,7 @@ impl Tape {
     }
 
     /// Runs the records. `progress` is told (done, all) before each.
-    pub fn run(&self, device: &mut Device, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+    pub fn run(&self, device: &mut Device, clock: &mut Clock, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
         let releases = if cfg!(debug_assertions) { plan::releases(self) } else { Vec::new() };
         let mut part = (usize::MAX, None);
         for (i, record) in self.records.iter().enumerate() {
@@ -166,8 +166,7 @@ impl Tape {
                 drop(part.1.take());
                 part = (scope, device.range(&self.scope_names[scope]));
             }
-            let _word = device.range(record.op().name());
-            record.op().forward(device).and_then(|()| device.check_scratch()).map_err(|e| self.located(i, e))?;
+            record.op().run(device, clock).map_err(|e| self.located(i, e))?;
             for place in releases.get(i).into_iter().flatten() {
                 device.memory().poison(*place)?;
             }

@@ -1,10 +1,17 @@
 //! The lines of metrics.jsonl, and the scalars that TensorBoard shows of them.
 
 use crate::base::{Error, Result};
+use crate::device::WordSeconds;
 use serde::Serialize;
 
-/// One step. `seconds` and `tokens_per_second` are the clock's; all else is the same whenever the run is repeated.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+/// The steps whose words are timed: the first ten and every tenth. On a GPU timing costs two events a word.
+pub fn words_are_timed(step: u64) -> bool {
+    step <= 10 || step.is_multiple_of(10)
+}
+
+/// One step. `seconds`, `tokens_per_second`, `mfu` and `word_seconds` are the clock's; all else is the same whenever the
+/// run is repeated.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepMetrics {
     /// Counted from 1.
     pub step: u64,
@@ -20,9 +27,13 @@ pub struct StepMetrics {
     pub tokens: u64,
     pub seconds: f64,
     pub tokens_per_second: f64,
-    /// Part of the device's peak that the products made use of; None on a CPU.
+    /// Part of the device's peak that the tokens made use of, see [`super::mfu`]; None where the peak is not known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mfu: Option<f64>,
+    /// Seconds that each word took, as the device ran it; empty where they were not timed. What is left of `seconds` went to
+    /// what is no word: copies, plans, waiting for the host.
+    #[serde(skip_serializing_if = "WordSeconds::is_empty")]
+    pub word_seconds: WordSeconds,
 }
 
 /// One evaluation on the way, after step `step`.

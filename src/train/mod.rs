@@ -12,6 +12,7 @@ pub mod examples;
 pub mod fingerprint;
 pub mod lora;
 pub mod metrics;
+pub mod mfu;
 pub mod order;
 pub mod plan;
 pub mod run_folder;

@@ -6,7 +6,7 @@
 use super::order::Order;
 use super::step::{Example, Forward};
 use crate::base::{DType, Error, Precision, Result};
-use crate::device::{Device, Facts};
+use crate::device::{Clock, Device, Facts};
 use crate::ops::linear::{Activation, Linear, Segment};
 use crate::ops::swiglu::Swiglu;
 use crate::qwen3vl::model::{Direction, Model};
@@ -81,7 +81,7 @@ fn seconds_of(tape: &Tape, device: &mut Device, input: Tensor) -> Result<f64> {
     let mut best = f64::INFINITY;
     for _ in 0..4 {
         let start = Instant::now();
-        tape.run(device, &mut |_, _| ())?;
+        tape.run(device, &mut Clock::default(), &mut |_, _| ())?;
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(best.max(1e-9))

@@ -4,7 +4,8 @@ use super::checkpoint::Position;
 use super::examples::{Fresh, Kept, Samples};
 use super::fingerprint;
 use super::lora::Lora;
-use super::metrics::{EvalMetrics, StepMetrics};
+use super::metrics::{EvalMetrics, StepMetrics, words_are_timed};
+use super::mfu;
 use super::order::{Order, Spread, Step, pick};
 use super::plan::{Plan, Planner, Roof};
 use super::run_folder::{RunFolder, Start, identity_of};
@@ -14,7 +15,7 @@ use crate::base::rng::Stream;
 use crate::base::{Error, Precision, Result};
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
-use crate::device::Device;
+use crate::device::{Device, Facts};
 use crate::infer::engine::Engine;
 use crate::io::{HostData, HostTensor, host_tensor};
 use crate::qwen3vl::adapter::Adapter;
@@ -342,14 +343,17 @@ impl Session<'_> {
             for prepared in receive {
                 let (step, fresh) = prepared?;
                 let start = Instant::now();
+                if words_are_timed(step.number) {
+                    self.trainer.engine.clock.start();
+                }
                 kept.take(&mut self.trainer, fresh)?;
                 let metrics = self.step(samples, order, &step, &kept, start, begin)?;
                 kept.release(&step);
                 self.folder.log(&metrics, now())?;
+                let step_loss = metrics.loss;
                 (watch.said)(Said::Step(metrics, total));
-                (at, loss) = (step.number, Some(metrics.loss));
-                let overfitted =
-                    self.settings.overfit.is_some() && self.overfitted(samples, metrics.loss, per_epoch)?;
+                (at, loss) = (step.number, Some(step_loss));
+                let overfitted = self.settings.overfit.is_some() && self.overfitted(samples, step_loss, per_epoch)?;
                 let last = at == total || overfitted;
                 let ends_epoch = at.is_multiple_of(per_epoch);
                 let mut stop = overfitted;
@@ -487,7 +491,11 @@ impl Session<'_> {
             weight_decay: self.settings.weight_decay,
             max_norm: self.settings.max_norm(),
         })?;
+        let word_seconds = self.trainer.engine.clock.stop()?;
         let seconds = start.elapsed().as_secs_f64();
+        let tokens_per_second = tokens as f64 / seconds;
+        let peak = self.trainer.engine.device.facts().and_then(Facts::peak_flops_per_second);
+        let per_token = mfu::flops_per_token(&self.checkpoint.config, self.settings.full);
         Ok(StepMetrics {
             step: step.number,
             epoch: step.epochs_done,
@@ -497,8 +505,9 @@ impl Session<'_> {
             label_tokens: label_tokens as u64,
             tokens: tokens as u64,
             seconds,
-            tokens_per_second: tokens as f64 / seconds,
-            mfu: None,
+            tokens_per_second,
+            mfu: peak.map(|peak| mfu::mfu(per_token, tokens_per_second, peak)),
+            word_seconds,
         })
     }
 

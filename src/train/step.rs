@@ -114,7 +114,7 @@ impl Trainer {
 
     fn pass(&mut self, examples: &[&Example], learn: Option<(f32, Stream)>) -> Result<Vec<f64>> {
         let keeps_features = self.keeps_features();
-        let Engine { model, device, precision, .. } = &mut self.engine;
+        let Engine { model, device, precision, clock, .. } = &mut self.engine;
         let direction = if learn.is_some() { Direction::Both } else { Direction::Forward };
         let Forward { tape, pass, packed, labels } =
             Forward::new(model, *precision, keeps_features, examples, direction)?;
@@ -140,7 +140,7 @@ impl Trainer {
         let features: Vec<&ImageFeatures> = examples.iter().filter_map(|e| e.features.as_ref()).collect();
         let images = if keeps_features { Images::Features(&features) } else { Images::Pixels };
         model.write_loss(device, &pass, &packed, &labels, scale, images, &draws)?;
-        tape.run(device, &mut |_, _| ())?;
+        tape.run(device, clock, &mut |_, _| ())?;
         let losses = device.memory().read_f32(pass.losses)?;
         let mut losses = losses.iter().map(|l| *l as f64);
         Ok(examples.iter().map(|e| losses.by_ref().take(e.label_tokens()).sum()).collect())
@@ -150,7 +150,7 @@ impl Trainer {
     pub fn gradient_norm(&mut self) -> Result<f64> {
         let op = GradNorm { gradients: self.trainable.gradients, norm: self.trainable.norm };
         op.contract()?;
-        op.forward(&mut self.engine.device)?;
+        op.run(&mut self.engine.device, &mut self.engine.clock)?;
         Ok(self.engine.device.memory().read_f32(self.trainable.norm)?[0] as f64)
     }
 
@@ -170,7 +170,7 @@ impl Trainer {
             let (norm, max_norm) = (self.trainable.norm, o.max_norm);
             let op = AdamW { value, gradient, first, second, norm, max_norm, step };
             op.contract()?;
-            op.forward(&mut self.engine.device)?;
+            op.run(&mut self.engine.device, &mut self.engine.clock)?;
         }
         Ok(())
     }

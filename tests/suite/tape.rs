@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use vlm::base::{DType, Error, Precision};
-use vlm::device::{Device, Layout, Memory, Place};
+use vlm::device::{Clock, Device, Layout, Memory, Place};
 use vlm::nn::{Linear, Norm, NormKind};
 use vlm::ops::deepstack_add::DeepstackAdd;
 use vlm::ops::linear::{Activation, Segment};
@@ -152,7 +152,7 @@ fn run(written: &Written) -> Vec<Vec<f32>> {
         memory.write_f32(*input, &numbers(input.shape.elements(), i)).unwrap();
     }
     memory.write_i32(written.rows, &[3, 1]).unwrap();
-    written.tape.run(&mut device, &mut |_, _| ()).unwrap();
+    written.tape.run(&mut device, &mut Clock::default(), &mut |_, _| ()).unwrap();
     written.kept.iter().map(|t| device.memory().read_f32(*t).unwrap()).collect()
 }
 
@@ -261,7 +261,7 @@ fn a_handle_of_another_layout_is_an_error() {
     assert_eq!((op, argument), ("memory", "handle"));
     assert!(wanted.contains("generation") && got.contains("stale handle"), "{wanted}; {got}");
     assert!(contract(device.memory().write_f32(stale, &[1.0; 4])).3.contains("stale"));
-    assert!(contract(old.run(&mut device, &mut |_, _| ())).3.contains("stale"));
+    assert!(contract(old.run(&mut device, &mut Clock::default(), &mut |_, _| ())).3.contains("stale"));
     device.memory().write_f32(x, &[1.0; 4]).unwrap();
     assert_eq!(device.memory().read_f32(x).unwrap(), [1.0; 4]);
 }
@@ -416,7 +416,7 @@ fn a_run_that_fails_says_where() {
         memory.write_i32(seen, &[-1; T]).unwrap();
         memory.write_f32(uniform, &[0.0; T]).unwrap();
         let mut told = Vec::new();
-        let done = tape.run(&mut device, &mut |done, all| told.push((done, all)));
+        let done = tape.run(&mut device, &mut Clock::default(), &mut |done, all| told.push((done, all)));
         (done.map_err(|e| e.to_string()), told)
     };
     let (done, told) = attempt([0, 4], 0.0);

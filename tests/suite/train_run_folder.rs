@@ -56,6 +56,7 @@ impl Toy {
             seconds: 0.5,
             tokens_per_second: 200.0,
             mfu: None,
+            word_seconds: Default::default(),
         }
     }
 

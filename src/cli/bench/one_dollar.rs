@@ -11,11 +11,12 @@ use crate::data::import;
 use crate::io::atomic;
 use crate::qwen3vl::config::Config;
 use crate::qwen3vl::init::{self, Options};
-use crate::qwen3vl::names::{self, Counts, Part};
+use crate::qwen3vl::names::Counts;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::processor::read_patch_spec;
 use crate::qwen3vl::save;
 use crate::qwen3vl::template::Ending;
+use crate::train::mfu;
 use rayon::prelude::*;
 use serde_json::json;
 use std::fmt::Write as _;
@@ -168,13 +169,9 @@ impl OneDollar {
     }
 
     fn report(&self, config: &Config, preprocess: f64, cold: &Times, warm: &Times) -> Result<()> {
-        let n: u64 = names::linear_modules(config)
-            .iter()
-            .filter(|m| m.part == Part::Text && m.path != names::LM_HEAD)
-            .map(|m| (m.inputs * m.outputs) as u64)
-            .sum();
-        let rate = |t: &Times| 4.0 * n as f64 * t.tokens_per_second();
-        let mfu = |t: &Times| self.peak_tflops.map(|peak| rate(t) / (peak * 1e12));
+        let per_token = mfu::flops_per_token(config, false);
+        let rate = |t: &Times| per_token * t.tokens_per_second();
+        let mfu = |t: &Times| self.peak_tflops.map(|peak| mfu::mfu(per_token, t.tokens_per_second(), peak * 1e12));
         let parameters = Counts::of(config).parameters();
         let name = self.model.as_ref().map_or(self.shape.name().to_string(), |m| m.display().to_string());
         if let Some(file) = &self.csv {

@@ -1,12 +1,14 @@
 //! What the tests share: the one comparison ([`close`]), reference values ([`golden`]), central differences
-//! ([`differences`]), kernels against the host ([`kernels`]), numbers to compute with ([`random`]), an HTTP server that
-//! misbehaves ([`server`]), weights as files hold them ([`stored`]) and a small model in training ([`tiny`]).
+//! ([`differences`]), kernels against the host ([`kernels`]), numbers to compute with ([`random`]), whole training runs
+//! ([`run`]), an HTTP server that misbehaves ([`server`]), weights as files hold them ([`stored`]) and a small model in
+//! training ([`tiny`]).
 
 pub mod close;
 pub mod differences;
 pub mod golden;
 pub mod kernels;
 pub mod random;
+pub mod run;
 pub mod server;
 pub mod stored;
 pub mod tiny;

@@ -1,0 +1,100 @@
+//! What a run plans to need of memory, and that it keeps to it.
+
+use crate::support::run::{Bench, adapter, log};
+use vlm::base::Precision;
+use vlm::device::Device;
+use vlm::train::plan::Roof;
+use vlm::train::run_folder::Start;
+use vlm::train::session::{Watch, dry_run};
+
+#[test]
+fn a_budget_is_kept_by_computing_twice_and_refused_with_a_table() {
+    let bench = Bench::new();
+    let roof = Roof { flops_per_second: 1e9, bytes_per_second: 1e9, seconds_per_operation: 0.0 };
+    let plan_under = |memory: Option<u64>, roof: Roof| {
+        let settings = bench.settings(|s| (s.lora_vision, s.memory) = (true, memory));
+        let mut watch = Watch { said: &mut |_| (), interrupted: &|| false };
+        dry_run(&settings, &mut Device::host(), Precision::F32, Some(roof), &mut watch)
+    };
+    let plan = |memory| plan_under(memory, roof);
+    let whole = plan(None).unwrap();
+    assert_eq!((whole.recompute_level, whole.steps, whole.samples, whole.largest_samples), (0, 6, 3, 2));
+    assert_eq!(whole.step_bytes, whole.step_bytes_without_recompute);
+    // every sample three times
+    assert!(whole.tokens.is_multiple_of(3) && whole.tokens > 0);
+    assert!(whole.seconds.unwrap() >= whole.flops / 1e9 && whole.flops > 0.0);
+    // an operation takes a second: more than 20 of them in each of 6 steps of a model of 2 layers
+    let slow = plan_under(None, Roof { seconds_per_operation: 1.0, ..roof }).unwrap();
+    let operations = slow.seconds.unwrap() - whole.seconds.unwrap();
+    assert!(operations > 120.0 && (operations - operations.round()).abs() < 1e-6, "{operations}");
+    let least = whole.trained_bytes + whole.step_bytes_at_least.max(whole.tower_bytes);
+    let tight = plan(Some(least as u64)).unwrap();
+    assert!(tight.recompute_level > 0 && tight.bytes() <= least && tight.flops > whole.flops);
+    let said = plan(Some(least as u64 - 1)).unwrap_err().to_string();
+    for wanted in [
+        format!("--memory {}: this run needs more", least - 1),
+        format!("{}  what is trained", whole.trained_bytes),
+        format!(
+            "it would fit with --memory {least}, or --batch-size 1 --grad-accumulation 2, or a smaller --max-pixels"
+        ),
+    ] {
+        assert!(said.contains(&wanted), "{said}\nwanted {wanted}");
+    }
+    // the run itself refuses before it makes anything, and keeps to a budget to the same bits
+    let settings =
+        |out: &str, memory| bench.settings(|s| (s.lora_vision, s.memory, s.out) = (true, memory, bench.path(out)));
+    let said = bench.refusal(&settings("none", Some(least as u64 - 1)));
+    assert!(said.contains("this run needs more") && !bench.path("none").exists(), "{said}");
+    let (free, kept) = (settings("free", None), settings("kept", Some(least as u64)));
+    bench.run(&free, Start::New, None).unwrap();
+    bench.run(&kept, Start::New, None).unwrap();
+    assert!(adapter(&free.out) == adapter(&kept.out));
+    assert_eq!(log(&free.out), log(&kept.out));
+}
+
+/// A device with kernels holds the weights, a copy of what is trained, and intermediate results: a plan counts them.
+#[test]
+fn what_only_a_device_with_kernels_holds_is_planned() {
+    let bench = Bench::new();
+    let roof = Roof { flops_per_second: 1e9, bytes_per_second: 1e9, seconds_per_operation: 0.0 };
+    let plan = |memory, device: &mut Device, precision| {
+        let settings = bench.settings(|s| s.memory = memory);
+        let mut watch = Watch { said: &mut |_| (), interrupted: &|| false };
+        dry_run(&settings, device, precision, Some(roof), &mut watch)
+    };
+    let host = plan(None, &mut Device::host(), Precision::Bf16).unwrap();
+    assert_eq!((host.weight_bytes, host.scratch_bytes), (0, 0));
+    let emulated = || Device::emulated((9, 0)).expect("an emulator");
+    let there = plan(None, &mut emulated(), Precision::Bf16).unwrap();
+    // values, gradients and two moments of 4 bytes each, and what rounding up to 256 bytes adds; the copy has 2 a number
+    let numbers = (there.trained_bytes - host.trained_bytes) / 2;
+    assert!((numbers..numbers + 80).contains(&(host.trained_bytes / 16)) && numbers > 100, "{host:?}");
+    assert!(there.weight_bytes > 0 && there.scratch_bytes > 0, "{there:?}");
+    let all = there.weight_bytes + there.trained_bytes + there.scratch_bytes + there.features_bytes;
+    assert_eq!(there.bytes(), all + there.step_bytes.max(there.tower_bytes));
+    let said = plan(Some(1), &mut emulated(), Precision::Bf16).unwrap_err().to_string();
+    assert!(said.contains(&format!("{}  intermediate results of one operation", there.scratch_bytes)), "{said}");
+}
+
+/// With a budget too small for the features of all samples, the tower runs again, to the same bits.
+#[test]
+fn features_that_do_not_fit_are_computed_again() {
+    let bench = Bench::new();
+    let plan = |memory: Option<u64>| {
+        let settings = bench.settings(|s| s.memory = memory);
+        let mut watch = Watch { said: &mut |_| (), interrupted: &|| false };
+        let roof = Roof { flops_per_second: 1e9, bytes_per_second: 1e9, seconds_per_operation: 0.0 };
+        dry_run(&settings, &mut Device::host(), Precision::F32, Some(roof), &mut watch).unwrap()
+    };
+    let whole = plan(None);
+    assert_eq!(whole.features_kept, 3);
+    let least = whole.trained_bytes + whole.step_bytes_at_least.max(whole.tower_bytes);
+    let memory = (least + whole.features_bytes / 2) as u64;
+    let some = plan(Some(memory));
+    assert!(some.features_kept < 3 && some.bytes() as u64 <= memory && some.flops > whole.flops);
+    let free = bench.settings(|s| s.out = bench.path("free"));
+    let tight = bench.settings(|s| (s.out, s.memory) = (bench.path("tight"), Some(memory)));
+    bench.run(&free, Start::New, None).unwrap();
+    bench.run(&tight, Start::New, None).unwrap();
+    assert!(adapter(&free.out) == adapter(&tight.out));
+}
