@@ -9,17 +9,18 @@
 extern "C" {
 #endif
 
-/* Runs every block of a grid, to its end. `args` is the kernel's one argument struct, `args_bytes` its size. 0 is success;
- * otherwise vlm_emu_last_error says what went wrong in which kernel, block and thread. */
-VLM_EMU_EXPORT int vlm_emu_launch(const char* kernel, const uint32_t grid[3], const uint32_t block[3],
-                                  uint32_t dyn_smem_bytes, const void* args, uint64_t args_bytes);
+/* Runs every block of a grid, to its end. `device` is the caller's number for a device: afterwards the room around the
+ * allocations that were made for it, and for no other, has to be as it was. `args` is the kernel's one argument struct,
+ * `args_bytes` its size. 0 is success; otherwise vlm_emu_last_error says what went wrong in which kernel, block and thread. */
+VLM_EMU_EXPORT int vlm_emu_launch(uint64_t device, const char* kernel, const uint32_t grid[3],
+                                  const uint32_t block[3], uint32_t dyn_smem_bytes, const void* args, uint64_t args_bytes);
 
 /* The last error of the calling thread; valid until its next call. */
 VLM_EMU_EXPORT const char* vlm_emu_last_error(void);
 
-/* Device memory: an ordinary address that the host may read and write between launches, filled with 0xff (NaN), between
+/* Memory of a device: an ordinary address that the host may read and write between launches, filled with 0xff (NaN), between
  * guard pages. 0 where there is no memory. Freeing 0 does nothing. */
-VLM_EMU_EXPORT uint64_t vlm_emu_alloc(uint64_t bytes);
+VLM_EMU_EXPORT uint64_t vlm_emu_alloc(uint64_t device, uint64_t bytes);
 VLM_EMU_EXPORT void vlm_emu_free(uint64_t address);
 
 /* Encodes a tensor map of 128 bytes, aligned to 64. Enum values, order of dimensions (innermost first), strides (of

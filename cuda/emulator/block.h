@@ -232,8 +232,8 @@ inline uint32_t swizzled(uint32_t address, int mode) { return address ^ (address
 
 // ---- memory.cpp ----
 std::string describe_address(uintptr_t address);
-// An error where the bytes around an allocation were written; empty if all is well.
-std::string check_slack();
+// An error where the bytes around an allocation of this device were written; empty if all is well.
+std::string check_slack(uint64_t device);
 
 // ---- faults.cpp ----
 void install_fault_handlers();

@@ -123,8 +123,8 @@ void register_kernel(Kernel* kernel) {
 void register_field(const VlmEmuField& field) { fields().push_back(field); }
 }  // namespace emu
 
-extern "C" int vlm_emu_launch(const char* kernel, const uint32_t grid[3], const uint32_t shape[3], uint32_t dyn_smem_bytes,
-                              const void* args, uint64_t args_bytes) {
+extern "C" int vlm_emu_launch(uint64_t device, const char* kernel, const uint32_t grid[3], const uint32_t shape[3],
+                              uint32_t dyn_smem_bytes, const void* args, uint64_t args_bytes) {
   using namespace emu;
   last_error.clear();
   const Kernel* k = kernels;
@@ -155,7 +155,7 @@ extern "C" int vlm_emu_launch(const char* kernel, const uint32_t grid[3], const 
   if (race_hooks) race_hooks->launch_begin();
   run_all(l);
   if (!l.failed) {
-    const std::string slack = check_slack();
+    const std::string slack = check_slack(device);
     if (!slack.empty()) fail_launch(l, slack + " [kernel " + name + "]");
   }
   free(argument);

@@ -33,17 +33,17 @@ void add(const Allocation& a) {
   allocations[(uintptr_t)a.map] = a;
 }
 
-uint8_t* create_for_asan(size_t bytes) {
+uint8_t* create_for_asan(uint64_t device, size_t bytes) {
   const size_t rounded = round_up(bytes ? bytes : 1, 256);
   uint8_t* user = (uint8_t*)aligned_alloc(256, rounded);
   if (!user) return nullptr;
   memset(user, 0xff, rounded);
   poison(user + bytes, rounded - bytes);
-  add({user, user, rounded, bytes, nullptr, 0});
+  add({device, user, user, rounded, bytes, nullptr, 0});
   return user;
 }
 
-uint8_t* create_between_guards(size_t bytes) {
+uint8_t* create_between_guards(uint64_t device, size_t bytes) {
   static std::atomic<uint64_t> counter;
   const size_t rounded = round_up(bytes ? bytes : 1, kAlignment), pages = round_up(rounded, kPage);
   const size_t map_bytes = pages + 2 * kPage;
@@ -57,7 +57,7 @@ uint8_t* create_between_guards(size_t bytes) {
   const bool at_end = options.placement == 1 || (options.placement == 0 && mixed(options.seed, counter++) & 1);
   uint8_t* user = at_end ? first + pages - rounded : first;
   memset(first, 0xff, pages);
-  add({(uint8_t*)map, user, map_bytes, bytes, nullptr, 0});
+  add({device, (uint8_t*)map, user, map_bytes, bytes, nullptr, 0});
   return user;
 }
 
@@ -99,10 +99,11 @@ std::string describe_address(uintptr_t address) {
   return "in no device allocation";
 }
 
-std::string check_slack() {
+std::string check_slack(uint64_t device) {
   if (EMU_ASAN) return "";
   std::lock_guard<std::mutex> lock(mutex);
   for (const auto& [_, a] : allocations) {
+    if (a.device != device) continue;
     const uint8_t *first = a.map + kPage, *end = a.map + a.map_bytes - kPage;
     if (!all_ff(first, a.user)) return "bytes before the start of a device allocation of " + std::to_string(a.bytes) + " bytes were written";
     if (!all_ff(a.user + a.bytes, end)) return "bytes past the end of a device allocation of " + std::to_string(a.bytes) + " bytes were written";
@@ -111,9 +112,9 @@ std::string check_slack() {
 }
 }  // namespace emu
 
-extern "C" uint64_t vlm_emu_alloc(uint64_t bytes) {
+extern "C" uint64_t vlm_emu_alloc(uint64_t device, uint64_t bytes) {
   if (bytes > 1ull << 46) return 0;
-  return (uint64_t)(EMU_ASAN ? emu::create_for_asan((size_t)bytes) : emu::create_between_guards((size_t)bytes));
+  return (uint64_t)(EMU_ASAN ? emu::create_for_asan(device, (size_t)bytes) : emu::create_between_guards(device, (size_t)bytes));
 }
 
 extern "C" void vlm_emu_free(uint64_t address) {

@@ -6,6 +6,7 @@
 
 namespace emu {
 struct Allocation {
+  uint64_t device;         // whose it is
   uint8_t *map, *user;
   size_t map_bytes, bytes;
   uint8_t* shadow;         // of the race checker, made when it is first needed

@@ -6,11 +6,12 @@ use super::launcher::{Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape};
 use crate::base::{Error, Result, env};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-type LaunchKernel = unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int;
+type LaunchKernel = unsafe extern "C" fn(u64, *const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int;
 type LastError = unsafe extern "C" fn() -> *const c_char;
-type Alloc = unsafe extern "C" fn(u64) -> u64;
+type Alloc = unsafe extern "C" fn(u64, u64) -> u64;
 type Free = unsafe extern "C" fn(u64);
 type EncodeMap = unsafe extern "C" fn(*mut c_void, u32, u32, u64, *const u64, *const u64, *const u32, u32) -> c_int;
 type Configure = unsafe extern "C" fn(*const c_char, i64) -> c_int;
@@ -133,17 +134,20 @@ fn text(pointer: *const c_char) -> String {
 /// The emulator as a device.
 pub struct Emulated {
     functions: &'static Functions,
+    /// The emulator's name for it.
+    number: u64,
     facts: Facts,
 }
 
 impl Emulated {
     /// A device of this compute capability, with few multiprocessors, so that small shapes go round their rings.
     pub fn open(capability: (i32, i32)) -> Result<Arc<Emulated>> {
-        let functions = library()?;
+        static OPENED: AtomicU64 = AtomicU64::new(0);
+        let (functions, number) = (library()?, OPENED.fetch_add(1, Ordering::Relaxed));
         let shared_bytes = 1024 * if capability >= (9, 0) { 227 } else { 99 };
         let name = format!("emulated sm_{}{} ({} build)", capability.0, capability.1, variant());
         let facts = Facts { name, capability, multiprocessors: 4, shared_bytes, guarded: true, profiled: false };
-        Ok(Arc::new(Emulated { functions, facts }))
+        Ok(Arc::new(Emulated { functions, number, facts }))
     }
 
     fn failed(&self, doing: &str) -> Error {
@@ -199,7 +203,7 @@ impl Launcher for Emulated {
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
         // SAFETY: has no preconditions.
-        match unsafe { (self.functions.alloc)(bytes as u64) } {
+        match unsafe { (self.functions.alloc)(self.number, bytes as u64) } {
             0 => Err(self.failed(&format!("cannot allocate {bytes} bytes"))),
             address => Ok(address),
         }
@@ -265,6 +269,7 @@ impl Launcher for Emulated {
         // SAFETY: the arrays have three numbers each; the caller promises the arguments.
         let done = unsafe {
             (self.functions.launch)(
+                self.number,
                 name.as_ptr(),
                 launch.grid.as_ptr(),
                 block.as_ptr(),

@@ -6,27 +6,25 @@ use half::bf16;
 use libc::{RTLD_LOCAL, RTLD_NOW, c_char, c_int, c_void};
 use std::ffi::{CStr, CString};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The functions of `cuda/emulator/api.h` that are used here.
+type Launch = unsafe extern "C" fn(u64, *const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int;
+
+/// A device, and the functions of `cuda/emulator/api.h` that are used here.
 struct Emulator {
-    launch: unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int,
+    /// The number of the device that launches and allocates.
+    device: u64,
+    launch: Launch,
     last_error: unsafe extern "C" fn() -> *const c_char,
-    alloc: unsafe extern "C" fn(u64) -> u64,
+    alloc: unsafe extern "C" fn(u64, u64) -> u64,
     free: unsafe extern "C" fn(u64),
     tensor_map: unsafe extern "C" fn(*mut c_void, u32, u32, u64, *const u64, *const u64, *const u32, u32) -> c_int,
     configure: unsafe extern "C" fn(*const c_char, i64) -> c_int,
 }
 
-/// Until it is dropped no other of these tests runs: after a launch the emulator looks at the room around all allocations
-/// of the process, so that a bug planted by one would be blamed on another's kernel.
-fn alone() -> MutexGuard<'static, ()> {
-    static ALONE: Mutex<()> = Mutex::new(());
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Emulator {
-    /// `planted` or `planted-race`; None where this build has none.
+    /// A new device of `planted` or `planted-race`; None where this build has none.
     fn open(name: &str) -> Option<Emulator> {
         let path = Path::new(env!("OUT_DIR")).join(format!("libvlm_emu-{name}.so"));
         if !path.exists() {
@@ -45,13 +43,12 @@ impl Emulator {
                 unsafe { std::mem::transmute::<*mut c_void, $signature>(found) }
             }};
         }
+        static OPENED: AtomicU64 = AtomicU64::new(0);
         Some(Emulator {
-            launch: function!(
-                c"vlm_emu_launch",
-                unsafe extern "C" fn(*const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int
-            ),
+            device: OPENED.fetch_add(1, Ordering::Relaxed),
+            launch: function!(c"vlm_emu_launch", Launch),
             last_error: function!(c"vlm_emu_last_error", unsafe extern "C" fn() -> *const c_char),
-            alloc: function!(c"vlm_emu_alloc", unsafe extern "C" fn(u64) -> u64),
+            alloc: function!(c"vlm_emu_alloc", unsafe extern "C" fn(u64, u64) -> u64),
             free: function!(c"vlm_emu_free", unsafe extern "C" fn(u64)),
             tensor_map: function!(
                 c"vlm_emu_tensor_map",
@@ -71,7 +68,7 @@ impl Emulator {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         // SAFETY: the allocation is as large as what is copied into it.
         let address = unsafe {
-            let address = (self.alloc)(length as u64);
+            let address = (self.alloc)(self.device, length as u64);
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), address as *mut u8, bytes.len().min(length));
             address
         };
@@ -105,7 +102,8 @@ impl Emulator {
         let bytes = size_of::<A>() as u64;
         // SAFETY: the struct is the kernel's, its addresses are live buffers; bugs of the kernel are the emulator's to catch.
         let done = unsafe {
-            (self.launch)(name.as_ptr(), grid.as_ptr(), block.as_ptr(), shared, (&raw const *arguments).cast(), bytes)
+            let arguments = (&raw const *arguments).cast();
+            (self.launch)(self.device, name.as_ptr(), grid.as_ptr(), block.as_ptr(), shared, arguments, bytes)
         };
         if done == 0 {
             return Ok(());
@@ -263,7 +261,6 @@ fn found_by_seeds(e: &Emulator, program: Program, kernel: &str) -> (i64, String)
 /// Correct kernels, under every policy and delay: no alarm, in no build.
 #[test]
 fn correct_kernels_give_no_alarm() {
-    let _alone = alone();
     let correct: [(Program, &str); 6] = [
         (copies, "planted_copies_correct"),
         (hopper, "planted_hopper_correct"),
@@ -302,7 +299,6 @@ enum Catch {
 
 #[test]
 fn planted_bugs_are_caught() {
-    let _alone = alone();
     use Catch::{Both, Plain, Race};
     let bugs: [(Program, &str, Catch, &str); 25] = [
         (copies, "planted_copies_no_wait", Both, "race:"),
@@ -359,7 +355,6 @@ fn planted_bugs_are_caught() {
 /// Single faults become errors that name kernel, block and thread, and the process goes on.
 #[test]
 fn faults_become_errors() {
-    let _alone = alone();
     let Some(e) = Emulator::open("planted") else { return };
     let faults = [
         ("write_far", 64, 32, "invalid access"),
@@ -398,10 +393,38 @@ fn faults_become_errors() {
     }
 }
 
+/// A write past an allocation is the fault of the device that launched it, and of no other that runs at the same time.
+#[test]
+fn a_write_past_an_allocation_is_blamed_on_its_own_device() {
+    let (Some(faulty), Some(correct)) = (Emulator::open("planted"), Emulator::open("planted")) else { return };
+    let meet = Barrier::new(2);
+    let launches = |e: &Emulator, kernel: &str| {
+        // at the beginning of a page: there is room behind it
+        e.set(c"placement", 2);
+        let (x, y) = (e.buffer(&[1.0f32; 64], 256), e.buffer(&[1.0f32; 64], 256));
+        let arguments = RowsArgs { x: x.address, y: y.address, n: 64 };
+        let launch = || e.launch(kernel, [1, 1, 1], 256, 0, &arguments);
+        let first = launch();
+        // what it wrote is there while the other launches
+        meet.wait();
+        let done: Vec<_> = std::iter::once(first).chain((0..20).map(|_| launch())).collect();
+        meet.wait();
+        done
+    };
+    std::thread::scope(|scope| {
+        let faults = scope.spawn(|| launches(&faulty, "planted_fault_write_one_past"));
+        let correct = launches(&correct, "planted_rows_reverse_correct");
+        assert!(correct.iter().all(Result::is_ok), "{correct:?}");
+        for done in faults.join().expect("a thread") {
+            let said = done.expect_err("a write past the end");
+            assert!(said.contains("past the end of a device allocation of 256 bytes"), "{said}");
+        }
+    });
+}
+
 /// What the driver refuses before a launch is refused here too.
 #[test]
 fn wrong_launches_are_refused() {
-    let _alone = alone();
     let Some(e) = Emulator::open("planted") else { return };
     let x = e.buffer(&[1.0f32; 64], 256);
     let arguments = RowsArgs { x: x.address, y: x.address, n: 8 };
