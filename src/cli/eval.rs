@@ -15,6 +15,7 @@ use crate::classify::records::{Record, Usage};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
 use crate::train::{config_file, fingerprint};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -93,16 +94,18 @@ impl Eval {
         let mut opened = model::open(model, self.adapter.as_deref(), &self.pixels, &self.compute)?;
         let method = self.method(&classes, &opened)?;
         let mut folder = self.open_folder(self.identity(model, &data, &classes, &opened)?)?;
-        let samples = self.left(&data, &folder);
+        let before = folder.done();
+        let samples = in_batches(&data.samples, self.batch_size, &before);
         let start = Instant::now();
         {
             let mut bar = Progress::new("photos");
-            let (all, before) = (data.samples.len() as u64, (data.samples.len() - samples.len()) as u64);
-            let mut n = before;
+            let (all, mut n) = (data.samples.len() as u64, before.len() as u64);
             let mut done = |record: Record| {
-                folder.append(record)?;
-                n += 1;
-                bar.at(n, all);
+                if !before.contains(&record.line) {
+                    folder.append(record)?;
+                    n += 1;
+                    bar.at(n, all);
+                }
                 Ok(!interrupt::asked())
             };
             let (engine, preparer) = (&mut opened.engine, &opened.preparer);
@@ -133,9 +136,10 @@ impl Eval {
         identity.insert("options".into(), Value::Object(endpoint.options.clone()));
         identity.insert("suffix".into(), json!(endpoint.suffix));
         let mut folder = self.open_folder(identity)?;
-        let samples = self.left(data, &folder);
+        let before = folder.done();
+        let samples: Vec<Sample> = data.samples.iter().filter(|s| !before.contains(&s.line)).cloned().collect();
         let start = Instant::now();
-        let mut n = data.samples.len() - samples.len();
+        let mut n = before.len();
         let asked = {
             let mut bar = Progress::new("photos");
             let mut said = |said: Said| match said {
@@ -264,12 +268,6 @@ impl Eval {
         Folder::open(&self.out, identity, start)
     }
 
-    /// The samples that are still to be answered.
-    fn left(&self, data: &Dataset, folder: &Folder) -> Vec<Sample> {
-        let done = folder.done();
-        data.samples.iter().filter(|s| !done.contains(&s.line)).cloned().collect()
-    }
-
     fn trained_on(&self, model: &std::path::Path) -> Option<usize> {
         match &self.adapter {
             Some(run) => config_file::training_samples(run),
@@ -319,6 +317,13 @@ impl Eval {
         _ = writeln!(said, "; results in {}", self.out.display());
         super::print(&said)
     }
+}
+
+/// The samples of the batches that are not answered whole. Whole batches, because what a photo gets depends in its last
+/// digits on those beside it: an evaluation that goes on gets the numbers of one that was never stopped.
+fn in_batches(samples: &[Sample], batch: usize, answered: &BTreeSet<usize>) -> Vec<Sample> {
+    let open = |batch: &&[Sample]| !batch.iter().all(|s| answered.contains(&s.line));
+    samples.chunks(batch).filter(open).flatten().cloned().collect()
 }
 
 fn method_name(method: &Method) -> &'static str {

@@ -76,10 +76,12 @@ pub fn read(paths: &[PathBuf]) -> Result<Sources> {
     Ok(found)
 }
 
-/// Whether the folder is of one of the kinds; a run that was scored in place is both a run and an evaluation.
+/// Whether the folder is of one of the kinds. It can be several: a run that was scored or compared in place. Of a
+/// comparison's own predictions nothing is read but through the two evaluations.
 fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
-    let mut known = false;
-    if dir.join(COMPARISON).exists() {
+    let compared = dir.join(COMPARISON).exists();
+    let mut known = compared;
+    if compared {
         // its records are the second evaluation's, tagged: the comparison itself is made again from both
         let about = json::read(&dir.join(COMPARISON))?;
         for side in ["before", "after"] {
@@ -89,13 +91,12 @@ fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
                 found.evaluations.push(Evaluation::read(&evaluation)?);
             }
         }
-        return Ok(true);
     }
     if dir.join(METRICS).exists() {
         found.runs.push(run(dir)?);
         known = true;
     }
-    if dir.join(PREDICTIONS).exists() {
+    if !compared && dir.join(PREDICTIONS).exists() {
         found.evaluations.push(Evaluation::read(dir)?);
         known = true;
     }

@@ -177,6 +177,19 @@ fn a_run_that_was_scored_in_its_own_folder_is_both() {
 }
 
 #[test]
+fn a_comparison_in_a_runs_own_folder_is_both() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = everything(dir.path(), 6);
+    let (base, tuned, run) = (&sources[0], &sources[1], &sources[2]);
+    // as vlm compare --out leaves it: the second's records, tagged, and no summary.json
+    fs::copy(tuned.join("predictions.jsonl"), run.join("predictions.jsonl")).unwrap();
+    write_json(&run.join("comparison.json"), &json!({"before": {"dir": base}, "after": {"dir": tuned}})).unwrap();
+    let out = dir.path().join("page.html");
+    let built = report::build(&[run.into()], None, &out, &mut |_, _| ()).unwrap();
+    assert_eq!((built.evaluations, built.runs, built.photos), (2, 1, 6));
+}
+
+#[test]
 fn a_photo_that_is_gone_leaves_a_gap_and_a_sentence() {
     let dir = tempfile::tempdir().unwrap();
     let sources = everything(dir.path(), 6);

@@ -2,9 +2,11 @@
 //! wrote it), the comparison of two evaluations, the folder that they are read from.
 
 use crate::support::close::assert_within;
+use crate::support::tiny;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use vlm::classify::compare::{Group, OnDifferent, compare};
 use vlm::classify::folder::{Folder, Start, write_json, write_records};
 use vlm::classify::metrics::{Metrics, metrics};
@@ -226,4 +228,39 @@ fn an_evaluation_goes_on_with_the_same_and_nothing_else() {
     fs::write(&predictions, "{}\n").unwrap();
     let error = said(Folder::open(&out, identity("n"), Start::Resume));
     assert!(error.contains("predictions.jsonl, line 1"), "{error}");
+}
+
+/// What a photo's batch is has a say in the last digits of its probabilities. Stopped within a batch, and by a kill within a
+/// line, an evaluation goes on to the numbers of one that ran through.
+#[test]
+fn an_evaluation_that_was_stopped_ends_with_the_same_numbers() {
+    let dir = tempfile::tempdir().unwrap();
+    let eval = |name: &str, batch: &str, more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vlm"));
+        command.arg("eval").arg("--model").arg(tiny::cases().join("uneven")).arg("--data");
+        command.arg(tiny::cases().join("train.jsonl")).arg("--out").arg(dir.path().join(name));
+        let done = command.args(["--device=cpu", "--batch-size", batch]).args(more).output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    };
+    let predictions = |name: &str| fs::read_to_string(dir.path().join(name).join("predictions.jsonl")).unwrap();
+    let summary = |name: &str| {
+        let text = fs::read_to_string(dir.path().join(name).join("summary.json")).unwrap();
+        let mut summary: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
+        ["seconds", "images_per_second"].iter().for_each(|key| assert!(summary.remove(*key).is_some(), "{key}"));
+        summary
+    };
+    eval("whole", "2", &[]);
+    eval("alone", "1", &[]);
+    assert_ne!(predictions("whole"), predictions("alone"), "batches have no say, and this test could not fail");
+    for n_kept in 0..=3 {
+        let whole = predictions("whole");
+        let kept: String = whole.split_inclusive('\n').take(n_kept).chain(["{\"line\": "]).collect();
+        let parts = dir.path().join(format!("parts-{n_kept}"));
+        fs::create_dir(&parts).unwrap();
+        fs::copy(dir.path().join("whole/identity.json"), parts.join("identity.json")).unwrap();
+        fs::write(parts.join("predictions.jsonl"), kept).unwrap();
+        eval(&format!("parts-{n_kept}"), "2", &["--resume"]);
+        assert_eq!(predictions(&format!("parts-{n_kept}")), whole, "{n_kept} kept");
+        assert_eq!(summary(&format!("parts-{n_kept}")), summary("whole"), "{n_kept} kept");
+    }
 }
