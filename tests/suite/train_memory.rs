@@ -1,11 +1,12 @@
 //! What a run plans to need of memory, and that it keeps to it.
 
+use crate::support::counted::Counted;
 use crate::support::run::{Bench, adapter, log};
 use vlm::base::Precision;
 use vlm::device::Device;
 use vlm::train::plan::Roof;
 use vlm::train::run_folder::Start;
-use vlm::train::session::{Watch, dry_run};
+use vlm::train::session::{End, Watch, dry_run};
 
 #[test]
 fn a_budget_is_kept_by_computing_twice_and_refused_with_a_table() {
@@ -97,4 +98,41 @@ fn features_that_do_not_fit_are_computed_again() {
     bench.run(&free, Start::New, None).unwrap();
     bench.run(&tight, Start::New, None).unwrap();
     assert!(adapter(&free.out) == adapter(&tight.out));
+}
+
+/// The least budget of a device with kernels is enough, and all of it is needed: the plan counts intermediate results as the
+/// operations ask for them.
+#[test]
+fn the_least_budget_of_a_device_with_kernels_holds_intermediate_results() {
+    for capability in [(9, 0), (8, 0)] {
+        let bench = Bench::new();
+        let settings = |memory| {
+            bench.settings(|s| {
+                (s.memory, s.out) = (memory, bench.path("run"));
+                (s.lora_vision, s.epochs, s.max_steps) = (true, None, Some(1));
+            })
+        };
+        let roof = Roof { flops_per_second: 1e9, bytes_per_second: 1e9, seconds_per_operation: 0.0 };
+        let mut watch = Watch { said: &mut |_| (), interrupted: &|| false };
+        let mut device = Device::emulated(capability).expect("an emulator");
+        let plan = dry_run(&settings(None), &mut device, Precision::Bf16, Some(roof), &mut watch).unwrap();
+        let least = plan.fixed() + plan.step_bytes_at_least.max(plan.tower_bytes);
+        let run = |memory: usize| {
+            let counted = Counted::open(capability);
+            let device = Device::of(counted.clone()).unwrap();
+            let done = bench.run_on(device, Precision::Bf16, &settings(Some(memory as u64)), Start::New, None);
+            (done.map_err(|e| e.to_string()), counted.most())
+        };
+        for short in [1, plan.scratch_bytes] {
+            let (done, most) = run(least - short);
+            let said = done.expect_err("a refusal");
+            let scratch = format!("{}  intermediate results of one operation", plan.scratch_bytes);
+            assert!(said.contains("needs more bytes than that") && said.contains(&scratch), "{said}");
+            assert!(said.contains(&format!("it would fit with --memory {least}")), "{said}");
+            assert!(most == 0 && !bench.path("run").exists(), "refused before anything was made");
+        }
+        let (done, most) = run(least);
+        assert!(matches!(done, Ok(End::Done { steps: 1, .. })), "{done:?}");
+        assert!(least - plan.scratch_bytes < most && most <= least, "{most} of {least}: {plan:?}");
+    }
 }

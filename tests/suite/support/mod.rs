@@ -1,9 +1,10 @@
-//! What the tests share: the one comparison ([`close`]), reference values ([`golden`]), central differences
-//! ([`differences`]), kernels against the host ([`kernels`]), numbers to compute with ([`random`]), whole training runs
+//! What the tests share: the one comparison ([`close`]), a device that counts its bytes ([`counted`]), reference values
+//! ([`golden`]), central differences ([`differences`]), kernels against the host ([`kernels`]), numbers to compute with ([`random`]), whole training runs
 //! ([`run`]), an HTTP server that misbehaves ([`server`]), weights as files hold them ([`stored`]) and a small model in
 //! training ([`tiny`]).
 
 pub mod close;
+pub mod counted;
 pub mod differences;
 pub mod golden;
 pub mod kernels;
