@@ -141,7 +141,8 @@ fn features(engine: &mut Engine, patches: Patches) -> Result<Vec<f32>> {
         grids: vec![patches.grid],
         pixels: patches.values,
     };
-    let features = engine.features(&sequence)?.map(|f| f.embeds).unwrap_or_default();
+    let features = engine.features(&sequence)?.map(|made| engine.device.memory().read_f32(made.embeds)).transpose()?;
+    let features = features.unwrap_or_default();
     if !features.iter().all(|v| v.is_finite()) {
         let said = "the tower makes no finite features of this photo; is the checkpoint whole?";
         return Err(Error::Unsupported(said.into()));

@@ -210,6 +210,7 @@ impl Accelerator {
             ("weights", self.weights.bytes() + missing),
             ("trained, with gradients and moments", self.memory.allocated(Arena::Parameters) + shadows),
             ("cache of keys and values", self.memory.allocated(Arena::Cache)),
+            ("image features", self.memory.allocated(Arena::Features)),
             ("activations", activations.max(held)),
             ("intermediate results of a kernel", scratch.max(self.scratch.bytes())),
         ];

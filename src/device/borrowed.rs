@@ -3,7 +3,6 @@
 use super::memory::misuse;
 use crate::base::{DType, Error, Precision, Result, dtype};
 use crate::tensor::{Tensor, Weight};
-use half::bf16;
 use std::borrow::Cow;
 
 /// Slices of one operation's inputs and outputs.
@@ -68,7 +67,7 @@ impl<'a> Output<'a> {
             DType::Bf16 => {
                 let mut wide = vec![f32::NAN; self.tensor.shape.elements()];
                 write(&mut wide);
-                narrow(&wide, self.bytes);
+                dtype::narrow_bf16(&wide, self.bytes);
             }
             _ => return Err(not_lent(self.tensor)),
         }
@@ -82,7 +81,7 @@ impl<'a> Output<'a> {
             DType::Bf16 => {
                 let mut wide = dtype::widened(DType::Bf16, self.bytes, Precision::F32).into_owned();
                 change(&mut wide);
-                narrow(&wide, self.bytes);
+                dtype::narrow_bf16(&wide, self.bytes);
             }
             _ => return Err(not_lent(self.tensor)),
         }
@@ -116,7 +115,7 @@ impl<'a> Output<'a> {
             let bytes = &mut self.bytes[*at as usize * row..][..row];
             match self.tensor.dtype {
                 DType::F32 => bytes.copy_from_slice(bytemuck::cast_slice(values)),
-                DType::Bf16 => narrow(values, bytes),
+                DType::Bf16 => dtype::narrow_bf16(values, bytes),
                 _ => return Err(not_lent(self.tensor)),
             }
         }
@@ -155,14 +154,8 @@ impl Opened<'_> {
 
     pub fn close(self) {
         if let Opened::Bf16(values, bytes) = self {
-            narrow(&values, bytes);
+            dtype::narrow_bf16(&values, bytes);
         }
-    }
-}
-
-pub(super) fn narrow(wide: &[f32], bytes: &mut [u8]) {
-    for (o, x) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(wide) {
-        *o = bf16::from_f32(*x).to_le_bytes();
     }
 }
 

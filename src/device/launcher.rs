@@ -260,6 +260,16 @@ impl Allocation {
         // SAFETY: `at` found both ranges inside this allocation, and they are apart.
         unsafe { self.launcher.copy(source, target, bytes) }
     }
+
+    /// Copies a range to one of another allocation of the same device.
+    pub fn copy_to(&self, from: usize, other: &mut Allocation, to: usize, bytes: usize) -> Result<()> {
+        let (source, target) = (self.at(from, bytes)?, other.at(to, bytes)?);
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: `at` found each range inside its allocation; `other` is lent for writing, so it is not this one.
+        unsafe { self.launcher.copy(source, target, bytes) }
+    }
 }
 
 impl Drop for Allocation {

@@ -1,7 +1,7 @@
 //! Arenas: one allocation each, laid out before anything runs, on the host or on a device that runs kernels. The host
 //! lends slices out that cannot overlap; a device gives addresses, checked in the same way.
 
-use super::borrowed::{Borrowed, narrow};
+use super::borrowed::Borrowed;
 use super::launcher::{Allocation, Launcher};
 use super::shadow::Shadows;
 use crate::base::{DType, Error, Precision, Result, dtype};
@@ -83,6 +83,7 @@ pub struct Memory {
     activations: Region,
     cache: Region,
     parameters: Region,
+    features: Region,
     /// Whole numbers that were written to a device, by slot: what a kernel takes as an index can be checked here.
     written: HashMap<(Arena, u32), Vec<i32>>,
     pub(super) shadows: Shadows,
@@ -103,6 +104,7 @@ impl Memory {
             activations: region(),
             cache: region(),
             parameters: region(),
+            features: region(),
             written: HashMap::new(),
             shadows: Shadows::default(),
         }
@@ -113,6 +115,7 @@ impl Memory {
             Arena::Activations => &self.activations,
             Arena::Cache => &self.cache,
             Arena::Parameters => &self.parameters,
+            Arena::Features => &self.features,
         }
     }
 
@@ -121,6 +124,7 @@ impl Memory {
             Arena::Activations => &mut self.activations,
             Arena::Cache => &mut self.cache,
             Arena::Parameters => &mut self.parameters,
+            Arena::Features => &mut self.features,
         }
     }
 
@@ -205,6 +209,7 @@ impl Memory {
             (Arena::Activations, &mut self.activations),
             (Arena::Cache, &mut self.cache),
             (Arena::Parameters, &mut self.parameters),
+            (Arena::Features, &mut self.features),
         ];
         for (arena, region) in regions {
             let Storage::Host(lines) = &mut region.storage else {
@@ -325,7 +330,7 @@ impl Memory {
             DType::F32 => self.write_bytes(&tensor, bytemuck::cast_slice(values)),
             DType::Bf16 => {
                 let mut bytes = vec![0; tensor.bytes()];
-                narrow(values, &mut bytes);
+                dtype::narrow_bf16(values, &mut bytes);
                 self.write_bytes(&tensor, &bytes)
             }
             _ => Err(misuse("tensor", "f32 or bf16".into(), format!("{tensor:?}"))),
@@ -374,21 +379,42 @@ impl Memory {
         }
     }
 
-    /// Copies the numbers of one activation to another of the same type and size.
-    pub fn copy(&mut self, from: Tensor, to: Tensor) -> Result<()> {
-        let (source, target) = (self.place(&from)?, self.place(&to)?);
-        let alike = (from.arena, to.arena) == (Arena::Activations, Arena::Activations) && source.bytes == target.bytes;
-        if !alike || from.dtype != to.dtype {
-            return Err(misuse("copy", format!("another like {from:?}"), format!("{to:?}")));
+    /// Copies the rows of a tensor to those of another of the same type and width, from row `row` on. They are both
+    /// activations, or one of them features.
+    pub fn copy(&mut self, from: Tensor, to: Tensor, row: usize) -> Result<()> {
+        let (source, mut target) = (self.place(&from)?, self.place(&to)?);
+        let alike = (from.dtype, from.shape.width()) == (to.dtype, to.shape.width());
+        if !alike || row + from.shape.rows() > to.shape.rows() {
+            return Err(misuse("copy", format!("room for {from:?}"), format!("{to:?} from row {row} on")));
         }
+        target.offset += row * to.shape.width() * to.dtype.bytes();
         self.overwritten(&to)?;
-        match &mut self.activations.storage {
-            Storage::Host(lines) => {
-                let bytes: &mut [u8] = bytemuck::cast_slice_mut(lines);
-                bytes.copy_within(source.offset..source.end(), target.offset);
+        let (all, into) = (source.offset..source.end(), target.offset);
+        let Memory { activations, features, .. } = self;
+        let (from, to) = match (from.arena, to.arena) {
+            (Arena::Activations, Arena::Activations) => {
+                return match &mut activations.storage {
+                    Storage::Host(lines) => {
+                        bytemuck::cast_slice_mut::<Line, u8>(lines).copy_within(all, into);
+                        Ok(())
+                    }
+                    Storage::Device(allocation) => allocation.copy_within(source.offset, into, source.bytes),
+                };
+            }
+            (Arena::Activations, Arena::Features) => (&activations.storage, &mut features.storage),
+            (Arena::Features, Arena::Activations) => (&features.storage, &mut activations.storage),
+            (from, to) => {
+                return Err(misuse("copy", "activations, or features and activations".into(), format!("{from:?} to {to:?}")));
+            }
+        };
+        match (from, to) {
+            (Storage::Host(from), Storage::Host(to)) => {
+                let (from, to): (&[u8], &mut [u8]) = (bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to));
+                to[into..into + source.bytes].copy_from_slice(&from[all]);
                 Ok(())
             }
-            Storage::Device(allocation) => allocation.copy_within(source.offset, target.offset, source.bytes),
+            (Storage::Device(from), Storage::Device(to)) => from.copy_to(source.offset, to, into, source.bytes),
+            _ => Err(misuse("copy", "arenas of one device".into(), "one of the host".into())),
         }
     }
 

@@ -2,13 +2,14 @@
 
 use super::engine::Engine;
 use crate::base::Result;
-use crate::qwen3vl::model::ImageFeatures;
 use crate::qwen3vl::pack::{Packed, Sequence};
+use crate::qwen3vl::vision::Features;
 use crate::tape::Tape;
 
 impl Engine {
-    /// The features of a sequence's images, one after the other; None without images.
-    pub fn features(&mut self, sequence: &Sequence) -> Result<Option<ImageFeatures>> {
+    /// The features of a sequence's images, one after the other; None without images. They are activations: the next pass
+    /// takes their place.
+    pub fn features(&mut self, sequence: &Sequence) -> Result<Option<Features>> {
         if sequence.grids.is_empty() {
             return Ok(None);
         }
@@ -19,9 +20,6 @@ impl Engine {
         tape.begin(device)?;
         model.write_vision(device, &pass, &packed)?;
         tape.run(device, clock, &mut |_, _| ())?;
-        let mut read = |t| device.memory().read_f32(t);
-        let embeds = read(pass.features.embeds)?;
-        let deepstack = pass.features.deepstack.iter().map(|f| read(*f)).collect::<Result<_>>()?;
-        Ok(Some(ImageFeatures { embeds, deepstack }))
+        Ok(Some(pass.features))
     }
 }

@@ -83,7 +83,7 @@ impl Op for DeepstackAdd {
                 let named = gpu.memory.indices(&self.rows)?;
                 indices("deepstack_add", "rows", named, self.x.shape.rows(), false)?;
                 if apart {
-                    gpu.memory.copy(self.x, self.y)?;
+                    gpu.memory.copy(self.x, self.y, 0)?;
                 }
                 let (u, d) = (self.features.shape.rows(), self.x.shape.width());
                 let (to, from, rows) = (at.of(&self.y)?, at.of(&self.features)?, at.of(&self.rows)?);

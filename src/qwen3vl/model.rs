@@ -93,14 +93,7 @@ pub enum Images<'a> {
     /// The tower, in the same pass: it is trained.
     Pixels,
     /// An earlier pass of the frozen tower, of these images one after the other.
-    Features(&'a [&'a ImageFeatures]),
-}
-
-/// What the tower made of the images of one sequence: [U, D] each.
-#[derive(Debug, Clone)]
-pub struct ImageFeatures {
-    pub embeds: Vec<f32>,
-    pub deepstack: Vec<Vec<f32>>,
+    Features(&'a [&'a Features]),
 }
 
 /// Whether a loss is to be learnt from.
@@ -370,11 +363,13 @@ impl Model {
             match (&to.source, images) {
                 (LossSource::Pixels(inputs), _) => self.vision.write(device, inputs, &packed.pixels, &packed.grids)?,
                 (LossSource::Features(to), Images::Features(from)) => {
-                    let embeds: Vec<f32> = from.iter().flat_map(|f| &f.embeds).copied().collect();
-                    device.memory().write_f32(to.embeds, &embeds)?;
-                    for (i, to) in to.deepstack.iter().enumerate() {
-                        let features: Vec<f32> = from.iter().flat_map(|f| &f.deepstack[i]).copied().collect();
-                        device.memory().write_f32(*to, &features)?;
+                    let mut row = 0;
+                    for from in from {
+                        let parts = from.deepstack.iter().zip(&to.deepstack);
+                        for (from, to) in std::iter::once((&from.embeds, &to.embeds)).chain(parts) {
+                            device.memory().copy(*from, *to, row)?;
+                        }
+                        row += from.embeds.shape.rows();
                     }
                 }
                 (LossSource::Features(_), Images::Pixels) => (),

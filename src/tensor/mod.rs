@@ -18,6 +18,8 @@ pub enum Arena {
     Cache,
     /// What is trained: numbers, gradients and moments.
     Parameters,
+    /// What the frozen tower made of pictures, kept from one step to the next.
+    Features,
 }
 
 /// A small copyable handle. `slot` indexes the arena's table of places; `generation` is that of the tape (or cache)

@@ -1,6 +1,7 @@
 //! Samples become examples: decoded and tokenised ahead of the step that needs them, once each where the tower is
 //! frozen and its features can be kept.
 
+use super::features::Store;
 use super::order::{Order, Step};
 use super::step::{Example, Trainer};
 use crate::base::{Error, Result, error::Context};
@@ -85,23 +86,23 @@ pub struct Fresh {
     pub example: Example,
 }
 
-/// Examples at hand, by sample.
+/// Examples at hand, by sample: those of the first samples stay, as many as `store` keeps.
 pub struct Kept {
     examples: Vec<Option<Example>>,
-    /// The first so many samples stay.
-    keep: usize,
 }
 
 impl Kept {
-    pub fn new(n: usize, keep: usize) -> Kept {
-        Kept { examples: vec![None; n], keep }
+    pub fn new(n: usize) -> Kept {
+        Kept { examples: vec![None; n] }
     }
 
     /// Takes fresh examples in; where the tower is frozen they go through it, and lose their pixels.
-    pub fn take(&mut self, trainer: &mut Trainer, fresh: Vec<Fresh>) -> Result<()> {
+    pub fn take(&mut self, trainer: &mut Trainer, store: &mut Store, fresh: Vec<Fresh>) -> Result<()> {
         for Fresh { at, mut example } in fresh {
             if trainer.keeps_features() {
-                example.features = trainer.features(&example.sequence)?;
+                let made = trainer.features(&example.sequence)?;
+                let device = &mut trainer.engine.device;
+                example.features = made.map(|made| store.take(device, at, &made)).transpose()?;
                 example.sequence.pixels = Vec::new();
             }
             self.examples[at] = Some(example);
@@ -114,8 +115,12 @@ impl Kept {
         batch.iter().filter_map(|at| self.examples[*at].as_ref()).collect()
     }
 
-    /// Lets go of what is prepared again next time.
-    pub fn release(&mut self, step: &Step) {
-        step.micro_batches.iter().flatten().filter(|at| **at >= self.keep).for_each(|at| self.examples[*at] = None);
+    /// Lets go of those of these samples that are prepared again next time.
+    pub fn release(&mut self, store: &mut Store, samples: impl IntoIterator<Item = usize>) {
+        let keeps = store.keeps();
+        for at in samples.into_iter().filter(|at| *at >= keeps) {
+            self.examples[at] = None;
+            store.release(at);
+        }
     }
 }

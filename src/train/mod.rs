@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod config_file;
 pub mod events;
 pub mod examples;
+pub mod features;
 pub mod fingerprint;
 pub mod lora;
 pub mod metrics;

@@ -3,6 +3,7 @@
 //!
 //! Start at [`Planner::plan`]. What a sample measures follows from its text and from the headers of its pictures.
 
+use super::features::Room;
 use super::order::Order;
 use super::step::{Example, Forward};
 use crate::base::{DType, Error, Precision, Result};
@@ -96,9 +97,13 @@ pub struct Plan {
     pub trained_bytes: usize,
     /// Intermediate results of the operation that needs most, where the device has kernels.
     pub scratch_bytes: usize,
-    /// Image features of the frozen tower, kept from epoch to epoch: of `features_kept` samples.
+    /// Image features of the frozen tower: of `features_kept` samples from epoch to epoch, of others while a step needs
+    /// them.
     pub features_bytes: usize,
+    pub features_bytes_at_least: usize,
     pub features_kept: usize,
+    #[serde(skip)]
+    pub features: Room,
     /// Activations of the largest step, and of a pass of the frozen tower alone: the larger one is allocated.
     pub step_bytes: usize,
     pub tower_bytes: usize,
@@ -127,7 +132,7 @@ impl Plan {
 
     /// The least that a budget can be.
     fn least(&self) -> usize {
-        self.fixed() + self.step_bytes_at_least.max(self.tower_bytes)
+        self.fixed() + self.features_bytes_at_least + self.step_bytes_at_least.max(self.tower_bytes)
     }
 
     /// What no recomputing makes smaller, and no number of features.
@@ -142,8 +147,10 @@ pub struct Planner<'a> {
     pub precision: Precision,
     /// Of a device with kernels; the host, which has none, reads the weights from their file.
     pub facts: Option<Facts>,
-    /// All samples, without pixels.
+    /// All samples, without pixels, and those that the run is evaluated on, so many at a time.
     pub measured: &'a [Example],
+    pub evaluated: &'a [Example],
+    pub batch: usize,
 }
 
 impl Planner<'_> {
@@ -169,7 +176,8 @@ impl Planner<'_> {
         for (tape, _) in &tapes {
             least = least.max(tape.fit(Some(0))?.bytes);
         }
-        let (features_kept, features_bytes) = self.features(budget.saturating_sub(fixed + least.max(tower_bytes)));
+        let features = self.features(order, budget.saturating_sub(fixed + least.max(tower_bytes)));
+        let (features_kept, features_bytes) = (features.kept.len(), features.bytes());
         let rest = budget.saturating_sub(fixed + features_bytes);
         let (mut largest, mut without) = (None::<(Fitted, &Vec<&Example>)>, 0);
         for (tape, batch) in &tapes {
@@ -190,7 +198,9 @@ impl Planner<'_> {
             trained_bytes,
             scratch_bytes,
             features_bytes,
+            features_bytes_at_least: self.features(order, 0).bytes(),
             features_kept,
+            features,
             step_bytes: fitted.bytes,
             tower_bytes,
             step_bytes_without_recompute: without,
@@ -258,23 +268,41 @@ impl Planner<'_> {
         )))
     }
 
-    /// Of how many samples, from the first, image features fit into `budget` bytes, and the bytes they take.
-    fn features(&self, budget: usize) -> (usize, usize) {
-        if self.trainable.trains_vision() {
-            return (0, 0);
-        }
+    /// Room for the image features of as many samples, from the first, as fit into `budget` bytes beside those that a step
+    /// or an evaluation needs at a time. The least there is where not even these fit.
+    fn features(&self, order: &Order, budget: usize) -> Room {
         let config = &self.model.config;
-        let taps = config.vision.deepstack_indexes.len();
-        let row = (1 + taps) * config.text.hidden_size * size_of::<f32>();
-        let (mut kept, mut bytes) = (0, 0);
-        for example in self.measured {
-            let more = bytes + row * patches(&example.sequence) / config.vision.merge_size.pow(2);
-            if more > budget {
+        let rows = |examples: &[Example]| -> Vec<usize> {
+            examples.iter().map(|e| patches(&e.sequence) / config.vision.merge_size.pow(2)).collect()
+        };
+        let most = |rows: &[usize]| rows.iter().copied().max().unwrap_or(0);
+        let (trained, evaluated) = (rows(self.measured), rows(self.evaluated));
+        let evaluation = Room {
+            dtype: self.precision.dtype(),
+            width: config.text.hidden_size,
+            tensors: 1 + config.vision.deepstack_indexes.len(),
+            kept: Vec::new(),
+            spare: if most(&evaluated) > 0 { self.batch.min(evaluated.len()) } else { 0 },
+            spare_rows: most(&evaluated),
+        };
+        if self.trainable.trains_vision() {
+            return Room { spare: 0, ..evaluation };
+        }
+        let whole = Room { kept: trained.clone(), ..evaluation.clone() };
+        let of_step = order.steps_after(0).map(|step| step.n_samples()).max().unwrap_or(0);
+        let (spare, spare_rows) = (of_step.max(evaluation.spare), most(&trained).max(evaluation.spare_rows));
+        let mut part = Room { spare, spare_rows, ..evaluation };
+        if whole.bytes() <= budget.max(part.bytes()) {
+            return whole;
+        }
+        for rows in trained {
+            part.kept.push(rows);
+            if part.bytes() > budget {
+                part.kept.pop();
                 break;
             }
-            (kept, bytes) = (kept + 1, more);
         }
-        (kept, bytes)
+        part
     }
 
     /// The frozen tower over the sample with the most patches; None where the tower is part of each step.
@@ -363,7 +391,7 @@ pub fn table(plan: &Plan) -> String {
         ("weights on the device (the host reads them from their file)", plan.weight_bytes),
         ("what is trained, its gradients and moments", plan.trained_bytes),
         ("intermediate results of one operation (the host needs none)", plan.scratch_bytes),
-        ("image features kept from epoch to epoch", plan.features_bytes),
+        ("image features of the frozen tower", plan.features_bytes),
         (step.as_str(), plan.step_bytes),
         ("  the same with nothing computed twice", plan.step_bytes_without_recompute),
         ("  the same with all that can be computed twice", plan.step_bytes_at_least),

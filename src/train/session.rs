@@ -2,6 +2,7 @@
 
 use super::checkpoint::Position;
 use super::examples::{Fresh, Kept, Samples};
+use super::features::Store;
 use super::fingerprint;
 use super::lora::Lora;
 use super::metrics::{EvalMetrics, StepMetrics, words_are_timed};
@@ -10,7 +11,7 @@ use super::order::{Order, Spread, Step, pick};
 use super::plan::{Plan, Planner, Roof};
 use super::run_folder::{RunFolder, Start, identity_of};
 use super::settings::Settings;
-use super::step::{Optimizer, Trainer};
+use super::step::{Example, Optimizer, Trainer};
 use crate::base::rng::Stream;
 use crate::base::{Error, Precision, Result};
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
@@ -119,6 +120,7 @@ struct Session<'a> {
     checkpoint: &'a Checkpoint,
     kind: Kind,
     trainer: Trainer,
+    features: Store,
     folder: RunFolder,
     evaluation: Option<Evaluation>,
     best: Option<Best>,
@@ -148,7 +150,17 @@ pub fn train(
     let measured = samples.measure()?;
     let identity = identity_of(settings, fingerprints(settings, &all, evaluation.as_ref())?)?;
     let facts = device.facts().cloned();
-    let planner = Planner { model: &model, trainable: &trainable, precision, facts, measured: &measured };
+    let evaluated = measured_evaluation(evaluation.as_ref(), &preparer, most_tokens)?;
+    let batch = settings.batch_size;
+    let planner = Planner {
+        model: &model,
+        trainable: &trainable,
+        precision,
+        facts,
+        measured: &measured,
+        evaluated: &evaluated,
+        batch,
+    };
     let (budget, asked) = budget(settings, &device);
     let plan = planner.plan(&order, budget, None)?;
     planner.refusal(&plan, budget, asked, settings.batch_size)?;
@@ -178,7 +190,7 @@ pub fn train(
         (watch.said)(Said::Note(format!("goes on after step {done}")));
     }
     let left = budget.saturating_sub(plan.fixed() + plan.features_bytes);
-    let trainer = Trainer { engine: Engine::new(model, device, precision), trainable, budget: Some(left) };
+    let mut trainer = Trainer { engine: Engine::new(model, device, precision), trainable, budget: Some(left) };
     (watch.said)(Said::Note(format!(
         "{} samples, {} steps, {} trained parameters in {} tensors",
         all.len(),
@@ -192,11 +204,13 @@ pub fn train(
             plan.recompute_level, plan.recompute_levels
         )));
     }
+    let features = Store::new(&mut trainer.engine.device, plan.features)?;
     let mut session = Session {
         settings,
         checkpoint: &checkpoint,
         kind,
         trainer,
+        features,
         folder: opened.folder,
         evaluation,
         best: state.best,
@@ -205,7 +219,7 @@ pub fn train(
         started,
         dollars_per_hour: begin.dollars_per_hour,
     };
-    session.run(&samples, &order, done, plan.features_kept, begin, watch)
+    session.run(&samples, &order, done, begin, watch)
 }
 
 /// What a run would need, without running it; `stated` is taken for what the device reaches, else it is timed.
@@ -223,7 +237,10 @@ pub fn dry_run(
     let measured = samples.measure()?;
     let model = Model::training(&inputs.checkpoint, &inputs.trainable)?;
     let (trainable, facts) = (&inputs.trainable, device.facts().cloned());
-    let planner = Planner { model: &model, trainable, precision, facts, measured: &measured };
+    let evaluated = measured_evaluation(inputs.evaluation.as_ref(), &inputs.preparer, most_tokens)?;
+    let batch = settings.batch_size;
+    let planner =
+        Planner { model: &model, trainable, precision, facts, measured: &measured, evaluated: &evaluated, batch };
     let (budget, asked) = budget(settings, device);
     let roof = match stated {
         Some(roof) => roof,
@@ -272,6 +289,16 @@ impl Inputs {
         let order = Order::new(samples.len(), batch, accumulation, settings.sequence(), settings.length())?;
         Ok(Inputs { checkpoint, preparer, samples, evaluation, kind, init, trainable, order })
     }
+}
+
+/// The samples that a run is evaluated on, without pixels.
+fn measured_evaluation(
+    evaluation: Option<&Evaluation>,
+    preparer: &Preparer,
+    most_tokens: usize,
+) -> Result<Vec<Example>> {
+    let Some(Evaluation { file, samples, .. }) = evaluation else { return Ok(Vec::new()) };
+    Samples { file, all: samples, preparer, most_tokens }.measure()
 }
 
 impl Evaluation {
@@ -323,17 +350,16 @@ fn now() -> f64 {
 }
 
 impl Session<'_> {
-    /// `keep`: of so many samples, from the first, prepared examples stay.
     fn run(
         &mut self,
         samples: &Samples,
         order: &Order,
         done: u64,
-        keep: usize,
         begin: &Begin,
         watch: &mut Watch,
     ) -> Result<End> {
-        let mut kept = Kept::new(samples.all.len(), keep);
+        let mut kept = Kept::new(samples.all.len());
+        let keep = self.features.keeps();
         let total = order.total_steps();
         let per_epoch = order.steps_per_epoch();
         let (mut at, mut loss, mut passed) = (done, None, false);
@@ -346,9 +372,9 @@ impl Session<'_> {
                 if words_are_timed(step.number) {
                     self.trainer.engine.clock.start();
                 }
-                kept.take(&mut self.trainer, fresh)?;
+                kept.take(&mut self.trainer, &mut self.features, fresh)?;
                 let metrics = self.step(samples, order, &step, &kept, start, begin)?;
-                kept.release(&step);
+                kept.release(&mut self.features, step.micro_batches.iter().flatten().copied());
                 self.folder.log(&metrics, now())?;
                 let step_loss = metrics.loss;
                 (watch.said)(Said::Step(metrics, total));
@@ -535,7 +561,7 @@ impl Session<'_> {
         })?;
         let most_tokens = self.checkpoint.config.text.max_position_embeddings;
         let samples = Samples { file, all: samples, preparer, most_tokens };
-        let eval_loss = mean_loss(&mut self.trainer, &samples, batch)?;
+        let eval_loss = mean_loss(&mut self.trainer, &mut self.features, &samples, batch)?;
         let metrics = EvalMetrics {
             step: step.number,
             epoch: step.epochs_done,
@@ -606,16 +632,19 @@ impl Session<'_> {
 }
 
 /// Mean over the label tokens of all samples, as a step's loss is; without dropout.
-fn mean_loss(trainer: &mut Trainer, samples: &Samples, batch: usize) -> Result<f64> {
+fn mean_loss(trainer: &mut Trainer, store: &mut Store, samples: &Samples, batch: usize) -> Result<f64> {
     let (mut sum, mut tokens) = (0.0, 0);
-    let all: Vec<usize> = (0..samples.all.len()).collect();
+    // numbers that no sample of the training set has: what is kept of those stays
+    let first = store.keeps();
+    let all: Vec<usize> = (first..first + samples.all.len()).collect();
+    let mut kept = Kept::new(first + samples.all.len());
     for chunk in all.chunks(batch) {
-        let mut examples = Kept::new(samples.all.len(), 0);
-        let fresh = chunk.par_iter().map(|at| Ok(Fresh { at: *at, example: samples.prepare(*at)? }));
-        examples.take(trainer, fresh.collect::<Result<_>>()?)?;
-        let examples = examples.of(chunk);
+        let fresh = chunk.par_iter().map(|at| Ok(Fresh { at: *at, example: samples.prepare(at - first)? }));
+        kept.take(trainer, store, fresh.collect::<Result<_>>()?)?;
+        let examples = kept.of(chunk);
         sum += trainer.losses(&examples)?.iter().sum::<f64>();
         tokens += examples.iter().map(|e| e.label_tokens()).sum::<usize>();
+        kept.release(store, chunk.iter().copied());
     }
     Ok(sum / tokens as f64)
 }

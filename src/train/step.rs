@@ -8,9 +8,10 @@ use crate::io::HostTensor;
 use crate::ops::Op;
 use crate::ops::adamw::AdamW;
 use crate::ops::grad_norm::GradNorm;
-use crate::qwen3vl::model::{Direction, ImageFeatures, Images, Labels, LossPass, Model};
+use crate::qwen3vl::model::{Direction, Images, Labels, LossPass, Model};
 use crate::qwen3vl::pack::{Packed, Sequence};
 use crate::qwen3vl::trainable::{Entry, Trainable};
+use crate::qwen3vl::vision::Features;
 use crate::tape::Tape;
 
 /// One sample, ready to be learnt.
@@ -23,7 +24,7 @@ pub struct Example {
     /// Which ids are learnt.
     pub labels: Vec<bool>,
     /// What the frozen tower made of the images.
-    pub features: Option<ImageFeatures>,
+    pub features: Option<Features>,
 }
 
 impl Example {
@@ -92,7 +93,7 @@ impl Trainer {
     }
 
     /// What the frozen tower makes of a sequence's images; None without images.
-    pub fn features(&mut self, sequence: &Sequence) -> Result<Option<ImageFeatures>> {
+    pub fn features(&mut self, sequence: &Sequence) -> Result<Option<Features>> {
         self.engine.features(sequence)
     }
 
@@ -137,7 +138,7 @@ impl Trainer {
         tape.begin(device)?;
         let (scale, random) = learn.unwrap_or((0.0, Stream::new(0, &[])));
         let draws: Vec<Stream> = examples.iter().map(|e| random.with(e.id)).collect();
-        let features: Vec<&ImageFeatures> = examples.iter().filter_map(|e| e.features.as_ref()).collect();
+        let features: Vec<&Features> = examples.iter().filter_map(|e| e.features.as_ref()).collect();
         let images = if keeps_features { Images::Features(&features) } else { Images::Pixels };
         model.write_loss(device, &pass, &packed, &labels, scale, images, &draws)?;
         tape.run(device, clock, &mut |_, _| ())?;

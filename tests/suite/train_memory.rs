@@ -90,7 +90,8 @@ fn features_that_do_not_fit_are_computed_again() {
     let whole = plan(None);
     assert_eq!(whole.features_kept, 3);
     let least = whole.trained_bytes + whole.step_bytes_at_least.max(whole.tower_bytes);
-    let memory = (least + whole.features_bytes / 2) as u64;
+    assert!(whole.features_bytes_at_least < whole.features_bytes);
+    let memory = (least + whole.features_bytes_at_least) as u64;
     let some = plan(Some(memory));
     assert!(some.features_kept < 3 && some.bytes() as u64 <= memory && some.flops > whole.flops);
     let free = bench.settings(|s| s.out = bench.path("free"));
