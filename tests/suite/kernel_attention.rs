@@ -7,6 +7,7 @@ use vlm::device::{Accumulate, Device, Facts};
 use vlm::ops::attention::{Attention, AttentionBackward, Heads, Mask};
 use vlm::ops::attention_cached::AttentionCached;
 use vlm::ops::{Gradient, Op};
+use vlm::tensor::Arena;
 
 /// Heads: every compiled width, whole and padded, and widths whose rows are not aligned; one, two and three query heads
 /// for a key head.
@@ -377,6 +378,17 @@ fn a_neighbours_large_scores_stay_out() {
     q[16..].iter_mut().for_each(|x| *x *= 100.0);
     op.q = case.values(DType::Bf16, [1, 2 * 16], q);
     case.agrees(&op);
+}
+
+/// A block's 16 rows are more than are left at the end of the last sequence.
+#[test]
+fn no_query_is_read_past_the_last() {
+    for heads in [(4, 2, 64), (2, 2, 12)] {
+        let mut case = Case::new(3);
+        let mut op = cached(&mut case, &[1, 3], &[9, 70], heads, 16);
+        op.q = case.bf16(op.q.shape);
+        case.agrees_before_a_guard(Arena::Activations, &op);
+    }
 }
 
 #[test]

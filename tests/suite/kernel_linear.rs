@@ -6,7 +6,7 @@ use vlm::base::{DType, Precision};
 use vlm::device::{Accumulate, Device, Facts};
 use vlm::ops::linear::{Activation, Adapter, Dropout, Linear, LinearBackward, Segment};
 use vlm::ops::{Gradient, Op};
-use vlm::tensor::{Tensor, Weight};
+use vlm::tensor::{Arena, Tensor, Weight};
 
 /// A segment's output width, its adapter's rank (0: none), and whether it has a bias.
 pub type Columns = (usize, usize, bool);
@@ -20,8 +20,9 @@ pub enum Trained {
 }
 
 /// Rows, input width, segments: one, primes, the tiles of 16 x 32, 64 x 64 and 128 x 128 (and Hopper's) and one more or
-/// less, widths that are no multiple of 8, adapters of several ranks, several steps of k and a rest, none at all.
-const SHAPES: [(usize, usize, &[Columns]); 19] = [
+/// less, widths that are no multiple of 8, adapters of several ranks, several steps of k and a rest, none at all, and as many
+/// segments as there can be.
+const SHAPES: [(usize, usize, &[Columns]); 20] = [
     (1, 1, &[(1, 1, true)]),
     (1, 264, &[(40, 8, false), (32, 0, true)]),
     (3, 7, &[(5, 0, false), (13, 3, true)]),
@@ -41,6 +42,7 @@ const SHAPES: [(usize, usize, &[Columns]); 19] = [
     (130, 376, &[(504, 8, true)]),
     (140, 504, &[(376, 0, false)]),
     (0, 16, &[(24, 8, true)]),
+    (70, 128, &[(136, 8, true), (128, 0, false), (144, 16, false), (128, 8, true)]),
 ];
 
 fn weight(case: &mut Case, name: &str, shape: [usize; 2], trained: bool) -> Weight {
@@ -242,6 +244,41 @@ fn adapters_with_and_without_a_dropout_may_share_their_input() {
             case.agrees(&op);
         }
     }
+}
+
+/// Tiles reach past the last row, whose key is the last that is there; so is the last row's place.
+#[test]
+fn no_key_is_read_past_the_last() {
+    for (m, k, n) in [(40, 64, 72), (76, 64, 72), (20, 67, 13), (200, 136, 264)] {
+        let columns = [(n, 8, false)];
+        for (gathers, p) in [(false, 0.5), (true, 0.5), (true, 0.0)] {
+            let options = Options { rows: gathers, p, ..PLAIN };
+            let end = |case: &mut Case, op: &mut Linear| match (gathers, op.rows) {
+                (true, Some(_)) => {
+                    let last = (0..m).map(|i| ((i * 7 + 3) % op.x.shape.rows()) as i32).collect();
+                    op.rows = Some(case.whole([m], last));
+                }
+                _ => op.noise = Some(noise(case, op.x.shape.rows())),
+            };
+            let mut case = Case::new(m as u64);
+            let mut op = linear(&mut case, (m, k, &columns), Trained::Adapters, options, false);
+            end(&mut case, &mut op);
+            case.agrees_before_a_guard(Arena::Activations, &op);
+            let mut case = Case::new(m as u64);
+            let of = (options, Trained::Adapters, Some(Accumulate::Overwrite));
+            let mut op = backward(&mut case, (m, k, &columns), of);
+            end(&mut case, &mut op.forward);
+            case.agrees_before_a_guard(Arena::Activations, &op);
+        }
+    }
+}
+
+#[test]
+fn no_gradient_is_written_past_the_last_bias() {
+    let mut case = Case::new(4);
+    let of = (PLAIN, Trained::Everything, Some(Accumulate::Overwrite));
+    let op = backward(&mut case, (70, 64, &[(72, 8, false), (40, 0, true)]), of);
+    case.agrees_before_a_guard(Arena::Parameters, &op);
 }
 
 #[test]

@@ -216,6 +216,27 @@ impl Case {
         self.agrees_within(op, ROW);
     }
 
+    /// The same where nothing lies behind the arena's last tensor but the end of the device's allocation, which is an emulated
+    /// device's guard page: what a kernel reads or writes past that tensor is an error. The tensor's bytes are a multiple of
+    /// 16, so that nothing pads the allocation.
+    #[track_caller]
+    pub fn agrees_before_a_guard(mut self, arena: Arena, op: &dyn Op) {
+        let slots = if arena == Arena::Parameters { &mut self.parameters } else { &mut self.activations };
+        let canary = slots.places.last_mut().expect("a canary");
+        *canary = Place { offset: canary.offset, bytes: 0 };
+        assert!(canary.offset.is_multiple_of(16), "padding lies behind the last tensor");
+        slots.bytes = canary.offset;
+        let (canary, start) = slots.starts.last_mut().expect("a canary");
+        canary.shape = [0].into();
+        match start {
+            Start::F32(values) => values.clear(),
+            Start::I32(values) => values.clear(),
+        }
+        emulated::configure("placement", 1).expect("an emulator");
+        self.agrees(op);
+        emulated::configure("placement", 0).expect("an emulator");
+    }
+
     /// The same with another bound on a row's error.
     #[track_caller]
     pub fn agrees_within(&self, op: &dyn Op, bound: f64) {
