@@ -159,7 +159,8 @@ mod tests {
     #[test]
     fn narrowing_is_halfs() {
         // every pattern of the half that stays, with lower halves below, on and above a tie
-        let patterns = (0..=0xffffu32).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| high << 16 | low));
+        let patterns =
+            (0..=0xffffu32).flat_map(|high| [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff].map(|low| high << 16 | low));
         let wide: Vec<f32> = patterns.map(f32::from_bits).collect();
         let mut bytes = vec![0; 2 * wide.len()];
         narrow_bf16(&wide, &mut bytes);

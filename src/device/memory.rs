@@ -404,7 +404,11 @@ impl Memory {
             (Arena::Activations, Arena::Features) => (&activations.storage, &mut features.storage),
             (Arena::Features, Arena::Activations) => (&features.storage, &mut activations.storage),
             (from, to) => {
-                return Err(misuse("copy", "activations, or features and activations".into(), format!("{from:?} to {to:?}")));
+                return Err(misuse(
+                    "copy",
+                    "activations, or features and activations".into(),
+                    format!("{from:?} to {to:?}"),
+                ));
             }
         };
         match (from, to) {

@@ -5,7 +5,7 @@
 
 use super::features::Room;
 use super::order::Order;
-use super::step::{Example, Forward};
+use super::step::{Example, Forward, batch as batch_of};
 use crate::base::{DType, Error, Precision, Result};
 use crate::device::{Clock, Device, Facts};
 use crate::ops::linear::{Activation, Linear, Segment};
@@ -236,7 +236,9 @@ impl Planner<'_> {
 
     fn forward(&self, batch: &[&Example]) -> Result<Tape> {
         let direction = Direction::Both;
-        Ok(Forward::new(self.model, self.precision, !self.trainable.trains_vision(), batch, direction)?.tape)
+        let (packed, labels) = batch_of(self.model, batch)?;
+        let keeps = !self.trainable.trains_vision();
+        Ok(Forward::new(self.model, self.precision, keeps, &packed, labels.ids.len(), direction)?.tape)
     }
 
     fn of(&self, batch: &[usize]) -> Vec<&Example> {

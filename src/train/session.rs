@@ -190,7 +190,7 @@ pub fn train(
         (watch.said)(Said::Note(format!("goes on after step {done}")));
     }
     let left = budget.saturating_sub(plan.fixed() + plan.features_bytes);
-    let mut trainer = Trainer { engine: Engine::new(model, device, precision), trainable, budget: Some(left) };
+    let mut trainer = Trainer::new(Engine::new(model, device, precision), trainable, Some(left));
     (watch.said)(Said::Note(format!(
         "{} samples, {} steps, {} trained parameters in {} tensors",
         all.len(),
@@ -350,14 +350,7 @@ fn now() -> f64 {
 }
 
 impl Session<'_> {
-    fn run(
-        &mut self,
-        samples: &Samples,
-        order: &Order,
-        done: u64,
-        begin: &Begin,
-        watch: &mut Watch,
-    ) -> Result<End> {
+    fn run(&mut self, samples: &Samples, order: &Order, done: u64, begin: &Begin, watch: &mut Watch) -> Result<End> {
         let mut kept = Kept::new(samples.all.len());
         let keep = self.features.keeps();
         let total = order.total_steps();

@@ -34,36 +34,72 @@ impl Example {
     }
 }
 
-/// The pass of some examples up to their losses, on a tape, and what is to be written into it. `pass` is None where
-/// nothing is learnt.
+/// The pass of some examples up to their losses, on a tape.
 pub struct Forward {
     pub tape: Tape,
-    pub pass: Option<LossPass>,
-    pub packed: Packed,
-    pub labels: Labels,
+    pub pass: LossPass,
 }
 
 impl Forward {
-    /// Image features are inputs where they are kept, else the tower is part of the pass.
+    /// Of a batch with `n_labels` tokens to learn. Image features are inputs where they are kept, else the tower is part of
+    /// the pass.
     pub fn new(
         model: &Model,
         precision: Precision,
         keeps_features: bool,
-        examples: &[&Example],
+        packed: &Packed,
+        n_labels: usize,
         direction: Direction,
     ) -> Result<Forward> {
-        let sequences: Vec<&Sequence> = examples.iter().map(|e| &e.sequence).collect();
-        let packed = Packed::new(&sequences, model.config.vision.merge_size)?;
-        let labels = labels(&packed, examples);
         let images = if keeps_features { Images::Features(&[]) } else { Images::Pixels };
         let mut tape = Tape::new(precision);
-        let pass = match labels.ids.len() {
-            0 => None,
-            n => Some(model.loss(&mut tape, &packed, n, images, direction)?),
-        };
-        Ok(Forward { tape, pass, packed, labels })
+        let pass = model.loss(&mut tape, packed, n_labels, images, direction)?;
+        Ok(Forward { tape, pass })
     }
 }
+
+/// Examples side by side, and which of their tokens are learnt.
+pub fn batch(model: &Model, examples: &[&Example]) -> Result<(Packed, Labels)> {
+    let sequences: Vec<&Sequence> = examples.iter().map(|e| &e.sequence).collect();
+    let packed = Packed::new(&sequences, model.config.vision.merge_size)?;
+    let labels = labels(&packed, examples);
+    Ok((packed, labels))
+}
+
+/// What the tape of a pass follows from: batches of the same sizes run the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Sizes {
+    tokens: usize,
+    sequences: usize,
+    images: usize,
+    visual_tokens: usize,
+    patches: usize,
+    patch_pairs: u64,
+    causal_pairs: u64,
+    labels: usize,
+    direction: Direction,
+    budget: Option<usize>,
+}
+
+impl Sizes {
+    fn of(packed: &Packed, labels: &Labels, direction: Direction, budget: Option<usize>) -> Sizes {
+        Sizes {
+            tokens: packed.tokens(),
+            sequences: packed.deltas.len(),
+            images: packed.grids.len(),
+            visual_tokens: packed.visual_tokens.len(),
+            patches: packed.patches(),
+            patch_pairs: packed.patch_pairs(),
+            causal_pairs: packed.causal_pairs(),
+            labels: labels.ids.len(),
+            direction,
+            budget,
+        }
+    }
+}
+
+/// So many tapes are held.
+const TAPES: usize = 32;
 
 /// The numbers of one step of the optimiser.
 #[derive(Debug, Clone, Copy)]
@@ -84,9 +120,15 @@ pub struct Trainer {
     pub trainable: Trainable,
     /// The most bytes that the activations of a step may take; as little as possible is computed twice for that.
     pub budget: Option<usize>,
+    /// Of the last batches, the oldest first: writing one takes milliseconds in which the device has nothing to do.
+    passes: Vec<(Sizes, Forward)>,
 }
 
 impl Trainer {
+    pub fn new(engine: Engine, trainable: Trainable, budget: Option<usize>) -> Trainer {
+        Trainer { engine, trainable, budget, passes: Vec::new() }
+    }
+
     /// Whether image features stay the same, and can be kept.
     pub fn keeps_features(&self) -> bool {
         !self.trainable.trains_vision()
@@ -115,36 +157,54 @@ impl Trainer {
 
     fn pass(&mut self, examples: &[&Example], learn: Option<(f32, Stream)>) -> Result<Vec<f64>> {
         let keeps_features = self.keeps_features();
-        let Engine { model, device, precision, clock, .. } = &mut self.engine;
         let direction = if learn.is_some() { Direction::Both } else { Direction::Forward };
-        let Forward { tape, pass, packed, labels } =
-            Forward::new(model, *precision, keeps_features, examples, direction)?;
-        let Some(pass) = pass else { return Ok(vec![0.0; examples.len()]) };
-        let tape = match direction {
-            Direction::Forward => tape,
-            Direction::Both => {
-                let fitted = tape.fit(self.budget)?;
-                if let Some(budget) = self.budget.filter(|budget| fitted.bytes > *budget) {
-                    return Err(Error::Unsupported(format!(
-                        "--memory: a batch of {} tokens needs {} bytes for activations, and {budget} are left; raise \
-                         it, or lower --batch-size or --max-pixels",
-                        packed.tokens(),
-                        fitted.bytes
-                    )));
+        let (packed, labels) = batch(&self.engine.model, examples)?;
+        if labels.ids.is_empty() {
+            return Ok(vec![0.0; examples.len()]);
+        }
+        let sizes = Sizes::of(&packed, &labels, direction, self.budget);
+        let at = match self.passes.iter().position(|(of, _)| *of == sizes) {
+            Some(at) => at,
+            None => {
+                let written = self.write(&packed, &labels, direction)?;
+                if self.passes.len() == TAPES {
+                    self.passes.remove(0);
                 }
-                fitted.tape
+                self.passes.push((sizes, written));
+                self.passes.len() - 1
             }
         };
+        let (_, Forward { tape, pass }) = &self.passes[at];
+        let Engine { model, device, clock, .. } = &mut self.engine;
         tape.begin(device)?;
         let (scale, random) = learn.unwrap_or((0.0, Stream::new(0, &[])));
         let draws: Vec<Stream> = examples.iter().map(|e| random.with(e.id)).collect();
         let features: Vec<&Features> = examples.iter().filter_map(|e| e.features.as_ref()).collect();
         let images = if keeps_features { Images::Features(&features) } else { Images::Pixels };
-        model.write_loss(device, &pass, &packed, &labels, scale, images, &draws)?;
+        model.write_loss(device, pass, &packed, &labels, scale, images, &draws)?;
         tape.run(device, clock, &mut |_, _| ())?;
         let losses = device.memory().read_f32(pass.losses)?;
         let mut losses = losses.iter().map(|l| *l as f64);
         Ok(examples.iter().map(|e| losses.by_ref().take(e.label_tokens()).sum()).collect())
+    }
+
+    /// The tape of a batch's pass, with as little computed twice as the budget allows.
+    fn write(&self, packed: &Packed, labels: &Labels, direction: Direction) -> Result<Forward> {
+        let Engine { model, precision, .. } = &self.engine;
+        let forward = Forward::new(model, *precision, self.keeps_features(), packed, labels.ids.len(), direction)?;
+        if direction == Direction::Forward {
+            return Ok(forward);
+        }
+        let fitted = forward.tape.fit(self.budget)?;
+        match self.budget.filter(|budget| fitted.bytes > *budget) {
+            Some(budget) => Err(Error::Unsupported(format!(
+                "--memory: a batch of {} tokens needs {} bytes for activations, and {budget} are left; raise it, or lower \
+                 --batch-size or --max-pixels",
+                packed.tokens(),
+                fitted.bytes
+            ))),
+            None => Ok(Forward { tape: fitted.tape, ..forward }),
+        }
     }
 
     /// The length of all gradients together, before any clipping.

@@ -5,11 +5,12 @@ use vlm::base::Precision;
 use vlm::base::rng::Stream;
 use vlm::qwen3vl::model::Direction;
 use vlm::tape::{Record, Tape};
-use vlm::train::step::{Example, Forward, Trainer};
+use vlm::train::step::{Example, Forward, Trainer, batch as batch_of};
 
 fn forward(trainer: &Trainer, batch: &[&Example]) -> Tape {
     let (model, precision) = (&trainer.engine.model, trainer.engine.precision);
-    Forward::new(model, precision, trainer.keeps_features(), batch, Direction::Both).unwrap().tape
+    let (packed, labels) = batch_of(model, batch).unwrap();
+    Forward::new(model, precision, trainer.keeps_features(), &packed, labels.ids.len(), Direction::Both).unwrap().tape
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -78,4 +79,22 @@ fn nothing_is_computed_twice_where_memory_allows() {
     // where nothing fits, the least there is
     let least = tape.fit(Some(0)).unwrap();
     assert!(least.bytes <= tape.at_level(tape.levels()).unwrap().bytes && least.bytes > 0);
+}
+
+/// Batches of one size share a tape: what came before leaves nothing behind.
+#[test]
+fn a_tape_that_runs_again_gives_the_bits_of_a_new_one() {
+    for what in [What::Lora(0.3), What::Full] {
+        let run = |before: &[usize]| {
+            let (mut trainer, examples) = trainer("uneven", what, Precision::F32);
+            for n in before {
+                let batch: Vec<&Example> = examples.iter().take(*n).collect();
+                step(&mut trainer, &batch, Stream::new(4, &[*n as u64]));
+            }
+            let batch: Vec<&Example> = examples.iter().take(2).collect();
+            let (losses, gradients) = step(&mut trainer, &batch, Stream::new(4, &[9]));
+            (losses, bits(&gradients))
+        };
+        assert!(run(&[2, 1, 2]) == run(&[]));
+    }
 }

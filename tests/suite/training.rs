@@ -58,7 +58,7 @@ pub fn follow(mut device: Device, precision: Precision, bounds: [f64; 4]) -> (Ve
     trainable.allocate(&mut device).unwrap();
     trainable.start_from(&mut device, &init).unwrap();
     let model = Model::training(&checkpoint, &trainable).unwrap();
-    let mut trainer = Trainer { engine: Engine::new(model, device, precision), trainable, budget: None };
+    let mut trainer = Trainer::new(Engine::new(model, device, precision), trainable, None);
     let patches = read_patch_spec(&checkpoint.dir).unwrap();
     let preparer = Preparer::open(&checkpoint.dir, &checkpoint.config, patches).unwrap();
     let data = read_dataset(&cases().join("train.jsonl"), None, OnBad::Fail).unwrap();

@@ -29,7 +29,8 @@ pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &Linear
 /// A product with the maps of its operands.
 fn product_maps(gpu: &Accelerator, args: &LinearArgs, form: Form, tile: HopperTile) -> Result<LinearSm90Args> {
     let nothing = TensorMap([0; 16]);
-    let mut maps = LinearSm90Args { product: *args, left: [nothing; PIECES], right: [nothing; PIECES], y: [nothing; BANDS] };
+    let mut maps =
+        LinearSm90Args { product: *args, left: [nothing; PIECES], right: [nothing; PIECES], y: [nothing; BANDS] };
     for (i, piece, band) in args.pieces() {
         let (depth, m, width) = (piece.depth as u64, args.m as u64, band.width as u64);
         let left = |rows| map(gpu, piece.left, [depth, m], piece.left_stride, [HopperTile::DEPTH, rows]);

@@ -64,7 +64,7 @@ pub fn trainer_on(mut device: Device, model: &str, what: What, precision: Precis
         Example { id: s.line as u64, sequence: prepared.sequence, labels: prepared.labels, features: None }
     };
     let examples = data.samples.iter().map(example).collect();
-    (Trainer { engine: Engine::new(model, device, precision), trainable, budget: None }, examples)
+    (Trainer::new(Engine::new(model, device, precision), trainable, None), examples)
 }
 
 /// Losses and all gradients of one batch.
