@@ -285,13 +285,24 @@ impl Memory {
         Ok(())
     }
 
-    /// The whole numbers that [`Memory::write_i32`] last wrote to a tensor of a device, where no kernel changed them.
+    /// The whole numbers that a tensor holds: on a device those that [`Memory::write_i32`] last wrote, where no kernel
+    /// changed them and no tape ran since.
     pub fn indices(&self, tensor: &Tensor) -> Result<&[i32]> {
-        self.place(tensor)?;
+        let place = self.place(tensor)?;
+        if let Storage::Host(lines) = &self.region(tensor.arena).storage
+            && tensor.dtype == DType::I32
+        {
+            return Ok(bytemuck::cast_slice(&bytemuck::cast_slice::<Line, u8>(lines)[place.offset..place.end()]));
+        }
         let values = self.written.get(&(tensor.arena, tensor.slot));
         values
             .map(Vec::as_slice)
             .ok_or_else(|| misuse("indices", "whole numbers that were written".into(), format!("{tensor:?}")))
+    }
+
+    /// Forgets which whole numbers were written: a tape ran, and its inputs' bytes may hold something else now.
+    pub fn forget_indices(&mut self) {
+        self.written.clear();
     }
 
     /// Replaces a tensor's bytes. `bytes` are as many.

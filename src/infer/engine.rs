@@ -3,7 +3,7 @@
 use super::cache::{self, BLOCK, Cache, CachedSequence};
 use crate::base::{Error, Precision, Result};
 use crate::device::{Clock, Device};
-use crate::ops::sample::Choice;
+use crate::ops::sample::{self, Choice};
 use crate::qwen3vl::model::{Model, Rows, SamplePass, Sampling, StepPass, StepSizes, StepValues};
 use crate::qwen3vl::pack::{Packed, Sequence};
 use crate::tape::Tape;
@@ -149,7 +149,7 @@ impl Engine {
     fn answer(&mut self, logits: Tensor, sample: Option<&SamplePass>) -> Result<Answer> {
         let memory = self.device.memory();
         Ok(match sample {
-            Some(pass) => Answer::Tokens(memory.read_i32(pass.tokens)?.into_iter().map(|t| t as u32).collect()),
+            Some(pass) => Answer::Tokens(sample::chosen(memory, pass.tokens)?),
             None => {
                 let all = memory.read_f32(logits)?;
                 Answer::Logits(all.chunks_exact(logits.shape.width()).map(<[f32]>::to_vec).collect())

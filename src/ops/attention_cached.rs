@@ -7,7 +7,7 @@
 use super::attention::{Compiled, SHARED_ALIGNMENT, THREADS, check_starts, slots};
 use super::{Op, bf16, indices, require, shape, whole};
 use crate::base::{Error, Precision, Result};
-use crate::device::{Device, Facts, Launch};
+use crate::device::{Device, Facts, Launch, Memory};
 use crate::host::attention::{BlockTable, Heads};
 use crate::host::attention_tuned;
 use crate::tensor::Tensor;
@@ -72,27 +72,6 @@ pub struct Plan {
 }
 
 impl AttentionCached {
-    /// That tokens, lengths and blocks are what a kernel may follow.
-    fn check(&self, starts: &[i32], lengths: &[i32], blocks: &[i32]) -> Result<()> {
-        let op = "attention_cached";
-        check_starts(op, starts, self.q.shape.rows())?;
-        let width = self.blocks.shape.width();
-        for (b, (pair, length)) in starts.windows(2).zip(lengths).enumerate() {
-            let (new, held) = (pair[1] - pair[0], width * self.block);
-            if *length < new || *length as usize > held {
-                return Err(Error::Contract {
-                    op,
-                    argument: "lengths",
-                    wanted: format!("{new} to {held} for sequence {b}"),
-                    got: length.to_string(),
-                });
-            }
-            let row = &blocks[b * width..][..(*length as usize).div_ceil(self.block)];
-            indices(op, "blocks", row, self.keys.shape.rows() / self.block, false)?;
-        }
-        Ok(())
-    }
-
     pub fn plan(&self) -> Result<Plan> {
         let op = "attention_cached";
         let (t, h) = (self.q.shape.rows(), &self.heads);
@@ -169,14 +148,35 @@ impl Op for AttentionCached {
         Ok(vec![self.plan()?.scratch_bytes])
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        let op = "attention_cached";
+        let (starts, lengths) = (memory.indices(&self.starts)?, memory.indices(&self.lengths)?);
+        let (blocks, width) = (memory.indices(&self.blocks)?, self.blocks.shape.width());
+        check_starts(op, starts, self.q.shape.rows())?;
+        for (b, (pair, length)) in starts.windows(2).zip(lengths).enumerate() {
+            let (new, held) = (pair[1] - pair[0], width * self.block);
+            if *length < new || *length as usize > held {
+                return Err(Error::Contract {
+                    op,
+                    argument: "lengths",
+                    wanted: format!("{new} to {held} for sequence {b}"),
+                    got: length.to_string(),
+                });
+            }
+            let row = &blocks[b * width..][..(*length as usize).div_ceil(self.block)];
+            indices(op, "blocks", row, self.keys.shape.rows() / self.block, false)?;
+        }
+        Ok(())
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (starts, lengths, blocks) =
                     (lent.i32(self.starts)?, lent.i32(self.lengths)?, lent.i32(self.blocks)?);
                 let table = BlockTable { blocks, max_blocks: self.blocks.shape.width(), block: self.block };
-                self.check(starts, lengths, blocks)?;
                 let (q, keys, values) = (lent.f32(self.q)?, lent.f32(self.keys)?, lent.f32(self.values)?);
                 lent.output(self.y)?.fill(|y| {
                     attention_tuned::attention_cached(
@@ -198,8 +198,6 @@ impl Op for AttentionCached {
                 bf16(op, &[&self.q, &self.keys, &self.values, &self.y])?;
                 let plan = self.plan()?;
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
-                let whole = |t| gpu.memory.indices(t);
-                self.check(whole(&self.starts)?, whole(&self.lengths)?, whole(&self.blocks)?)?;
                 let [partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
                 let mut args = AttentionCachedArgs {
                     q: at.of(&self.q)?,

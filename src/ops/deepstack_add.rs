@@ -3,7 +3,7 @@
 
 use super::{Gradient, Op, bf16, indices, plan_pieces, shape, whole};
 use crate::base::Result;
-use crate::device::{Accumulate, Device};
+use crate::device::{Accumulate, Device, Memory};
 use crate::host;
 use crate::tensor::Tensor;
 
@@ -54,7 +54,12 @@ impl Op for DeepstackAdd {
         Some((self.x, self.y))
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        indices("deepstack_add", "rows", memory.indices(&self.rows)?, self.x.shape.rows(), false)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let apart = !memory.same_place(&self.x, &self.y)?;
@@ -62,7 +67,6 @@ impl Op for DeepstackAdd {
                 inputs.extend(apart.then_some(self.x));
                 let mut lent = memory.borrow(&inputs, &self.weights(), &self.outputs())?;
                 let (features, rows) = (lent.f32(self.features)?, lent.i32(self.rows)?);
-                indices("deepstack_add", "rows", rows, self.x.shape.rows(), false)?;
                 let add = |y: &mut [f32]| host::deepstack_add::deepstack_add(y, &features, self.x.shape.width(), rows);
                 let y = lent.output(self.y)?;
                 if !apart {
@@ -80,8 +84,6 @@ impl Op for DeepstackAdd {
                 let mut inputs = vec![self.features, self.rows];
                 inputs.extend(apart.then_some(self.x));
                 let at = gpu.addresses(&inputs, &[], &self.outputs())?;
-                let named = gpu.memory.indices(&self.rows)?;
-                indices("deepstack_add", "rows", named, self.x.shape.rows(), false)?;
                 if apart {
                     gpu.memory.copy(self.x, self.y, 0)?;
                 }
@@ -121,12 +123,16 @@ impl Op for DeepstackAddBackward {
         vec![self.dfeatures.tensor]
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        indices("deepstack_add_backward", "rows", memory.indices(&self.rows)?, self.dy.shape.rows(), false)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let mut lent = memory.borrow(&self.inputs(), &[], &self.outputs())?;
                 let (rows, dy) = (lent.i32(self.rows)?, lent.f32(self.dy)?);
-                indices("deepstack_add_backward", "rows", rows, self.dy.shape.rows(), false)?;
                 let mut d = self.dfeatures.open(&mut lent)?;
                 host::deepstack_add::deepstack_add_backward(&dy, self.dy.shape.width(), rows, d.values());
                 d.close();
@@ -136,8 +142,6 @@ impl Op for DeepstackAddBackward {
                 let dfeatures = self.dfeatures.tensor;
                 bf16("deepstack_add_backward", &[&self.dy, &dfeatures])?;
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
-                let named = gpu.memory.indices(&self.rows)?;
-                indices("deepstack_add_backward", "rows", named, self.dy.shape.rows(), false)?;
                 let (u, d) = (self.rows.shape.elements(), self.dy.shape.width());
                 let (to, from, rows) = (at.of(&dfeatures)?, at.of(&self.dy)?, at.of(&self.rows)?);
                 let add = (self.dfeatures.accumulate == Accumulate::Add) as i64;

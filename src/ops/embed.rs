@@ -5,7 +5,7 @@
 use super::linear::matrix;
 use super::{Gradient, Op, THREADS, bf16, indices, open_trained, plan_pieces, require, shape, trained, whole};
 use crate::base::{Precision, Result};
-use crate::device::{Accelerator, Accumulate, Device, Launch};
+use crate::device::{Accumulate, Device, Launch, Memory};
 use crate::host;
 use crate::tensor::{Tensor, Weight};
 
@@ -54,10 +54,10 @@ pub struct Embed {
 
 impl Embed {
     /// That ids name rows of the table, and rows those of the features.
-    fn check_indices(&self, op: &'static str, gpu: &Accelerator) -> Result<()> {
-        indices(op, "ids", gpu.memory.indices(&self.ids)?, self.table.shape().rows(), false)?;
+    fn check_indices(&self, op: &'static str, memory: &Memory) -> Result<()> {
+        indices(op, "ids", memory.indices(&self.ids)?, self.table.shape().rows(), false)?;
         let check = |(features, rows): &(Tensor, Tensor)| {
-            indices(op, "rows", gpu.memory.indices(rows)?, features.shape.rows(), true)
+            indices(op, "rows", memory.indices(rows)?, features.shape.rows(), true)
         };
         self.image.as_ref().map_or(Ok(()), check)
     }
@@ -99,20 +99,17 @@ impl Op for Embed {
         super::Cost { bytes: (tensors + rows) as u64, flops: 0 }
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        self.check_indices("embed", memory)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let ids = lent.i32(self.ids)?;
-                indices("embed", "ids", ids, self.table.shape().rows(), false)?;
-                let image = match &self.image {
-                    Some((features, rows)) => {
-                        let (n, rows) = (features.shape.rows(), lent.i32(*rows)?);
-                        indices("embed", "rows", rows, n, true)?;
-                        Some((lent.f32(*features)?, rows))
-                    }
-                    None => None,
-                };
+                let image = self.image.map(|(f, rows)| Ok((lent.f32(f)?, lent.i32(rows)?))).transpose()?;
                 let table = matrix(&lent, &self.table, self.precision)?;
                 lent.output(self.y)?.fill(|y| {
                     let image = image.as_ref().map(|(f, r)| (&**f, *r));
@@ -123,7 +120,6 @@ impl Op for Embed {
             Device::Launch(gpu) => {
                 bf16("embed", &[&self.y])?;
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
-                self.check_indices("embed", gpu)?;
                 let (t, d) = (self.y.shape.rows(), self.y.shape.width());
                 let (features, rows) = self.image.as_ref().map(|(features, rows)| (features, rows)).unzip();
                 features.map_or(Ok(()), |f| bf16("embed", &[f]))?;
@@ -136,7 +132,7 @@ impl Op for Embed {
                     t: t as i64,
                     d: d as i64,
                 };
-                // SAFETY: y has t rows of d, and `check_indices` found every row that is read in the table or features.
+                // SAFETY: y has t rows of d, and `check` found every row that is read in the table or features.
                 unsafe { gpu.launch("embed", &plan_pieces("embed_fwd_bf16", t, d), &arguments) }
             }
         }
@@ -174,20 +170,17 @@ impl Op for EmbedBackward {
         self.dfeatures.iter().map(|d| d.tensor).chain(trained(self.forward.weights())).collect()
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        self.forward.check_indices("embed_backward", memory)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let mut lent = memory.borrow(&self.inputs(), &[], &self.outputs())?;
                 let (ids, dy) = (lent.i32(self.forward.ids)?, lent.f32(self.dy)?);
-                indices("embed_backward", "ids", ids, self.forward.table.shape().rows(), false)?;
-                let rows = match &self.forward.image {
-                    Some((features, rows)) => {
-                        let rows = lent.i32(*rows)?;
-                        indices("embed_backward", "rows", rows, features.shape.rows(), true)?;
-                        Some(rows)
-                    }
-                    None => None,
-                };
+                let rows = self.forward.image.map(|(_, rows)| lent.i32(rows)).transpose()?;
                 let mut dfeatures = self.dfeatures.map(|d| d.open(&mut lent)).transpose()?;
                 let mut dtable = open_trained(&mut lent, Some(&self.forward.table))?;
                 let width = self.dy.shape.width();
@@ -200,7 +193,6 @@ impl Op for EmbedBackward {
                 let f = &self.forward;
                 bf16("embed_backward", &[&self.dy])?;
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
-                f.check_indices("embed_backward", gpu)?;
                 let mut add = Accumulate::Overwrite;
                 if let Some(d) = &self.dfeatures {
                     add = d.accumulate;

@@ -11,7 +11,7 @@ use super::linear::plan::{self, Form, Tile};
 use super::linear::run::{run, run_gradients};
 use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
-use crate::device::{Accelerator, Device, Facts, Launch};
+use crate::device::{Accelerator, Device, Facts, Launch, Memory};
 use crate::host::linear_loss_tuned::{Gradients, linear_loss};
 use crate::tensor::{Tensor, Weight};
 
@@ -68,12 +68,16 @@ impl Op for LinearLoss {
         Ok(vec![plan.logits, plan.dlogits, plan.statistics, plan.label_logits, plan.row_statistics, plan.partial])
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        indices("linear_loss", "labels", memory.indices(&self.labels)?, self.head.shape().rows(), false)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (x, labels) = (lent.f32(self.x)?, lent.i32(self.labels)?);
-                indices("linear_loss", "labels", labels, self.head.shape().rows(), false)?;
                 let scale = lent.f32(self.scale)?[0];
                 let head = matrix(&lent, &self.head, self.precision)?;
                 let (k, mut losses) = (self.x.shape.width(), vec![0.0; labels.len()]);
@@ -186,7 +190,6 @@ impl LinearLoss {
     fn launch(&self, gpu: &mut Accelerator) -> Result<()> {
         bf16("linear_loss", &std::iter::once(&self.x).chain(&self.dx).collect::<Vec<_>>())?;
         let (r, d, v) = (self.x.shape.rows(), self.x.shape.width(), self.head.shape().rows());
-        indices("linear_loss", "labels", gpu.memory.indices(&self.labels)?, v, false)?;
         let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
         let plan = self.plan(gpu.facts());
         let [logits, dlogits, statistics, label_logits, rows, partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;

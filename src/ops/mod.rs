@@ -18,7 +18,7 @@ pub mod sample;
 pub mod swiglu;
 
 use crate::base::{DType, Error, Result, Shape};
-use crate::device::{Accumulate, Borrowed, Clock, Device, Facts, Launch, Opened};
+use crate::device::{Accumulate, Borrowed, Clock, Device, Facts, Launch, Memory, Opened};
 use crate::tensor::{Tensor, Weight};
 
 /// What one call has to move and compute, at the least.
@@ -79,6 +79,11 @@ pub trait Op {
         let tensors = self.inputs().iter().chain(&self.outputs()).map(Tensor::bytes).sum::<usize>();
         let weights = self.weights().iter().map(|w| w.stored_bytes()).sum::<usize>();
         Cost { bytes: (tensors + weights) as u64, flops: self.flops() }
+    }
+    /// That the whole numbers which a kernel follows lie within what it reads and writes. Part of `forward`; where recorded
+    /// launches happen again without it, this comes before them.
+    fn check(&self, _memory: &Memory) -> Result<()> {
+        Ok(())
     }
     fn forward(&self, device: &mut Device) -> Result<()>;
     /// [`Op::forward`] under the operation's name: a profiler's range, and the clock's where it is on. In debug builds it

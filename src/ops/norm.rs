@@ -5,7 +5,7 @@
 
 use super::{Gradient, Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
-use crate::device::{Accelerator, Accumulate, Device, Facts, Launch};
+use crate::device::{Accumulate, Device, Facts, Launch, Memory};
 use crate::host;
 use crate::tensor::{Tensor, Weight};
 use rayon::prelude::*;
@@ -92,14 +92,6 @@ pub struct Norm {
     pub y: Tensor,
 }
 
-impl Norm {
-    /// That the rows to be read are rows of x.
-    fn check_rows(&self, gpu: &Accelerator) -> Result<()> {
-        let check = |rows| indices("norm", "rows", gpu.memory.indices(rows)?, self.x.shape.rows(), false);
-        self.rows.as_ref().map_or(Ok(()), check)
-    }
-}
-
 impl Op for Norm {
     fn name(&self) -> &'static str {
         "norm"
@@ -131,15 +123,18 @@ impl Op for Norm {
         }
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        let check = |rows| indices("norm", "rows", memory.indices(rows)?, self.x.shape.rows(), false);
+        self.rows.as_ref().map_or(Ok(()), check)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let mut lent = memory.borrow(&self.inputs(), &self.weights(), &[self.y])?;
                 let x = lent.f32(self.x)?;
                 let rows = self.rows.map(|r| lent.i32(r)).transpose()?;
-                if let Some(rows) = rows {
-                    indices("norm", "rows", rows, self.x.shape.rows(), false)?;
-                }
                 let weights = self.weights();
                 let values = weights.iter().map(|w| lent.values(w, self.precision)).collect::<Result<Vec<_>>>()?;
                 let kind = match self.kind {
@@ -157,7 +152,6 @@ impl Op for Norm {
             Device::Launch(gpu) => {
                 bf16("norm", &[&self.x, &self.y])?;
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
-                self.check_rows(gpu)?;
                 let (weight, bias) = self.kind.parameters();
                 let n_rows = self.y.shape.rows();
                 let arguments = NormArgs {
@@ -170,7 +164,7 @@ impl Op for Norm {
                     d: self.x.shape.width() as i32,
                     eps: self.eps,
                 };
-                // SAFETY: y has n_rows rows of d, `check_rows` found each row that is read in x, and the parameters have
+                // SAFETY: y has n_rows rows of d, `check` found each row that is read in x, and the parameters have
                 // d numbers: the contract.
                 unsafe { gpu.launch("norm", &plan_rows("norm_fwd_bf16", n_rows), &arguments) }
             }
@@ -217,7 +211,12 @@ impl Op for NormBackward {
         Ok(vec![f32s(2 * n_rows), f32s(2 * n_rows.div_ceil(CHUNK) * d)])
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        self.forward.check(memory)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let Norm { x, rows, kind, eps, precision, .. } = &self.forward;
@@ -269,7 +268,6 @@ impl Op for NormBackward {
                 let f = &self.forward;
                 bf16("norm_backward", &[&f.x, &self.dy])?;
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
-                f.check_rows(gpu)?;
                 let (weight, bias) = f.kind.parameters();
                 let (n_rows, d) = (self.dy.shape.rows(), f.x.shape.width());
                 let mut add = Accumulate::Overwrite;

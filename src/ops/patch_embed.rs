@@ -10,7 +10,7 @@ use super::linear::plan::{self, Form, Tile};
 use super::linear::run::{run_bias, run_gradients};
 use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
-use crate::device::{Accelerator, Device, Facts, Launch};
+use crate::device::{Accelerator, Device, Facts, Launch, Memory};
 use crate::host::linear_tuned::Segment;
 use crate::host::{self, linear::Activation, linear_tuned, linear_tuned_backward};
 use crate::tensor::{Tensor, Weight};
@@ -63,13 +63,17 @@ impl Op for PatchEmbed {
         2 * (self.pixels.shape.elements() * self.weight.shape().rows()) as u64
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        indices("patch_embed", "corners", memory.indices(&self.corners)?, self.table.shape().rows(), false)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (pixels, corners, shares) =
                     (lent.f32(self.pixels)?, lent.i32(self.corners)?, lent.f32(self.shares)?);
-                indices("patch_embed", "corners", corners, self.table.shape().rows(), false)?;
                 let bias = Some(lent.values(&self.bias, self.precision)?);
                 let segment = Segment { weight: matrix(&lent, &self.weight, self.precision)?, bias, low_rank: None };
                 let table = lent.values(&self.table, self.precision)?;
@@ -119,14 +123,19 @@ impl Op for PatchEmbedBackward {
         Ok(vec![if wanted { splits * weight.shape().elements() * size_of::<f32>() } else { 0 }])
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        let (corners, table) = (memory.indices(&self.forward.corners)?, self.forward.table.shape());
+        indices("patch_embed_backward", "corners", corners, table.rows(), false)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let f = &self.forward;
                 let mut lent = memory.borrow(&self.inputs(), &[&f.weight], &self.outputs())?;
                 let (pixels, dy) = (lent.f32(f.pixels)?, lent.f32(self.dy)?);
                 let (corners, shares) = (lent.i32(f.corners)?, lent.f32(f.shares)?);
-                indices("patch_embed_backward", "corners", corners, f.table.shape().rows(), false)?;
                 let segment = Segment { weight: matrix(&lent, &f.weight, f.precision)?, bias: None, low_rank: None };
                 let (k, c) = (f.pixels.shape.width(), self.dy.shape.width());
                 let mut dw = open_trained(&mut lent, Some(&f.weight))?;
@@ -174,7 +183,6 @@ crate::arguments! {
 impl PatchEmbed {
     fn launch(&self, gpu: &mut Accelerator) -> Result<()> {
         bf16("patch_embed", &[&self.pixels, &self.y])?;
-        indices("patch_embed", "corners", gpu.memory.indices(&self.corners)?, self.table.shape().rows(), false)?;
         let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
         let (p, k, c) = (self.pixels.shape.rows(), self.pixels.shape.width(), self.y.shape.width());
         let mut product =
@@ -201,7 +209,7 @@ impl PatchEmbed {
             shares: at.of(&self.shares)?,
         };
         let launch = plan::launch_of(&product, kernel.0, kernel.1);
-        // SAFETY: all shapes are those of the contract, and every corner names a row of the table, as checked above.
+        // SAFETY: all shapes are those of the contract, and every corner names a row of the table, as `check` found.
         unsafe { gpu.launch("patch_embed", &launch, &arguments) }
     }
 }
@@ -217,7 +225,6 @@ impl PatchEmbedBackward {
         const OP: &str = "patch_embed_backward";
         let f = &self.forward;
         bf16(OP, &[&f.pixels, &self.dy])?;
-        indices(OP, "corners", gpu.memory.indices(&f.corners)?, f.table.shape().rows(), false)?;
         let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
         let (p, k, c) = (f.pixels.shape.rows(), f.pixels.shape.width(), self.dy.shape.width());
         let (m, dy) = (p as i32, at.of(&self.dy)?);

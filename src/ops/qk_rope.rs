@@ -6,7 +6,7 @@
 
 use super::{Gradient, Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
-use crate::device::{Accumulate, Device, Facts, Launch};
+use crate::device::{Accumulate, Device, Facts, Launch, Memory};
 use crate::host;
 use crate::host::attention::Heads;
 use crate::tensor::{Tensor, Weight};
@@ -172,7 +172,13 @@ impl Op for QkRope {
         super::Cost { bytes: (tensors + new) as u64, flops: 0 }
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        let check = |a: &Append| indices("qk_rope", "slots", memory.indices(&a.slots)?, a.keys.shape.rows(), false);
+        self.append.as_ref().map_or(Ok(()), check)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
@@ -198,7 +204,6 @@ impl Op for QkRope {
                 })?;
                 let Some(append) = &self.append else { return Ok(()) };
                 let slots = lent.i32(append.slots)?;
-                indices("qk_rope", "slots", slots, append.keys.shape.rows(), false)?;
                 let row = h.keys * h.width;
                 let v = (h.queries + h.keys) * h.width;
                 let keys = new_keys.chunks_exact(row);
@@ -212,9 +217,6 @@ impl Op for QkRope {
                 append.map_or(Ok(()), |a| bf16("qk_rope", &[&a.keys, &a.values]))?;
                 let launch = self.plan()?;
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
-                if let Some(a) = append {
-                    indices("qk_rope", "slots", gpu.memory.indices(&a.slots)?, a.keys.shape.rows(), false)?;
-                }
                 let weight = |norm: Option<&Weight>| norm.map_or(Ok(0), |w| at.weight(w));
                 let args = QkRopeArgs {
                     qkv: at.of(&self.qkv)?,

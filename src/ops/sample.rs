@@ -2,7 +2,7 @@
 
 use super::{Op, THREADS, require, shape, whole};
 use crate::base::{DType, Error, Result};
-use crate::device::{Device, Facts, Launch};
+use crate::device::{Device, Facts, Launch, Memory};
 use crate::host;
 use crate::tensor::Tensor;
 
@@ -33,17 +33,22 @@ crate::arguments! {
     }
 }
 
-fn no_number(row: usize) -> Error {
-    Error::Contract {
-        op: "sample",
-        argument: "logits",
-        wanted: "numbers".into(),
-        got: format!("NaN in row {row}: the weights or the picture hold values that overflow"),
-    }
+/// The tokens that y holds after the run. Errors: one is -1.
+pub fn chosen(memory: &mut Memory, y: Tensor) -> Result<Vec<u32>> {
+    let token = |(row, token): (usize, i32)| {
+        u32::try_from(token).map_err(|_| Error::Contract {
+            op: "sample",
+            argument: "logits",
+            wanted: "numbers".into(),
+            got: format!("NaN in row {row}: the weights or the picture hold values that overflow"),
+        })
+    };
+    memory.read_i32(y)?.into_iter().enumerate().map(token).collect()
 }
 
 /// logits [B, V] (f32) to y [B] (i32). seen [B, any] and generated [B, any] (i32, -1 pads): tokens of prompt and answer,
-/// and of the answer alone. uniform [B] (f32) in [0, 1). Ids from `n_valid` on are never chosen.
+/// and of the answer alone. uniform [B] (f32) in [0, 1). Ids from `n_valid` on are never chosen; -1 is, where a
+/// logit is NaN or none is a number: [`chosen`] reads y.
 #[derive(Debug, Clone)]
 pub struct Sample {
     pub logits: Tensor,
@@ -109,7 +114,7 @@ impl Op for Sample {
                     let chosen = host::sample::sample(&logits, &self.choice, uniform[b]);
                     y[b] = match chosen {
                         Some(token) if !logits.iter().any(|l| l.is_nan()) => token as i32,
-                        _ => return Err(no_number(b)),
+                        _ => -1,
                     };
                 }
                 Ok(())
@@ -142,11 +147,7 @@ impl Op for Sample {
                 };
                 // SAFETY: a row of each tensor and of the scratch memory for each of b blocks: the contract. The lists are
                 // used only where there is a temperature, the flags where there is a penalty.
-                unsafe { gpu.launch("sample", &Launch::of("sample_fwd_f32", b as u32, THREADS as u32), &arguments)? }
-                match gpu.memory.read_i32(self.y)?.iter().position(|token| *token < 0) {
-                    Some(row) => Err(no_number(row)),
-                    None => Ok(()),
-                }
+                unsafe { gpu.launch("sample", &Launch::of("sample_fwd_f32", b as u32, THREADS as u32), &arguments) }
             }
         }
     }

@@ -154,8 +154,14 @@ impl Tape {
         device.memory().lay_out(Arena::Activations, plan)
     }
 
-    /// Runs the records. `progress` is told (done, all) before each.
+    /// Runs the records. `progress` is told (done, all) before each. Inputs are written before each run.
     pub fn run(&self, device: &mut Device, clock: &mut Clock, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+        self.forward(device, clock, progress)?;
+        device.memory().forget_indices();
+        Ok(())
+    }
+
+    fn forward(&self, device: &mut Device, clock: &mut Clock, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
         let releases = if cfg!(debug_assertions) { plan::releases(self) } else { Vec::new() };
         let mut part = (usize::MAX, None);
         for (i, record) in self.records.iter().enumerate() {

@@ -2,7 +2,7 @@
 
 use super::{Attention, check_starts, hopper, plan};
 use crate::base::{Error, Precision, Result};
-use crate::device::{Accumulate, Device, Facts, Launch};
+use crate::device::{Accumulate, Device, Facts, Launch, Memory};
 use crate::host::attention::{Rows, RowsMut};
 use crate::host::attention_tuned::{self, Left};
 use crate::ops::{Gradient, Op, bf16, shape};
@@ -128,14 +128,18 @@ impl Op for AttentionBackward {
         Ok(vec![self.statistics_rows() * self.forward.heads.queries * 2 * size_of::<f32>()])
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        check_starts("attention_backward", memory.indices(&self.forward.starts)?, self.forward.q.shape.rows())
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let f = &self.forward;
                 let mut lent = memory.borrow(&self.inputs(), &[], &self.outputs())?;
                 let (q, k, v, dy) = (lent.f32(f.q)?, lent.f32(f.k)?, lent.f32(f.v)?, lent.f32(self.dy)?);
                 let starts = lent.i32(f.starts)?;
-                check_starts("attention_backward", starts, f.q.shape.rows())?;
                 let (k_stride, v_stride) = (f.k.shape.width(), f.v.shape.width());
                 let left = f.lse.map(|lse| Ok((lent.f32(f.y)?, lent.f32(lse)?))).transpose()?;
                 let k = Rows { data: &k, start: 0, stride: k_stride };
@@ -164,7 +168,6 @@ impl Op for AttentionBackward {
                 bf16(op, &[&f.q, &f.k, &f.v, &self.dy, &self.dq.tensor, &self.dk.tensor, &self.dv.tensor])?;
                 let launches = self.plan(gpu.facts())?;
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
-                check_starts(op, gpu.memory.indices(&f.starts)?, f.q.shape.rows())?;
                 if f.q.shape.rows() == 0 {
                     return Ok(());
                 }

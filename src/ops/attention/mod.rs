@@ -11,7 +11,7 @@ mod hopper;
 
 use super::{Op, bf16, require, shape, whole};
 use crate::base::{DType, Error, Precision, Result};
-use crate::device::{Accumulate, Device, Facts, Launch};
+use crate::device::{Accumulate, Device, Facts, Launch, Memory};
 use crate::host::attention::Rows;
 use crate::host::attention_tuned;
 use crate::tensor::Tensor;
@@ -193,13 +193,17 @@ impl Op for Attention {
         4 * self.pairs * (self.heads.queries * self.heads.width) as u64
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        check_starts("attention", memory.indices(&self.starts)?, self.q.shape.rows())
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (q, k, v) = (lent.f32(self.q)?, lent.f32(self.k)?, lent.f32(self.v)?);
                 let starts = lent.i32(self.starts)?;
-                check_starts("attention", starts, self.q.shape.rows())?;
                 let k = Rows { data: &k, start: 0, stride: self.k.shape.width() };
                 let v = Rows { data: &v, start: self.v_column, stride: self.v.shape.width() };
                 let (heads, mask, scale, precision) = (self.heads, self.mask, self.scale, self.precision());
@@ -213,7 +217,6 @@ impl Op for Attention {
                 bf16("attention", &[&self.q, &self.k, &self.v, &self.y])?;
                 let launch = self.plan(gpu.facts())?;
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
-                check_starts("attention", gpu.memory.indices(&self.starts)?, self.q.shape.rows())?;
                 if self.q.shape.rows() == 0 {
                     return Ok(());
                 }

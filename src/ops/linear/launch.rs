@@ -8,7 +8,7 @@ use super::run::{run, run_bias, run_gradients};
 use super::{Activation, Adapter, Linear, LinearBackward, Segment};
 use crate::base::{DType, Error, Result};
 use crate::device::{Accelerator, Accumulate, Addresses, Facts, Launch};
-use crate::ops::{Gradient, Op, bf16, indices, require};
+use crate::ops::{Gradient, Op, bf16, require};
 use crate::tensor::{Tensor, Weight};
 
 /// A segment with its first column of y, and its adapter with its first column of s.
@@ -42,7 +42,6 @@ pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
     let wide = op.y.dtype == DType::F32;
     let alone = !wide || (op.residual.is_none() && op.z.is_none());
     require("linear", "y", alone, || "bf16 beside a residual or a kept sum".into(), &op.y.dtype)?;
-    checked_rows(op, gpu)?;
     let residual = match op.residual {
         Some(r) if !gpu.memory.same_place(&r, &op.y)? => Some(r),
         _ => None,
@@ -131,7 +130,6 @@ pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()>
     let gradients = [&op.dx, &op.dresidual].into_iter().flatten().map(|g| &g.tensor);
     let activations: Vec<&Tensor> = [&f.x, &op.dy].into_iter().chain(&f.s).chain(&f.z).chain(gradients).collect();
     bf16("linear_backward", &activations)?;
-    checked_rows(f, gpu)?;
     let at = gpu.addresses(&op.inputs(), &op.weights(), &op.outputs())?;
     // rows that nobody read have no gradient
     for gradient in [op.dx, op.dresidual].into_iter().flatten().filter(|_| f.rows.is_some()) {
@@ -337,7 +335,7 @@ fn add_rows(gpu: &mut Accelerator, at: &Addresses, op: &LinearBackward, dresidua
     let (from, to) = (at.of(&op.dy)?, at.of(&dresidual.tensor)?);
     let arguments = LinearRowsArgs { from, rows, to, m: m as i32, width: width as i32 };
     let launch = Launch::of("linear_bwd_rows_bf16", (m * width).div_ceil(256) as u32, 256);
-    // SAFETY: dy has m rows of this width, and so has dresidual for every row that `checked_rows` let pass.
+    // SAFETY: dy has m rows of this width, and so has dresidual for every row that `check` let pass.
     unsafe { gpu.launch("linear_backward", &launch, &arguments) }
 }
 
@@ -348,12 +346,6 @@ fn code(activation: Activation) -> i32 {
         Activation::GeluTanh => 1,
         Activation::GeluErf => 2,
     }
-}
-
-/// Rows that a kernel would follow, checked.
-fn checked_rows(op: &Linear, gpu: &Accelerator) -> Result<()> {
-    let Some(rows) = &op.rows else { return Ok(()) };
-    indices("linear", "rows", gpu.memory.indices(rows)?, op.x.shape.rows(), false)
 }
 
 fn fits(pushed: Option<()>) -> Result<()> {

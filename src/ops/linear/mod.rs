@@ -15,7 +15,7 @@ pub(super) mod run;
 
 use super::{Gradient, Op, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
-use crate::device::{Borrowed, Device, Facts};
+use crate::device::{Borrowed, Device, Facts, Memory};
 use crate::host::linear_tuned::{self, LowRank, Matrix};
 use crate::host::{self, linear_tuned_backward};
 use crate::tensor::{Tensor, Weight};
@@ -158,7 +158,13 @@ impl Op for Linear {
         Ok(launch::forward_scratch(self, facts))
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        let check = |rows| indices("linear", "rows", memory.indices(rows)?, self.x.shape.rows(), false);
+        self.rows.as_ref().map_or(Ok(()), check)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let residual = match &self.residual {
@@ -168,7 +174,7 @@ impl Op for Linear {
                 let inputs: Vec<_> =
                     std::iter::once(self.x).chain(residual).chain(self.rows).chain(self.noise).collect();
                 let mut lent = memory.borrow(&inputs, &self.weights(), &self.outputs())?;
-                let rows = lent_rows(&lent, self)?;
+                let rows = self.rows.map(|rows| lent.i32(rows)).transpose()?;
                 let x = gathered(lent.f32(self.x)?, self.x.shape.width(), rows);
                 let residual = residual.map(|r| Ok(gathered(lent.f32(r)?, r.shape.width(), rows))).transpose()?;
                 let segments = lent_segments(&lent, self, rows)?;
@@ -265,12 +271,17 @@ impl Op for LinearBackward {
         Ok(launch::backward_scratch(self, facts))
     }
 
+    fn check(&self, memory: &Memory) -> Result<()> {
+        self.forward.check(memory)
+    }
+
     fn forward(&self, device: &mut Device) -> Result<()> {
+        self.check(device.memory())?;
         match device {
             Device::Host(memory) => {
                 let f = &self.forward;
                 let mut lent = memory.borrow(&self.inputs(), &self.weights(), &self.outputs())?;
-                let rows = lent_rows(&lent, f)?;
+                let rows = f.rows.map(|rows| lent.i32(rows)).transpose()?;
                 let (x, dy) = (gathered(lent.f32(f.x)?, f.x.shape.width(), rows), lent.f32(self.dy)?);
                 if let Some(d) = &self.dresidual {
                     let mut d = d.open(&mut lent)?;
@@ -320,14 +331,6 @@ impl Op for LinearBackward {
             Device::Launch(gpu) => launch::backward(self, gpu),
         }
     }
-}
-
-/// The rows of x that are read, checked.
-fn lent_rows<'a>(lent: &Borrowed<'a>, op: &Linear) -> Result<Option<&'a [i32]>> {
-    let Some(rows) = op.rows else { return Ok(None) };
-    let rows = lent.i32(rows)?;
-    indices("linear", "rows", rows, op.x.shape.rows(), false)?;
-    Ok(Some(rows))
 }
 
 /// Some rows of x, or all as they are.
