@@ -34,6 +34,7 @@
 //! | the layers: ids and features to logits | `src/qwen3vl/text.rs` | `forward` |
 //! | each value gets its life and its bytes | `src/tape/plan.rs` | `layout` |
 //! | the records run in order | `src/tape/mod.rs` | `run` |
+//! | or again, as one launch | `src/tape/replay.rs` | `run` |
 //! | a prompt fills the cache, a step extends it | `src/infer/engine.rs` | `prefill` |
 //! | blocks of the cache, shared until written | `src/infer/cache.rs` | `grow` |
 //! | logits become the next token | `src/host/sample.rs` | `sample` |

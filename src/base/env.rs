@@ -12,6 +12,10 @@ pub const EMULATED_CAPABILITY: &str = "VLM_EMULATED_CAPABILITY";
 /// `1`: wait after each launch on a GPU, so that an error names the word that made it.
 pub const SYNC_LAUNCHES: &str = "VLM_SYNC_LAUNCHES";
 
+/// `0`: no launches are recorded and replayed as one; every step of generation launches its kernels one by one, so that a
+/// profiler shows them under the names of their words, and times can be compared.
+pub const REPLAY: &str = "VLM_REPLAY";
+
 /// The key that is sent to `--endpoint`, and nowhere else.
 pub const API_KEY: &str = "VLM_API_KEY";
 

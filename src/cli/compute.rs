@@ -91,7 +91,7 @@ impl Compute {
     }
 }
 
-/// What computed, for `--json`: its name, and how often each kernel was launched.
+/// What computed, for `--json`: its name, how often each kernel was launched, and how often recorded launches were replayed.
 pub fn described(device: &Device) -> serde_json::Value {
-    serde_json::json!({"name": device.name(), "kernels": device.launches()})
+    serde_json::json!({"name": device.name(), "kernels": device.launches(), "replays": device.replays()})
 }

@@ -22,6 +22,10 @@ impl Clock {
         self.spans = Some(Vec::new());
     }
 
+    pub fn is_on(&self) -> bool {
+        self.spans.is_some()
+    }
+
     /// Runs `run`, as the word's where the clock is on.
     pub fn time(
         &mut self,

@@ -2,9 +2,10 @@
 
 use super::images::{IMAGES, Image, ImageKind};
 use super::launcher::{Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape, checked_rank};
+use super::recording::{Noting, Recorded};
 use crate::base::{Error, Result, env};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as attribute, CUfunction_attribute_enum as of_function};
-use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaGraph, CudaStream, DriverError, result};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,10 +33,27 @@ struct State {
     staging: *mut u8,
     /// Bytes of it whose copies may not have happened yet.
     staged: usize,
+    /// What is noted is in the driver's hands.
+    recording: Noting<()>,
 }
 
 // SAFETY: the handles and the staging memory belong to the context and not to a thread, and a lock guards their use.
 unsafe impl Send for State {}
+
+/// A graph of what was recorded. The driver frees it once it no longer runs.
+struct Graph {
+    graph: CudaGraph,
+    device: String,
+}
+
+// SAFETY: the handles belong to the context and not to a thread, and whoever holds the graph is alone with it.
+unsafe impl Send for Graph {}
+
+impl Recorded for Graph {
+    unsafe fn replay(&self) -> Result<()> {
+        self.graph.launch().map_err(|e| device_error(&self.device, "cannot launch what was recorded", e))
+    }
+}
 
 /// One GPU.
 pub struct Cuda {
@@ -71,7 +89,13 @@ impl Cuda {
         // SAFETY: the context is current; the memory is freed in `drop`.
         let staging = unsafe { result::malloc_host(STAGING, 0) }.map_err(failed("cannot pin memory"))?;
         let every_launch = std::env::var_os(env::SYNC_LAUNCHES).is_some_and(|v| v != "0" && !v.is_empty());
-        let state = State { modules: Vec::new(), functions: HashMap::new(), staging: staging.cast(), staged: 0 };
+        let state = State {
+            modules: Vec::new(),
+            functions: HashMap::new(),
+            staging: staging.cast(),
+            staged: 0,
+            recording: Noting::Off,
+        };
         let cuda = Cuda { facts, every_launch, state: Mutex::new(state), stream, context };
         cuda.load()?;
         Ok(Arc::new(cuda))
@@ -109,7 +133,21 @@ impl Cuda {
         self.context.bind_to_thread().map_err(|e| self.error("cannot use the GPU", e))
     }
 
+    /// Before what cannot be recorded: a recording that is under way ends here, so that the stream works again.
+    fn refuse(&self, state: &mut State, what: &str) -> Result<()> {
+        if matches!(state.recording, Noting::On(())) {
+            // an error says the same: there will be no graph
+            _ = self.stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        }
+        state.recording.refuse(what)
+    }
+
     fn wait(&self, state: &mut State) -> Result<()> {
+        self.refuse(state, "a wait")?;
+        self.settle(state)
+    }
+
+    fn settle(&self, state: &mut State) -> Result<()> {
         // SAFETY: the stream is ours and alive.
         unsafe { result::stream::synchronize(self.stream.cu_stream()) }
             .map_err(|e| self.error("a kernel or a copy failed (VLM_SYNC_LAUNCHES=1 names it)", e))?;
@@ -181,6 +219,7 @@ impl Launcher for Cuda {
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
         self.bind()?;
+        self.refuse(&mut self.lock(), "an allocation")?;
         // SAFETY: the context is current; what is there is written before it is read.
         unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             let (free, total) = self.memory_bytes().unwrap_or_default();
@@ -190,7 +229,10 @@ impl Launcher for Cuda {
 
     unsafe fn free(&self, address: u64) {
         let freed = self.bind().and_then(|()| {
-            self.wait(&mut self.lock())?;
+            let mut state = self.lock();
+            // what was recorded may read it: the recording fails, and the memory goes all the same
+            _ = self.refuse(&mut state, "freed memory");
+            self.settle(&mut state)?;
             // SAFETY: the caller's promise; everything that used it has happened.
             unsafe { result::free_sync(address) }.map_err(|e| self.error("cannot free memory", e))
         });
@@ -202,6 +244,7 @@ impl Launcher for Cuda {
     unsafe fn write(&self, to: u64, bytes: &[u8]) -> Result<()> {
         self.bind()?;
         let mut state = self.lock();
+        self.refuse(&mut state, "bytes from the host")?;
         for (i, piece) in bytes.chunks(STAGING).enumerate() {
             if state.staged + piece.len() > STAGING {
                 self.wait(&mut state)?;
@@ -239,6 +282,7 @@ impl Launcher for Cuda {
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         self.bind()?;
+        self.lock().recording.noting()?;
         // SAFETY: the caller's promise.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.cu_stream()) }
             .map_err(|e| self.error("cannot copy on the GPU", e))
@@ -246,6 +290,7 @@ impl Launcher for Cuda {
 
     unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
         self.bind()?;
+        self.lock().recording.noting()?;
         // SAFETY: the caller's promise.
         unsafe { result::memset_d8_async(to, byte, bytes, self.stream.cu_stream()) }
             .map_err(|e| self.error("cannot fill memory", e))
@@ -296,6 +341,7 @@ impl Launcher for Cuda {
     ) -> Result<()> {
         self.bind()?;
         let mut state = self.lock();
+        state.recording.noting()?;
         let function = self.function(&mut state, launch)?;
         let [x, y, z] = launch.grid;
         let mut parameters = [arguments.cast_mut()];
@@ -322,6 +368,34 @@ impl Launcher for Cuda {
             state.staged = 0;
         }
         Ok(())
+    }
+
+    fn begin_recording(&self) -> Result<bool> {
+        if self.every_launch {
+            return Ok(false);
+        }
+        self.bind()?;
+        let mut state = self.lock();
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(|e| self.error("cannot record launches", e))?;
+        state.recording = Noting::On(());
+        Ok(true)
+    }
+
+    fn end_recording(&self) -> Result<Option<Box<dyn Recorded>>> {
+        self.bind()?;
+        let mut state = self.lock();
+        let Noting::On(()) = std::mem::replace(&mut state.recording, Noting::Off) else { return Ok(None) };
+        match self.stream.end_capture(sys::CUgraphInstantiate_flags(0)) {
+            Ok(graph) => {
+                let device = || self.facts.name.clone();
+                Ok(graph.map(|graph| Box::new(Graph { graph, device: device() }) as Box<dyn Recorded>))
+            }
+            Err(e) => {
+                tracing::warn!("{}", self.error("launches go one by one: they make no graph", e));
+                Ok(None)
+            }
+        }
     }
 
     fn synchronise(&self) -> Result<()> {

@@ -3,11 +3,12 @@
 
 use super::arguments::{Field, StructLayout};
 use super::launcher::{Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape};
+use super::recording::{Noting, Recorded};
 use crate::base::{Error, Result, env};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 type LaunchKernel = unsafe extern "C" fn(u64, *const c_char, *const u32, *const u32, u32, *const c_void, u64) -> c_int;
 type LastError = unsafe extern "C" fn() -> *const c_char;
@@ -137,6 +138,93 @@ pub struct Emulated {
     /// The emulator's name for it.
     number: u64,
     facts: Facts,
+    recording: Mutex<Noting<Vec<Noted>>>,
+}
+
+/// Something that was recorded: a launch with a copy of its arguments, a fill or a copy of bytes.
+enum Noted {
+    Launch { op: &'static str, launch: Launch, arguments: Vec<TensorMap>, argument_bytes: usize },
+    Fill { to: u64, byte: u8, bytes: usize },
+    Copy { from: u64, to: u64, bytes: usize },
+}
+
+impl Noted {
+    /// Copies arguments to where they are aligned as the strictest of their fields is: a [`TensorMap`].
+    ///
+    /// # Safety
+    /// As of [`Launcher::launch`].
+    unsafe fn launch(op: &'static str, launch: &Launch, arguments: *const c_void, argument_bytes: usize) -> Noted {
+        let mut copied = vec![TensorMap([0; 16]); argument_bytes.div_ceil(size_of::<TensorMap>())];
+        // SAFETY: the caller promises so many bytes, and `copied` was made for as many.
+        unsafe { std::ptr::copy_nonoverlapping(arguments.cast(), copied.as_mut_ptr().cast::<u8>(), argument_bytes) };
+        Noted::Launch { op, launch: *launch, arguments: copied, argument_bytes }
+    }
+
+    /// # Safety
+    /// What was promised when it was noted holds still.
+    unsafe fn happen(&self, functions: &Functions, number: u64) -> Result<()> {
+        match self {
+            // SAFETY: the caller's promise, and a copy of the arguments.
+            Noted::Launch { op, launch, arguments, argument_bytes } => unsafe {
+                run(functions, number, op, launch, arguments.as_ptr().cast(), *argument_bytes)?
+            },
+            // SAFETY: addresses are ordinary pointers here, and the caller promises the range.
+            Noted::Fill { to, byte, bytes } => unsafe { std::ptr::write_bytes(*to as *mut u8, *byte, *bytes) },
+            // SAFETY: as above; the ranges are apart.
+            Noted::Copy { from, to, bytes } => unsafe {
+                std::ptr::copy_nonoverlapping(*from as *const u8, *to as *mut u8, *bytes)
+            },
+        }
+        Ok(())
+    }
+}
+
+/// A list of what was recorded, in its order.
+struct List {
+    functions: &'static Functions,
+    number: u64,
+    noted: Vec<Noted>,
+}
+
+impl Recorded for List {
+    unsafe fn replay(&self) -> Result<()> {
+        // SAFETY: the caller's promise.
+        self.noted.iter().try_for_each(|noted| unsafe { noted.happen(self.functions, self.number) })
+    }
+}
+
+/// Runs one kernel.
+///
+/// # Safety
+/// As of [`Launcher::launch`].
+unsafe fn run(
+    functions: &Functions,
+    number: u64,
+    op: &'static str,
+    launch: &Launch,
+    arguments: *const c_void,
+    argument_bytes: usize,
+) -> Result<()> {
+    let name = CString::new(launch.kernel).map_err(|e| Error::Unsupported(e.to_string()))?;
+    let block = [launch.block, 1, 1];
+    // SAFETY: the arrays have three numbers each; the caller promises the arguments.
+    let done = unsafe {
+        (functions.launch)(
+            number,
+            name.as_ptr(),
+            launch.grid.as_ptr(),
+            block.as_ptr(),
+            launch.shared_bytes,
+            arguments,
+            argument_bytes as u64,
+        )
+    };
+    if done == 0 {
+        return Ok(());
+    }
+    // SAFETY: has no preconditions.
+    let reason = text(unsafe { (functions.last_error)() });
+    Err(Error::Launch { op, kernel: launch.kernel, reason })
 }
 
 impl Emulated {
@@ -147,7 +235,22 @@ impl Emulated {
         let shared_bytes = 1024 * if capability >= (9, 0) { 227 } else { 99 };
         let name = format!("emulated sm_{}{} ({} build)", capability.0, capability.1, variant());
         let facts = Facts { name, capability, multiprocessors: 4, shared_bytes, guarded: true, profiled: false };
-        Ok(Arc::new(Emulated { functions, number, facts }))
+        Ok(Arc::new(Emulated { functions, number, facts, recording: Mutex::new(Noting::Off) }))
+    }
+
+    /// # Safety
+    /// As of [`Noted::happen`].
+    unsafe fn do_or_note(&self, what: Noted) -> Result<()> {
+        if let Some(noted) = self.recording().noting()? {
+            noted.push(what);
+            return Ok(());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { what.happen(self.functions, self.number) }
+    }
+
+    fn recording(&self) -> MutexGuard<'_, Noting<Vec<Noted>>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn failed(&self, doing: &str) -> Error {
@@ -202,6 +305,7 @@ impl Launcher for Emulated {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64> {
+        self.recording().refuse("an allocation")?;
         // SAFETY: has no preconditions.
         match unsafe { (self.functions.alloc)(self.number, bytes as u64) } {
             0 => Err(self.failed(&format!("cannot allocate {bytes} bytes"))),
@@ -210,32 +314,34 @@ impl Launcher for Emulated {
     }
 
     unsafe fn free(&self, address: u64) {
+        // what was recorded may read it: the recording fails, and the memory goes all the same
+        _ = self.recording().refuse("freed memory");
         // SAFETY: the caller's promise.
         unsafe { (self.functions.free)(address) }
     }
 
     unsafe fn write(&self, to: u64, bytes: &[u8]) -> Result<()> {
+        self.recording().refuse("bytes from the host")?;
         // SAFETY: addresses are ordinary pointers here, and the caller promises the range.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
         Ok(())
     }
 
     unsafe fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
+        self.recording().refuse("bytes for the host")?;
         // SAFETY: as in `write`.
         unsafe { std::ptr::copy_nonoverlapping(from as *const u8, bytes.as_mut_ptr(), bytes.len()) };
         Ok(())
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        // SAFETY: as in `write`; the caller promises that the ranges are apart.
-        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
-        Ok(())
+        // SAFETY: the caller's promise.
+        unsafe { self.do_or_note(Noted::Copy { from, to, bytes }) }
     }
 
     unsafe fn fill(&self, to: u64, byte: u8, bytes: usize) -> Result<()> {
-        // SAFETY: as in `write`.
-        unsafe { std::ptr::write_bytes(to as *mut u8, byte, bytes) };
-        Ok(())
+        // SAFETY: the caller's promise.
+        unsafe { self.do_or_note(Noted::Fill { to, byte, bytes }) }
     }
 
     fn tensor_map(&self, shape: &TensorMapShape) -> Result<TensorMap> {
@@ -264,30 +370,29 @@ impl Launcher for Emulated {
         arguments: *const c_void,
         argument_bytes: usize,
     ) -> Result<()> {
-        let name = CString::new(launch.kernel).map_err(|e| Error::Unsupported(e.to_string()))?;
-        let block = [launch.block, 1, 1];
-        // SAFETY: the arrays have three numbers each; the caller promises the arguments.
-        let done = unsafe {
-            (self.functions.launch)(
-                self.number,
-                name.as_ptr(),
-                launch.grid.as_ptr(),
-                block.as_ptr(),
-                launch.shared_bytes,
-                arguments,
-                argument_bytes as u64,
-            )
-        };
-        if done == 0 {
+        if let Some(noted) = self.recording().noting()? {
+            // SAFETY: the caller's promise.
+            noted.push(unsafe { Noted::launch(op, launch, arguments, argument_bytes) });
             return Ok(());
         }
-        // SAFETY: has no preconditions.
-        let reason = text(unsafe { (self.functions.last_error)() });
-        Err(Error::Launch { op, kernel: launch.kernel, reason })
+        // SAFETY: the caller's promise.
+        unsafe { run(self.functions, self.number, op, launch, arguments, argument_bytes) }
+    }
+
+    fn begin_recording(&self) -> Result<bool> {
+        *self.recording() = Noting::On(Vec::new());
+        Ok(true)
+    }
+
+    fn end_recording(&self) -> Result<Option<Box<dyn Recorded>>> {
+        Ok(match std::mem::replace(&mut *self.recording(), Noting::Off) {
+            Noting::On(noted) => Some(Box::new(List { functions: self.functions, number: self.number, noted })),
+            Noting::Off | Noting::Failed => None,
+        })
     }
 
     fn synchronise(&self) -> Result<()> {
-        Ok(())
+        self.recording().refuse("a wait")
     }
 
     fn mark(&self) -> Result<Mark> {

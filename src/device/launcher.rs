@@ -1,6 +1,7 @@
 //! What a device that runs kernels can do: hold bytes, copy them, launch. One trait, and an implementation a device
 //! ([`super::emulated`], [`super::cuda`]).
 
+use super::recording::Recorded;
 use crate::base::{Error, Result};
 use cudarc::driver::CudaEvent;
 use std::ffi::c_void;
@@ -167,6 +168,13 @@ pub trait Launcher: Send + Sync {
         arguments: *const c_void,
         argument_bytes: usize,
     ) -> Result<()>;
+
+    /// From here on to [`Launcher::end_recording`] launches, fills and copies do not happen: they are noted. What cannot be
+    /// noted (an allocation, a transfer, a wait) fails, and with it the recording. False where this device records nothing.
+    fn begin_recording(&self) -> Result<bool>;
+
+    /// What was noted; None where something could not be.
+    fn end_recording(&self) -> Result<Option<Box<dyn Recorded>>>;
 
     /// Waits until everything has happened.
     fn synchronise(&self) -> Result<()>;

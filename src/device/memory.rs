@@ -8,6 +8,7 @@ use crate::base::{DType, Error, Precision, Result, dtype};
 use crate::tensor::{Arena, Tensor, Weight};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where one value lies in its arena. Offsets are multiples of [`ALIGNMENT`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -87,6 +88,7 @@ pub struct Memory {
     /// Whole numbers that were written to a device, by slot: what a kernel takes as an index can be checked here.
     written: HashMap<(Arena, u32), Vec<i32>>,
     pub(super) shadows: Shadows,
+    stamp: u64,
 }
 
 impl Default for Memory {
@@ -107,7 +109,19 @@ impl Memory {
             features: region(),
             written: HashMap::new(),
             shadows: Shadows::default(),
+            stamp: new_stamp(),
         }
+    }
+
+    /// A number that no other memory has, and this one no longer once an arena was laid out again, scratch memory moved, or
+    /// a shadow went stale: whether launches that were given addresses may happen again.
+    pub fn stamp(&self) -> u64 {
+        self.stamp
+    }
+
+    /// Takes note that addresses, or what has to be launched for them to hold what is wanted, are no longer what they were.
+    pub(super) fn moved(&mut self) {
+        self.stamp = new_stamp();
     }
 
     fn region(&self, arena: Arena) -> &Region {
@@ -131,6 +145,7 @@ impl Memory {
     /// Lays `arena` out anew: handles of the former generation are stale from here on. Allocates only when the arena
     /// has to grow; what it held is lost.
     pub fn lay_out(&mut self, arena: Arena, layout: Layout) -> Result<()> {
+        self.moved();
         self.written.retain(|(of, _), _| *of != arena);
         if arena == Arena::Parameters {
             self.shadows = Shadows::default();
@@ -280,7 +295,9 @@ impl Memory {
         self.written.remove(&(tensor.arena, tensor.slot));
         if tensor.arena == Arena::Parameters {
             let place = self.place(tensor)?;
-            self.shadows.overwritten(&place);
+            if self.shadows.overwritten(&place) {
+                self.moved();
+            }
         }
         Ok(())
     }
@@ -473,6 +490,11 @@ pub(super) struct Wanted {
     pub place: Place,
     pub out: bool,
     pub tensor: Tensor,
+}
+
+fn new_stamp() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 fn out_of_memory(arena: Arena, bytes: usize, why: Option<Error>) -> Error {

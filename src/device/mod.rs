@@ -20,6 +20,7 @@ pub mod memory;
 mod nvtx;
 mod peak;
 pub mod probe;
+pub mod recording;
 mod shadow;
 mod weights;
 
@@ -31,6 +32,7 @@ pub use clock::{Clock, WordSeconds};
 pub use launcher::{Facts, Launch, Launcher};
 pub use memory::{Layout, Memory, Place};
 pub use nvtx::Range;
+pub use recording::Recording;
 
 use crate::base::{Result, env};
 use crate::tensor::Weight;
@@ -96,6 +98,14 @@ impl Device {
         match self {
             Device::Host(_) => BTreeMap::new(),
             Device::Launch(gpu) => gpu.launches().clone(),
+        }
+    }
+
+    /// How often recorded launches happened again; never on the host.
+    pub fn replays(&self) -> u64 {
+        match self {
+            Device::Host(_) => 0,
+            Device::Launch(gpu) => gpu.replays,
         }
     }
 

@@ -21,13 +21,16 @@ struct Shadow {
 pub(super) struct Shadows(Vec<Shadow>);
 
 impl Shadows {
-    /// Takes note that masters changed.
-    pub fn overwritten(&mut self, place: &Place) {
+    /// Takes note that masters changed; whether a shadow has gone stale by that.
+    pub fn overwritten(&mut self, place: &Place) -> bool {
+        let mut went_stale = false;
         for shadow in self.0.iter_mut().filter(|s| s.place.overlaps(place)) {
             if !shadow.stale.iter().any(|s| s.contains(place)) {
                 shadow.stale.push(*place);
+                went_stale = true;
             }
         }
+        went_stale
     }
 
     fn of(&mut self, place: &Place) -> Option<&mut Shadow> {
@@ -90,6 +93,12 @@ impl Memory {
             shadow.stale.retain(|s| !place.contains(s));
         }
         Ok(())
+    }
+
+    /// Takes all shadows for stale.
+    pub(super) fn distrust_shadows(&mut self) {
+        self.shadows.0.iter_mut().for_each(|s| s.stale = vec![s.place]);
+        self.moved();
     }
 
     /// Bytes of all shadows.

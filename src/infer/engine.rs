@@ -6,7 +6,7 @@ use crate::device::{Clock, Device};
 use crate::ops::sample::{self, Choice};
 use crate::qwen3vl::model::{Model, Rows, SamplePass, Sampling, StepPass, StepSizes, StepValues};
 use crate::qwen3vl::pack::{Packed, Sequence};
-use crate::tape::Tape;
+use crate::tape::{Repeated, Tape};
 use crate::tensor::Tensor;
 
 /// Told (records done, records in all) while a pass runs.
@@ -19,7 +19,7 @@ pub struct Engine {
     /// Of all that the engine runs; off unless somebody starts it.
     pub clock: Clock,
     cache: Option<Cache>,
-    /// The last step's tape: steps of the same sizes run it again.
+    /// The last step's tape: steps of the same sizes run it again, from the second on as one launch.
     step: Option<Step>,
 }
 
@@ -28,7 +28,7 @@ struct Step {
     sizes: StepSizes,
     /// The kind of choice at its end, and the room for the history.
     choice: Option<(Choice, usize)>,
-    tape: Tape,
+    tape: Repeated,
     pass: StepPass,
     sample: Option<SamplePass>,
 }
@@ -120,14 +120,14 @@ impl Engine {
         }
         let sizes = StepSizes { sequences: sequences.len(), tokens: ids.len(), max_blocks, block: BLOCK };
         let choice = read.choice();
-        let step = match self.step.take() {
+        let mut step = match self.step.take() {
             Some(step) if (step.sizes, step.choice) == (sizes, choice) => step,
             _ => {
                 let mut tape = Tape::new(self.precision);
                 let pass = self.model.step(&mut tape, sizes, &cache.pools)?;
                 let sample = read.append(&self.model, &mut tape, pass.logits)?;
                 tape.begin(&mut self.device)?;
-                Step { sizes, choice, tape, pass, sample }
+                Step { sizes, choice, tape: Repeated::new(tape), pass, sample }
             }
         };
         let values = StepValues {
@@ -140,7 +140,7 @@ impl Engine {
         };
         self.model.write_step(&mut self.device, &step.pass, &values)?;
         read.write(&self.model, &mut self.device, step.sample.as_ref())?;
-        step.tape.run(&mut self.device, &mut self.clock, &mut |_, _| ())?;
+        step.tape.run(&mut self.device, &mut self.clock)?;
         let answer = self.answer(step.pass.logits, step.sample.as_ref())?;
         self.step = Some(step);
         Ok(answer)

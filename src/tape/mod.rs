@@ -4,16 +4,19 @@
 //! A tape is a flat list of records over shapes; nothing is computed or allocated while it is written. [`Tape::plan`]
 //! gives each value an interval of life and bytes of the activation arena, [`Tape::run`] runs the records in order.
 //! Floor 5: uses `ops`, `tensor`, `device`, `base`. Start at [`Tape`], then [`plan`];
-//! gradients are in [`rules`], what is computed twice to save memory in [`recompute`].
+//! gradients are in [`rules`], what is computed twice to save memory in [`recompute`], what runs again and again in
+//! [`replay`].
 
 mod plan;
 mod print;
 mod recompute;
 mod record;
+mod replay;
 mod rules;
 
 pub use recompute::Fitted;
 pub use record::Record;
+pub use replay::Repeated;
 
 use crate::base::{DType, Precision, Result, Shape};
 use crate::device::accelerator::scratch_bytes;

@@ -18,7 +18,7 @@ fn prompts(opened: &Opened) -> Vec<Sequence> {
 }
 
 /// Text of `n` made-up tokens.
-fn text(n: usize) -> Sequence {
+pub fn text(n: usize) -> Sequence {
     let ids: Vec<u32> = (0..n as u32).map(|i| (i * i + 7 * i + 3) % 420).collect();
     Sequence { is_image: vec![false; n], ids, ..Sequence::default() }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use vlm::base::{DType, Precision, Result};
 use vlm::device::launcher::{Mark, TensorMap, TensorMapShape};
 use vlm::device::probe::{Built, Gpu, Probe};
+use vlm::device::recording::Recorded;
 use vlm::device::{Device, Facts, Launch, Launcher};
 use vlm::ops::embed::Embed;
 use vlm::ops::sample::{Choice, Sample};
@@ -97,6 +98,12 @@ impl Launcher for Small {
     }
     unsafe fn launch(&self, _: &'static str, _: &Launch, _: *const c_void, _: usize) -> Result<()> {
         Ok(())
+    }
+    fn begin_recording(&self) -> Result<bool> {
+        Ok(false)
+    }
+    fn end_recording(&self) -> Result<Option<Box<dyn Recorded>>> {
+        Ok(None)
     }
     fn synchronise(&self) -> Result<()> {
         Ok(())

@@ -48,6 +48,7 @@ mod kernel_linear_loss;
 mod kernel_norm;
 mod kernel_patch_embed;
 mod kernel_qk_rope;
+mod kernel_replay;
 mod kernel_words;
 mod merge;
 mod names;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use vlm::base::Result;
 use vlm::device::emulated::Emulated;
 use vlm::device::launcher::{Mark, TensorMap, TensorMapShape};
+use vlm::device::recording::Recorded;
 use vlm::device::{Facts, Launch, Launcher};
 
 /// An emulated device.
@@ -76,6 +77,12 @@ impl Launcher for Counted {
         argument_bytes: usize,
     ) -> Result<()> {
         unsafe { self.inner.launch(op, launch, arguments, argument_bytes) }
+    }
+    fn begin_recording(&self) -> Result<bool> {
+        self.inner.begin_recording()
+    }
+    fn end_recording(&self) -> Result<Option<Box<dyn Recorded>>> {
+        self.inner.end_recording()
     }
     fn synchronise(&self) -> Result<()> {
         self.inner.synchronise()

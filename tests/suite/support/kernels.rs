@@ -41,16 +41,18 @@ fn order(seed: i64) -> Result<()> {
 /// Lends a run its device.
 type Lend<'a> = &'a mut dyn FnMut(i64, &mut dyn FnMut(&mut Device));
 
+/// Whether this machine has a GPU that the build has code for; says why not.
+pub fn has_gpu() -> bool {
+    let problem = probe().cuda_problem(&built());
+    problem.iter().for_each(|why| println!("skipped: kernels on a GPU: {why}"));
+    problem.is_none()
+}
+
 /// Lends this machine's GPU, where it has one that the build has code for: each test opens it once.
 pub fn on_gpu(test: impl FnOnce(&mut Device)) {
     thread_local! {
-        static GPU: RefCell<Option<Device>> = RefCell::new(match probe().cuda_problem(&built()) {
-            None => Some(Device::cuda(0).expect("a GPU")),
-            Some(why) => {
-                println!("skipped: kernels on a GPU: {why}");
-                None
-            }
-        });
+        static GPU: RefCell<Option<Device>> =
+            RefCell::new(has_gpu().then(|| Device::cuda(0).expect("a GPU")));
     }
     GPU.with_borrow_mut(|gpu| gpu.as_mut().map(test));
 }
