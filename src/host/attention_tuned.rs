@@ -29,23 +29,28 @@ struct Softmax {
     scale: f32,
 }
 
+/// What a query's sum of weighted values is multiplied by, and log2 of its sum of exponentials, which probabilities lack.
+struct Weighed {
+    factor: f32,
+    lse: f32,
+}
+
 impl Softmax {
     fn new(scale: f32, precision: Precision) -> Softmax {
         let unit = if precision == Precision::Bf16 { std::f32::consts::LOG2_E } else { 1.0 };
         Softmax { precision, scale: scale * unit }
     }
 
-    /// Scaled scores become weights. Returned: what the sum of values is to be multiplied by, and log2 of the sum of
-    /// exponentials (where the weights are probabilities, neither is asked for: 1, and 0).
-    fn weigh(&self, scores: &mut [f32]) -> (f32, f32) {
+    /// Scaled scores become weights.
+    fn weigh(&self, scores: &mut [f32]) -> Weighed {
         if self.precision == Precision::F32 {
             softmax(scores);
-            return (1.0, 0.0);
+            return Weighed { factor: 1.0, lse: f32::NAN };
         }
         let base = math::max(scores).ceil();
         let lse = base + math::exp2_minus(scores, base).log2();
         scores.iter_mut().for_each(|w| *w = self.precision.round(*w));
-        (scores.iter().sum::<f32>().recip(), lse)
+        Weighed { factor: scores.iter().sum::<f32>().recip(), lse }
     }
 }
 
@@ -95,12 +100,12 @@ pub fn attention(
         let mut y = vec![0.0f32; n_queries * width];
         let values = View::rows(&v.data[view(v)..], v.stride);
         gemm(n_queries, n_keys, width, 1.0, View::rows(&scores, n_keys), values, 0.0, &mut y, width);
-        for (y, (factor, _)) in y.chunks_exact_mut(width).zip(&sums) {
-            y.iter_mut().for_each(|y| *y *= factor);
+        for (y, sum) in y.chunks_exact_mut(width).zip(&sums) {
+            y.iter_mut().for_each(|y| *y *= sum.factor);
         }
         (y, sums)
     };
-    let results: Vec<(Vec<f32>, Vec<(f32, f32)>)> = blocks.par_iter().with_max_len(1).map(compute).collect();
+    let results: Vec<(Vec<f32>, Vec<Weighed>)> = blocks.par_iter().with_max_len(1).map(compute).collect();
     for (block, (result, _)) in blocks.iter().zip(&results) {
         for (t, result) in (block.from..).zip(result.chunks_exact(width)) {
             y[t * row + block.head * width..][..width].copy_from_slice(result);
@@ -110,7 +115,7 @@ pub fn attention(
         let tokens = q.len() / row;
         for (block, (_, sums)) in blocks.iter().zip(&results) {
             let to = &mut lse[block.head * tokens + block.from..];
-            to.iter_mut().zip(sums).for_each(|(to, (_, lse))| *to = *lse);
+            to.iter_mut().zip(sums).for_each(|(to, sum)| *to = sum.lse);
         }
     }
 }
@@ -258,15 +263,15 @@ pub fn attention_cached(
                 let keys = &keys[at * stride + g * width..];
                 math::strided_dots(q, keys, stride, width, *len, kind.scale, &mut scores[*from..], *n);
             }
-            let sums: Vec<(f32, f32)> = scores.chunks_exact_mut(*n).map(|scores| kind.weigh(scores)).collect();
+            let sums: Vec<Weighed> = scores.chunks_exact_mut(*n).map(|scores| kind.weigh(scores)).collect();
             let y = &mut y[g * group * width..][..group * width];
             y.fill(0.0);
             for (from, at, len) in &runs {
                 let values = &values[at * stride + g * width..];
                 math::add_weighted(&scores[*from..], *n, values, stride, width, *len, y);
             }
-            for (y, (factor, _)) in y.chunks_exact_mut(width).zip(&sums) {
-                y.iter_mut().for_each(|y| *y *= factor);
+            for (y, sum) in y.chunks_exact_mut(width).zip(&sums) {
+                y.iter_mut().for_each(|y| *y *= sum.factor);
             }
         }
     };
