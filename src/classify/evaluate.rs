@@ -13,6 +13,7 @@ use crate::qwen3vl::pack::Sequence;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::template::{END_OF_TURN, Ending};
 use crate::qwen3vl::tokenizer::Specials;
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::sync::mpsc::sync_channel;
@@ -139,12 +140,14 @@ pub fn evaluate(
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Result<(&[Sample], Vec<Sequence>)>>(1);
         scope.spawn(move || {
+            let prepare = |s: &Sample| {
+                let prepared = preparer.prepare(&question(&s.conversation), Ending::GenerationPrompt);
+                prepared.map(|p| p.sequence).context(format!("{}, line {}", data.display(), s.line))
+            };
             for chunk in samples.chunks(batch.max(1)) {
-                let prepare = |s: &Sample| {
-                    let prepared = preparer.prepare(&question(&s.conversation), Ending::GenerationPrompt);
-                    prepared.map(|p| p.sequence).context(format!("{}, line {}", data.display(), s.line))
-                };
-                let sequences = chunk.iter().map(prepare).collect::<Result<Vec<_>>>();
+                // all at once; what is said of is the first that failed
+                let prepared: Vec<Result<Sequence>> = chunk.par_iter().map(prepare).collect();
+                let sequences = prepared.into_iter().collect::<Result<Vec<_>>>();
                 // a receiver that has gone away stopped for its own reason
                 if send.send(sequences.map(|s| (chunk, s))).is_err() {
                     return;

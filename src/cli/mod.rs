@@ -3,7 +3,7 @@
 //! Floor 9: may use everything; the only room that writes to stdout. Start at [`main`], then [`generate`].
 
 mod assets;
-mod bench;
+pub mod bench;
 mod compare;
 mod compute;
 mod curve;

@@ -52,7 +52,10 @@ impl Preparer {
             })
             .collect::<Result<Vec<_>>>()?;
         let mut prepared = self.prompt(conversation, patches.iter().map(|p| p.grid).collect(), ending)?;
-        prepared.sequence.pixels = patches.into_iter().flat_map(|p| p.values).collect();
+        prepared.sequence.pixels = match patches.len() {
+            1 => patches.into_iter().map(|p| p.values).next().unwrap_or_default(),
+            _ => patches.into_iter().map(|p| p.values).collect::<Vec<_>>().concat(),
+        };
         Ok(prepared)
     }
 

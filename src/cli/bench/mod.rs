@@ -2,7 +2,7 @@
 
 mod job;
 mod one_dollar;
-mod shapes;
+pub mod shapes;
 
 use crate::base::Result;
 
