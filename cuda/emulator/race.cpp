@@ -325,13 +325,13 @@ void load_done(uint32_t offset, uint32_t bytes, uint32_t m) {
   c[actor] = time;
 }
 
-void store_issued(uint32_t t, uint32_t offset, uint32_t bytes) {
-  const uint32_t actor = store_actor(t);
-  access(actor, history->known[t], pseudo_time(actor) + 1, offset, bytes, false, "a read");
+// The time of a thread's stores is the number of their group.
+void store_issued(uint32_t t, uint32_t group, uint32_t offset, uint32_t bytes) {
+  access(store_actor(t), history->known[t], group + 1, offset, bytes, false, "a read");
 }
-void store_read(uint32_t t) {
-  const uint32_t actor = store_actor(t);
-  history->known[t][actor] = ++pseudo_time(actor);
+void store_read(uint32_t t, uint32_t groups) {
+  uint32_t& known = history->known[t][store_actor(t)];
+  known = std::max(known, groups);
 }
 
 void mbarrier_arrive(uint32_t m, uint32_t t) {

@@ -22,9 +22,9 @@ struct RaceHooks {
   void (*copy_done)(uint32_t thread, uint32_t offset, uint32_t bytes);
   void (*load_issued)(uint32_t thread, uint32_t offset, uint32_t bytes, uint32_t mbarrier);
   void (*load_done)(uint32_t offset, uint32_t bytes, uint32_t mbarrier);
-  // A TMA store reads from its issue until its thread has waited.
-  void (*store_issued)(uint32_t thread, uint32_t offset, uint32_t bytes);
-  void (*store_read)(uint32_t thread);
+  // A TMA store reads from its issue until its thread has waited for its group: for the first so many of the thread's.
+  void (*store_issued)(uint32_t thread, uint32_t group, uint32_t offset, uint32_t bytes);
+  void (*store_read)(uint32_t thread, uint32_t groups);
   void (*mbarrier_arrive)(uint32_t mbarrier, uint32_t thread);
   void (*mbarrier_phase)(uint32_t mbarrier);
   void (*mbarrier_wait)(uint32_t mbarrier, uint32_t thread);

@@ -154,7 +154,7 @@ void tma_store(const void* map, uint32_t source, int rank, const int* corner) {
   const Map& m = map_at(map, rank, "TMA store");
   check_place(m, source, "TMA store");
   Thread* me = self();
-  if (race_hooks) race_hooks->store_issued(me->linear, source - kSharedBase, box_bytes(m));
+  if (race_hooks) race_hooks->store_issued(me->linear, me->store_groups, source - kSharedBase, box_bytes(m));
   me->used = true;
   me->stores.push_back({m, source, me->store_groups, {}, false, {}, {}});
   BulkStore& s = me->stores.back();
@@ -178,8 +178,7 @@ void bulk_wait(uint32_t groups_left, bool only_reads) {
     else rest.push_back(std::move(s));
   }
   me->stores = std::move(rest);
-  if (race_hooks && me->stores.empty()) race_hooks->store_read(me->linear);
-  if (race_hooks && only_reads && groups_left == 0) race_hooks->store_read(me->linear);
+  if (race_hooks) race_hooks->store_read(me->linear, end);
 }
 
 void finish_stores(Thread* t) {
