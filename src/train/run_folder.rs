@@ -13,7 +13,7 @@
 //! the checkpoint that counts their bytes, a checkpoint is renamed into place when it is on disk, and older ones are
 //! removed after that. What lies beyond the newest checkpoint is done again, with the same result.
 
-use super::checkpoint::{self, About, Arrays, Checkpoint, Identity, Logs, Position};
+use super::checkpoint::{self, About, Checkpoint, Identity, Logs, Position};
 use super::metrics::Record;
 use super::settings::Settings;
 use super::{config_file, events};
@@ -24,6 +24,7 @@ use serde_json::{Map, Value};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::thread::{self, JoinHandle};
 
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
@@ -52,6 +53,8 @@ pub struct RunFolder {
     identity: Identity,
     metrics: LogFile,
     events: LogFile,
+    /// A checkpoint that is being written.
+    saving: Option<JoinHandle<Result<()>>>,
 }
 
 /// An opened folder, and where the run in it is.
@@ -131,7 +134,7 @@ impl RunFolder {
         }
         // The last: with it on disk, the folder's other entries are.
         config_file::write(&dir.join(CONFIG), settings)?;
-        let folder = RunFolder { dir: dir.into(), identity, metrics, events };
+        let folder = RunFolder { dir: dir.into(), identity, metrics, events, saving: None };
         Ok(Opened { folder, resumed, warnings })
     }
 
@@ -151,12 +154,34 @@ impl RunFolder {
         atomic::write_file(&self.dir.join(RESULT), |out| out.write(text.as_bytes()))
     }
 
-    /// Writes a checkpoint: returns once it is on disk and older ones are gone. `state` comes back as it is.
-    pub fn save(&mut self, position: Position, state: Value, arrays: &Arrays) -> Result<()> {
+    /// Begins to write a checkpoint, beside what comes next; [`RunFolder::saved`] waits for it. `state` comes back as it is.
+    /// Errors: those of the checkpoint before it.
+    pub fn save(&mut self, position: Position, state: Value, arrays: Vec<(&'static str, Vec<f32>)>) -> Result<()> {
+        self.saved()?;
         self.metrics.sync()?;
         self.events.sync()?;
         let logs = Logs { metrics_bytes: self.metrics.bytes(), events_bytes: self.events.bytes() };
-        checkpoint::write(&self.dir.join(CHECKPOINTS), About::new(position, self.identity.clone(), logs, state), arrays)
+        let (dir, about) = (self.dir.join(CHECKPOINTS), About::new(position, self.identity.clone(), logs, state));
+        let write = move || {
+            let arrays: Vec<(&str, &[f32])> = arrays.iter().map(|(name, values)| (*name, &values[..])).collect();
+            checkpoint::write(&dir, about, &arrays)
+        };
+        let begun = thread::Builder::new().name("checkpoint".into()).spawn(write);
+        self.saving = Some(begun.map_err(|e| Error::Unsupported(format!("cannot begin to write a checkpoint: {e}")))?);
+        Ok(())
+    }
+
+    /// Returns once the last checkpoint is on disk and older ones are gone.
+    pub fn saved(&mut self) -> Result<()> {
+        let failed = |_| Err(Error::Unsupported("writing a checkpoint ended in a panic".into()));
+        self.saving.take().map_or(Ok(()), |saving| saving.join().unwrap_or_else(failed))
+    }
+}
+
+impl Drop for RunFolder {
+    /// Whatever ends a run, a checkpoint that was begun is written. Its error is not the one to report.
+    fn drop(&mut self) {
+        let _ = self.saved();
     }
 }
 

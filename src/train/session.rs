@@ -385,6 +385,7 @@ impl Session<'_> {
                     self.save(&step)?;
                 }
                 if interrupted && !last && !stop {
+                    self.folder.saved()?;
                     self.summary(at, loss)?;
                     return Ok(End::Interrupted { steps: at });
                 }
@@ -395,10 +396,11 @@ impl Session<'_> {
                     break;
                 }
             }
-            self.summary(at, loss)?;
             if self.best.is_none() {
                 self.write_result()?;
             }
+            self.folder.saved()?;
+            self.summary(at, loss)?;
             if let (Some(n), false, Some(loss)) = (self.settings.overfit, passed, loss) {
                 let right =
                     self.answers(samples)?.map_or(String::new(), |right| format!(", {right} of {n} answers right"));
@@ -585,7 +587,7 @@ impl Session<'_> {
             (memory.read_f32(t.values)?, memory.read_f32(t.first)?, memory.read_f32(t.second)?);
         let position = Position { step: step.number, epoch: step.epoch, in_epoch: step.in_epoch };
         let state = json!(State { best: self.best, below: self.below, seconds: self.seconds() });
-        self.folder.save(position, state, &[("values", &values), ("first", &first), ("second", &second)])
+        self.folder.save(position, state, vec![("values", values), ("first", first), ("second", second)])
     }
 
     /// Writes the trained adapter, or the trained model, into the run's folder.

@@ -99,8 +99,9 @@ fn run(dir: &Path, start: Start, mut after: impl FnMut(&Path)) -> Result<(Toy, u
         }
         if k % 3 == 0 || k == STEPS {
             let position = Position { step: k, epoch: (k - 1) / 4, in_epoch: (k - 1) % 4 };
-            let arrays = [("values", &toy.values[..]), ("moments", &toy.moments)];
-            folder.save(position, json!({"best": toy.best}), &arrays)?;
+            let arrays = vec![("values", toy.values.clone()), ("moments", toy.moments.clone())];
+            folder.save(position, json!({"best": toy.best}), arrays)?;
+            folder.saved()?;
             after(dir);
         }
     }
@@ -292,7 +293,8 @@ fn checkpoints_of_a_future_that_was_left_are_removed() {
     fs::write(checkpoints.join("step-00000011.safetensors"), "damaged").unwrap();
     let Opened { mut folder, resumed, .. } = open(dir.path(), Start::Resume).unwrap();
     assert_eq!(resumed.unwrap().about.position, Position { step: 9, epoch: 2, in_epoch: 0 });
-    folder.save(Position { step: 10, epoch: 2, in_epoch: 1 }, Value::Null, &[]).unwrap();
+    folder.save(Position { step: 10, epoch: 2, in_epoch: 1 }, Value::Null, Vec::new()).unwrap();
+    folder.saved().unwrap();
     assert_eq!(list(&checkpoints).unwrap().iter().map(|c| c.0).collect::<Vec<_>>(), [9, 10]);
 }
 
@@ -424,4 +426,30 @@ fn event_files_are_byte_for_byte_those_of_tensorboard() {
     let scalars = [("loss", 1.25), ("lr", 2e-4), ("grad_norm", 15.5)];
     let got = [events::version(1_700_000_000.25), events::scalars(1_700_000_001.5, 300, &scalars)].concat();
     assert_eq!(got.iter().map(|b| format!("{b:02x}")).collect::<String>(), want);
+}
+
+/// A checkpoint is written beside the steps that follow: what went wrong with it is said at the next, or at the end.
+#[test]
+fn a_checkpoint_that_cannot_be_written_is_said_and_one_that_was_begun_is_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let Opened { mut folder, .. } = open(dir.path(), Start::New).unwrap();
+    let position = |step| Position { step, epoch: 0, in_epoch: step - 1 };
+    let arrays = || vec![("values", vec![0.5; 1 << 16])];
+    let checkpoints = dir.path().join("run/checkpoints");
+    let steps = |dir: &Path| list(dir).unwrap().iter().map(|c| c.0).collect::<Vec<_>>();
+    // dropped without a wait
+    folder.save(position(1), Value::Null, arrays()).unwrap();
+    drop(folder);
+    assert_eq!(steps(&checkpoints), [1]);
+    let Opened { mut folder, .. } = open(dir.path(), Start::Resume).unwrap();
+    fs::rename(&checkpoints, dir.path().join("elsewhere")).unwrap();
+    fs::write(&checkpoints, "no folder").unwrap();
+    folder.save(position(2), Value::Null, arrays()).unwrap();
+    let said = folder.save(position(3), Value::Null, arrays()).unwrap_err().to_string();
+    assert!(said.contains("step-00000002.safetensors"), "{said}");
+    fs::remove_file(&checkpoints).unwrap();
+    fs::rename(dir.path().join("elsewhere"), &checkpoints).unwrap();
+    folder.save(position(3), Value::Null, arrays()).unwrap();
+    folder.saved().unwrap();
+    assert_eq!(steps(&checkpoints), [1, 3]);
 }
