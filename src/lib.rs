@@ -53,6 +53,7 @@
 //! |---|---|---|
 //! | what a run will need, before it begins | `src/train/plan.rs` | `plan` |
 //! | what is trained: numbers, gradients and moments, side by side | `src/qwen3vl/trainable.rs` | `lora` |
+//! | what the frozen tower made of a photo stays on the device | `src/train/features.rs` | `take` |
 //! | the label tokens' loss at the end of a pass | `src/ops/linear_loss.rs` | `forward` |
 //! | the tape walks its records backward | `src/tape/rules.rs` | `backward` |
 //! | what is computed twice, so that activations fit | `src/tape/recompute.rs` | `fit` |
