@@ -124,20 +124,25 @@ CONFORMANCE_WGMMA(n192_kk_sw128, 192, 0, 0, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n256_kk_sw128, 256, 0, 0, wgmma_desc_sw128)
 
 // A from registers: x begins with [128][4] of them, the n bytes of B follow. y as above, with D not added to.
-template <int TB> DEV void wgmma_from_registers(const ConformanceArgs& a) {
+template <int N, int TB> DEV void wgmma_from_registers(const ConformanceArgs& a) {
   DYN_SMEM(raw);
   const uint32_t* registers = (const uint32_t*)a.x + threadIdx.x * 4;
   const uint32_t r_a[4] = {registers[0], registers[1], registers[2], registers[3]};
   ConformanceArgs b = a;
   b.x = a.x + 2048;
   const uint32_t base = fill_operands(b, raw);
-  float d[32];
+  float d[N / 2];
+  const uint64_t rows = wgmma_desc_sw128(base, (uint32_t)a.option[2], (uint32_t)a.option[3]);
   wgmma_fence();
-  wgmma_m64n64k16_rs<TB>(d, r_a, wgmma_desc_sw128(base, (uint32_t)a.option[2], (uint32_t)a.option[3]), 0);
-  finish_wgmma<64>(a, d);
+  if constexpr (N == 64) wgmma_m64n64k16_rs<TB>(d, r_a, rows, 0);
+  if constexpr (N == 80) wgmma_m64n80k16_rs<TB>(d, r_a, rows, 0);
+  if constexpr (N == 128) wgmma_m64n128k16_rs<TB>(d, r_a, rows, 0);
+  finish_wgmma<N>(a, d);
 }
-CONFORMANCE(wgmma_rs_k_sw128, 128) { wgmma_from_registers<0>(a); }
-CONFORMANCE(wgmma_rs_n_sw128, 128) { wgmma_from_registers<1>(a); }
+CONFORMANCE(wgmma_rs64_k_sw128, 128) { wgmma_from_registers<64, 0>(a); }
+CONFORMANCE(wgmma_rs64_n_sw128, 128) { wgmma_from_registers<64, 1>(a); }
+CONFORMANCE(wgmma_rs80_n_sw128, 128) { wgmma_from_registers<80, 1>(a); }
+CONFORMANCE(wgmma_rs128_n_sw128, 128) { wgmma_from_registers<128, 1>(a); }
 
 // setmaxnreg down and up again in both warpgroups; y[t] = x[t] + 1, to see that they go on.
 CONFORMANCE(setmaxnreg, 256) {

@@ -289,7 +289,7 @@ pub const WGMMA_B: i32 = 8192;
 
 /// (kernel, N, leading and stride byte offsets of A, then of B).
 #[rustfmt::skip]
-const WGMMA: [(&str, i32, [i32; 4]); 24] = [
+const WGMMA: [(&str, i32, [i32; 4]); 26] = [
     ("conformance_wgmma_n64_kk_sw128", 64, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n64_mk_sw128", 64, [2048, 1024, 16, 1024]),
     ("conformance_wgmma_n64_kn_sw128", 64, [16, 1024, 2048, 1024]),
@@ -312,14 +312,16 @@ const WGMMA: [(&str, i32, [i32; 4]); 24] = [
     ("conformance_wgmma_n176_kn_sw128", 176, [16, 1024, 2048, 1024]),
     ("conformance_wgmma_n192_kk_sw128", 192, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n256_kk_sw128", 256, [16, 1024, 16, 1024]),
-    ("conformance_wgmma_rs_k_sw128", 64, [0, 0, 16, 1024]),
-    ("conformance_wgmma_rs_n_sw128", 64, [0, 0, 2048, 1024]),
+    ("conformance_wgmma_rs64_k_sw128", 64, [0, 0, 16, 1024]),
+    ("conformance_wgmma_rs64_n_sw128", 64, [0, 0, 2048, 1024]),
+    ("conformance_wgmma_rs80_n_sw128", 80, [0, 0, 2048, 1024]),
+    ("conformance_wgmma_rs128_n_sw128", 128, [0, 0, 2048, 1024]),
 ];
 
 fn wgmma_cases() -> Vec<Case> {
     let mut all = Vec::new();
     for (kernel, n, [a_leading, a_stride, b_leading, b_stride]) in WGMMA {
-        let from_registers = kernel.contains("_rs_");
+        let from_registers = kernel.contains("_rs");
         let bytes = if from_registers { n * 128 } else { WGMMA_B + n * 128 };
         let x_bytes = bytes + if from_registers { 2048 } else { 0 };
         let x = pattern_bf16(x_bytes as usize / 2);

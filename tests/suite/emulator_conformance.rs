@@ -360,8 +360,8 @@ fn operand_offset(layout: &str, along_k: bool, [leading, stride]: [usize; 2], mn
 /// D registers: "Register Fragment layout for wgmma.mma_async.m64nNk16 accumulator matrix D".
 fn wgmma(case: &Case) -> Vec<u8> {
     let parts: Vec<&str> = case.name.split('_').collect();
-    let from_registers = parts[1] == "rs";
-    let n = if from_registers { 64 } else { parts[1][1..].parse().expect("N") };
+    let from_registers = parts[1].starts_with("rs");
+    let n: usize = parts[1].trim_start_matches(char::is_alphabetic).parse().expect("N");
     let (layout, majors) = (parts[3], parts[2]);
     let numbers = bf16s(&case.x);
     let option: Vec<usize> = case.option.iter().map(|&o| o as usize).collect();
