@@ -4,7 +4,6 @@ use super::launcher::{Allocation, Facts, Launcher};
 use super::memory::ALIGNMENT;
 use crate::base::{DType, Error, Precision, Result, dtype};
 use crate::tensor::Weight;
-use half::bf16;
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -109,14 +108,10 @@ fn write(allocation: &Allocation, offset: usize, weight: &Weight) -> Result<()> 
             allocation.write(at, piece)?;
             continue;
         }
-        let rounded: Vec<bf16> = piece
-            .par_chunks(width << 12)
-            .flat_map_iter(|part| {
-                let wide = dtype::widened(weight.dtype(), part, Precision::F32).into_owned();
-                wide.into_iter().map(bf16::from_f32)
-            })
-            .collect();
-        allocation.write(at, bytemuck::cast_slice(&rounded))?;
+        let mut rounded = vec![0; piece.len() / width * DType::Bf16.bytes()];
+        let parts = rounded.par_chunks_mut(DType::Bf16.bytes() << 12).zip(piece.par_chunks(width << 12));
+        parts.for_each(|(to, part)| dtype::narrow_bf16(&dtype::widened(weight.dtype(), part, Precision::F32), to));
+        allocation.write(at, &rounded)?;
     }
     Ok(())
 }

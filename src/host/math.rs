@@ -55,34 +55,28 @@ pub fn sigmoid(x: f32) -> f32 {
 /// x = exp(x - max) for each, and their sum.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub fn exp_minus(x: &mut [f32], max: f32) -> f32 {
-    let mut sums = [0.0f32; 16];
-    let (chunks, rest) = x.as_chunks_mut::<16>();
-    for chunk in chunks {
-        for (x, sum) in chunk.iter_mut().zip(&mut sums) {
-            *x = exp(*x - max);
-            *sum += *x;
-        }
-    }
-    for (x, sum) in rest.iter_mut().zip(&mut sums) {
-        *x = exp(*x - max);
-        *sum += *x;
-    }
-    sums.iter().sum()
+    replace_and_sum(x, |x| exp(x - max))
 }
 
 /// x = 2^(x - base) for each, and their sum.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx2+fma"))]
 pub fn exp2_minus(x: &mut [f32], base: f32) -> f32 {
+    replace_and_sum(x, |x| exp2(x - base))
+}
+
+/// x = f(x) for each, and their sum, in sixteen lanes.
+#[inline(always)]
+fn replace_and_sum(x: &mut [f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut sums = [0.0f32; 16];
     let (chunks, rest) = x.as_chunks_mut::<16>();
     for chunk in chunks {
         for (x, sum) in chunk.iter_mut().zip(&mut sums) {
-            *x = exp2(*x - base);
+            *x = f(*x);
             *sum += *x;
         }
     }
     for (x, sum) in rest.iter_mut().zip(&mut sums) {
-        *x = exp2(*x - base);
+        *x = f(*x);
         *sum += *x;
     }
     sums.iter().sum()

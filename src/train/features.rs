@@ -1,6 +1,7 @@
 //! Where the frozen tower's results stay on the device: of the first samples from epoch to epoch, of others for a step.
 
 use crate::base::{DType, Error, Result};
+use crate::device::memory::ALIGNMENT;
 use crate::device::{Device, Layout};
 use crate::qwen3vl::vision::Features;
 use crate::tensor::{Arena, Tensor, new_generation};
@@ -20,12 +21,25 @@ pub struct Room {
 
 impl Room {
     pub fn bytes(&self) -> usize {
-        self.layout().bytes
+        self.samples().map(|rows| self.sample_bytes(rows)).sum()
+    }
+
+    /// What a sample of so many rows takes.
+    pub fn sample_bytes(&self, rows: usize) -> usize {
+        self.tensors * self.tensor_bytes(rows).next_multiple_of(ALIGNMENT)
+    }
+
+    fn tensor_bytes(&self, rows: usize) -> usize {
+        rows * self.width * self.dtype.bytes()
+    }
+
+    /// Rows of all that there is room for.
+    fn samples(&self) -> impl Iterator<Item = usize> {
+        self.kept.iter().copied().chain(std::iter::repeat_n(self.spare_rows, self.spare))
     }
 
     fn layout(&self) -> Layout {
-        let rows = self.kept.iter().copied().chain(std::iter::repeat_n(self.spare_rows, self.spare));
-        let sizes = rows.flat_map(|rows| std::iter::repeat_n(rows * self.width * self.dtype.bytes(), self.tensors));
+        let sizes = self.samples().flat_map(|rows| std::iter::repeat_n(self.tensor_bytes(rows), self.tensors));
         Layout::sequential(new_generation(), sizes)
     }
 }
@@ -114,6 +128,7 @@ mod tests {
             let room = Room { dtype: DType::F32, width: 4, tensors: 3, kept: vec![3, 2], spare: 1, spare_rows: 5 };
             // of 16 bytes a row, each tensor rounded up to 256
             assert_eq!(room.bytes(), 3 * 3 * 256);
+            assert_eq!(room.bytes(), room.layout().bytes);
             let mut store = Store::new(device, room).expect("room");
             let mut take = |device: &mut Device, sample, rows, number| {
                 let made = made(device, rows, number);

@@ -297,12 +297,13 @@ impl Planner<'_> {
         if whole.bytes() <= budget.max(part.bytes()) {
             return whole;
         }
+        let mut left = budget.checked_sub(part.bytes());
         for rows in trained {
-            part.kept.push(rows);
-            if part.bytes() > budget {
-                part.kept.pop();
+            left = left.and_then(|left| left.checked_sub(part.sample_bytes(rows)));
+            if left.is_none() {
                 break;
             }
+            part.kept.push(rows);
         }
         part
     }

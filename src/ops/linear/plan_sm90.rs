@@ -23,16 +23,15 @@ impl HopperTile {
     pub const STAGED_ROWS: u32 = 16;
 
     pub(super) fn launch(self, kernel: &'static str, tiles: i32, facts: &Facts) -> Launch {
-        let (stages, right) = match self {
-            HopperTile::Wide { columns } => (4, columns),
-            HopperTile::Few { rows: 128 } => (6, 128),
-            HopperTile::Few { rows } => (8, rows),
+        // stages of the ring, width of the right operand, bytes of results on their way out: of eight warps two boxes each,
+        // of two warpgroups a slice of sums
+        let (boxes, slices) = (8 * 2 * HopperTile::STAGED_ROWS * 128, 2 * 64 * 40 * 4);
+        let (stages, right, out) = match self {
+            HopperTile::Wide { columns } => (4, columns, boxes),
+            HopperTile::Few { rows: 128 } => (6, 128, slices),
+            HopperTile::Few { rows } => (8, rows, slices),
         };
         let operands = stages * 2 * HopperTile::DEPTH * (HopperTile::LEFT + right.next_multiple_of(64));
-        let out = match self {
-            HopperTile::Wide { .. } => 8 * 2 * HopperTile::STAGED_ROWS * 128,
-            HopperTile::Few { .. } => 2 * 64 * 40 * 4,
-        };
         let (barriers, alignment) = (2 * 8 * stages, 1024);
         let grid = [(tiles as u32).min(facts.multiprocessors), 1, 1];
         Launch { kernel, grid, block: 384, shared_bytes: operands + out + barriers + alignment }
