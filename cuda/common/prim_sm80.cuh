@@ -1,4 +1,4 @@
-// PTX instructions that sm_80 and everything newer has: cp.async, ldmatrix, mma.sync, named barriers.
+// PTX instructions that sm_80 and everything newer has: cp.async, ldmatrix, mma.sync, named barriers, counters.
 #pragma once
 #include "types.cuh"
 
@@ -129,5 +129,18 @@ DEV void bar_arrive_id(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 #else
   emu::barrier_arrive((uint32_t)id, (uint32_t)threads);
+#endif
+}
+
+// Counts an arrival at a counter of device memory that starts at 0 and goes back to it with the n-th: how many came before.
+// Who arrives later sees what this thread wrote and, of others, what a barrier had ordered before: blocks of one launch
+// need nothing else between them.
+DEV uint32_t arrive_counter(uint32_t* counter, uint32_t n) {
+#ifdef __CUDACC__
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.inc.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(n - 1) : "memory");
+  return before;
+#else
+  return emu::arrive_counter(counter, n);
 #endif
 }

@@ -78,4 +78,7 @@ uint32_t atomic_or(uint32_t* p, uint32_t v) {
 uint32_t atomic_cas(uint32_t* p, uint32_t wanted, uint32_t v) {
   return atomically(p, [=](uint32_t old) { return old == wanted ? v : old; });
 }
+uint32_t arrive_counter(uint32_t* p, uint32_t n) {
+  return atomically(p, [=](uint32_t old) { return old >= n - 1 ? 0 : old + 1; });
+}
 }  // namespace emu

@@ -51,6 +51,8 @@ uint32_t atomic_add(uint32_t* p, uint32_t v);
 uint32_t atomic_max(uint32_t* p, uint32_t v);
 uint32_t atomic_or(uint32_t* p, uint32_t v);
 uint32_t atomic_cas(uint32_t* p, uint32_t wanted, uint32_t v);
+// Up to n - 1, then back to 0; releases and acquires at the device's scope.
+uint32_t arrive_counter(uint32_t* p, uint32_t n);
 
 // cp.async.
 void cp_async(uint32_t destination, const void* source, uint32_t bytes, uint32_t source_bytes);
