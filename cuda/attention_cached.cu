@@ -10,18 +10,19 @@
 //   lengths        [B]                     i32    tokens held, the new ones included
 //   blocks         [B, max_blocks]         i32
 //   partial        [slots, G, 16, splits, E + 2]  f32, scratch: sum of p v, m, sum of p
+//   counters       [slots, G]              u32    0 before and after
 //
 // Numerics: as in attention.cu; bases are whole numbers here too, so joining sums multiplies them by powers of two.
 // Rounding points: p, y.
 //
 // A block has 16 queries, all heads of a group for as many tokens as fit, so that a key is read once for them, and 256
 // keys: a split. Each of its warps takes 16 keys of every tile of 64 and keeps its own maximum and sums; they are joined
-// in order at the end. A second kernel joins a row's splits in order. Device memory: keys and values once for every 16
+// in order at the end. Whichever block of a slot and key head comes last joins its rows' splits, in order. Device memory: keys and values once for every 16
 // queries of a group; partial sums once each way, E + 2 numbers for 512 E of keys and values.
 //
 //   find the split's rows;  load queries, first tile
 //   for each tile of 64 keys: start the next;  s = q k^T;  m, y and l (the sum of rounded p) as in forward
-//   join the warps -> partial;   join:  y = sum_s 2^(m_s - m) y_s / sum_s 2^(m_s - m) l_s
+//   join the warps -> partial;  arrive;  last:  y = sum_s 2^(m_s - m) y_s / sum_s 2^(m_s - m) l_s
 //
 // Limits: E at most 128. Deterministic, and a row's result depends on its own keys alone: splits have a fixed size and
 // begin at its sequence's first key, whatever else is in the batch and however long the table is.
@@ -35,6 +36,7 @@ struct AttentionCachedArgs {
   const int32_t* lengths;
   const int32_t* blocks;
   float* partial;
+  uint32_t* counters;
   bf16* y;
   int32_t tokens;
   int32_t sequences;
@@ -48,7 +50,7 @@ struct AttentionCachedArgs {
   int32_t first_slot;
   float scale_log2;
 };
-LAYOUT(AttentionCachedArgs, q, keys, values, starts, lengths, blocks, partial, y, tokens, sequences, heads, group, width,
+LAYOUT(AttentionCachedArgs, q, keys, values, starts, lengths, blocks, partial, counters, y, tokens, sequences, heads, group, width,
        block, max_blocks, pool_blocks, splits, first_slot, scale_log2);
 
 namespace attention {
@@ -75,16 +77,41 @@ DEV float* partial_of(const AttentionCachedArgs& a, int row, int split) {
   return a.partial + (at * a.splits + split) * (a.width + 2);
 }
 
+// The splits of each row, in order: a warp for every fourth row of a slot and key head.
+DEV void join_splits(const AttentionCachedArgs& a, const Queries& q) {
+  const int lane = threadIdx.x & 31, key_head = blockIdx.y;
+  for (int r = threadIdx.x >> 5; r < kRows && q.first + r < q.n_rows; r += kThreads / 32) {
+    const int row = q.first + r, n_splits = (seen_by(a, q, row) + kSplit - 1) / kSplit;
+    float top = -INFINITY, weights = 0.f;
+    for (int s = 0; s < n_splits; s++) top = fmaxf(top, partial_of(a, r, s)[a.width]);
+    const float base = top == -INFINITY ? 0.f : top;
+    for (int s = 0; s < n_splits; s++) {
+      const float* from = partial_of(a, r, s) + a.width;
+      weights = fmaf(ex2(from[0] - base), from[1], weights);
+    }
+    bf16* y = a.y + ((int64_t)(q.from + row / a.group) * a.heads + key_head * a.group + row % a.group) * a.width;
+    for (int column = lane; column < a.width; column += 32) {
+      float sum = 0.f;
+      for (int s = 0; s < n_splits; s++) {
+        const float* from = partial_of(a, r, s);
+        sum = fmaf(ex2(from[a.width] - base), from[column], sum);
+      }
+      y[column] = f2bf(sum / weights);
+    }
+  }
+}
+
 template <int W, bool Aligned> DEV void forward_cached(const AttentionCachedArgs& a) {
   constexpr int kBytes = Tile<W>::kBytes;
   uint8_t *s_k = shared_memory(), *s_v = s_k + 2 * kBytes, *s_q = s_k + 4 * kBytes;
   SHARED(int32_t, s_rows, [kSplit]);
   SHARED(float, s_state, [2][kThreads / 32][kRows]);
+  SHARED(uint32_t, s_before, [1]);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, key_head = blockIdx.y, split = blockIdx.x;
   const Queries q = find_queries(a, a.first_slot + (int)blockIdx.z);
   if (q.first >= q.n_rows) return;
   const int n_rows = min(kRows, q.n_rows - q.first), begin = split * kSplit;
-  const int n = min(seen_by(a, q, q.first + n_rows - 1) - begin, kSplit);
+  const int seen_by_last = seen_by(a, q, q.first + n_rows - 1), n = min(seen_by_last - begin, kSplit);
   if (n <= 0) return;
 
   // rows of the pools; what the table should not say becomes zeros
@@ -192,6 +219,13 @@ template <int W, bool Aligned> DEV void forward_cached(const AttentionCachedArgs
     float* to = partial_of(a, r, split);
     if (column < W) to[column] = sum; else to[a.width] = top, to[a.width + 1] = sum;
   }
+  // of the splits that have a key for some row, the last to come here
+  const uint32_t n_splits = (uint32_t)((seen_by_last + kSplit - 1) / kSplit);
+  uint32_t* counter = a.counters + blockIdx.z * gridDim.y + key_head;
+  __syncthreads();                         // all of the block's parts are written
+  if (threadIdx.x == 0) s_before[0] = arrive_counter(counter, n_splits);
+  __syncthreads();
+  if (s_before[0] == n_splits - 1) join_splits(a, q);
 }
 
 }  // namespace attention
@@ -201,29 +235,3 @@ KERNEL(attention_cached_fwd_w64_bf16, 128, 3, const __grid_constant__ AttentionC
 KERNEL(attention_cached_fwd_w80_bf16, 128, 3, const __grid_constant__ AttentionCachedArgs a) { attention::forward_cached<80, true>(a); }
 KERNEL(attention_cached_fwd_w128_bf16, 128, 3, const __grid_constant__ AttentionCachedArgs a) { attention::forward_cached<128, true>(a); }
 KERNEL(attention_cached_fwd_unaligned_bf16, 128, 2, const __grid_constant__ AttentionCachedArgs a) { attention::forward_cached<128, false>(a); }
-
-// The splits of each row, in order: a warp for every fourth row of a slot and key head.
-KERNEL(attention_cached_fwd_join_bf16, 128, 4, const __grid_constant__ AttentionCachedArgs a) {
-  using namespace attention;
-  const int lane = threadIdx.x & 31, key_head = blockIdx.y;
-  const Queries q = find_queries(a, a.first_slot + (int)blockIdx.z);
-  for (int r = threadIdx.x >> 5; r < kRows && q.first + r < q.n_rows; r += kThreads / 32) {
-    const int row = q.first + r, n_splits = (seen_by(a, q, row) + kSplit - 1) / kSplit;
-    float top = -INFINITY, weights = 0.f;
-    for (int s = 0; s < n_splits; s++) top = fmaxf(top, partial_of(a, r, s)[a.width]);
-    const float base = top == -INFINITY ? 0.f : top;
-    for (int s = 0; s < n_splits; s++) {
-      const float* from = partial_of(a, r, s) + a.width;
-      weights = fmaf(ex2(from[0] - base), from[1], weights);
-    }
-    bf16* y = a.y + ((int64_t)(q.from + row / a.group) * a.heads + key_head * a.group + row % a.group) * a.width;
-    for (int column = lane; column < a.width; column += 32) {
-      float sum = 0.f;
-      for (int s = 0; s < n_splits; s++) {
-        const float* from = partial_of(a, r, s);
-        sum = fmaf(ex2(from[a.width] - base), from[column], sum);
-      }
-      y[column] = f2bf(sum / weights);
-    }
-  }
-}

@@ -128,14 +128,8 @@ template <bool VECTOR> DEV void add_splits(const LinearArgs& a) {
   if (b == a.n_bands) return;
   const LinearBand& band = a.bands[b];
   const int m = blockIdx.y, valid = band.width - n;
-  const int64_t split = (int64_t)a.m * a.stride;
-  const float* parts = a.partial + m * a.stride + band.column + n;
-  float sum[8], part[8];
-  read8<VECTOR>(sum, parts, valid);
-  UNROLL4 for (int s = 1; s < a.splits; s++) {
-    read8<VECTOR>(part, parts + s * split, valid);
-    UNROLL for (int i = 0; i < 8; i++) sum[i] += part[i];
-  }
+  float sum[8];
+  add_splits8<VECTOR>(a, band, m, n, valid, sum);
   finish8<VECTOR>(a, band, m, n, valid, sum);
 }
 

@@ -258,7 +258,7 @@ struct LinearArgs {
   bf16* y;               // [m, stride], rows as `rows` says where `scattered`; or null
   bf16* z;               // [m, stride]: the sum before the activation; or null
   float* wide;           // [m, stride]: the sum in f32, instead of y; or null
-  float* partial;        // [splits, m, stride]: what each split sums, which linear_sum adds up; null where there is one
+  float* partial;        // [splits, m, stride]: what each split sums, to be added up; null where nothing is left to add
   int64_t stride;        // of added, y, z, wide and partial
   int32_t m, n_bands;
   int32_t activation;    // 0 none, 1 GELU by tanh, 2 GELU by erf
@@ -289,16 +289,28 @@ DEV void finish8(const LinearArgs& a, const LinearBand& band, int m, int n, int 
   if (a.wide) write8<VECTOR>(a.wide + plain, v, valid);
 }
 
-// Eight neighbouring sums of a row, which are one split's where there are several. Nothing outside the result.
+// Eight neighbouring sums of a row: the results, or one split's part of them. Nothing outside the result.
 template <bool VECTOR>
 DEV void store8(const LinearArgs& a, int band_index, int split, int m, int n, float (&v)[8]) {
   const LinearBand& band = a.bands[band_index];
   const int valid = band.width - n;
   if (m >= a.m || valid <= 0) return;
-  if (a.splits == 1) {
+  if (!a.partial) {
     finish8<VECTOR>(a, band, m, n, valid, v);
   } else {
     write8<VECTOR>(a.partial + ((int64_t)split * a.m + m) * a.stride + band.column + n, v, valid);
+  }
+}
+
+// Eight neighbouring sums of a row: what the splits left, in their order.
+template <bool VECTOR> DEV void add_splits8(const LinearArgs& a, const LinearBand& band, int m, int n, int valid, float (&sum)[8]) {
+  const int64_t split = (int64_t)a.m * a.stride;
+  const float* parts = a.partial + m * a.stride + band.column + n;
+  float part[8];
+  read8<VECTOR>(sum, parts, valid);
+  UNROLL4 for (int s = 1; s < a.splits; s++) {
+    read8<VECTOR>(part, parts + s * split, valid);
+    UNROLL for (int i = 0; i < 8; i++) sum[i] += part[i];
   }
 }
 

@@ -8,16 +8,13 @@
 // of 64 x 64, bf16, 128-byte swizzle, whose sizes are those of the piece, so that what belongs to a neighbouring
 // segment reads as zero; and one for each band of y, in boxes of 64 x 16.
 //
-// Forward with at most 128 rows (`few`, as decoding has) the weight is the left operand and x the right one: a block
-// owns 128 columns of all rows of y, of one split of k, and linear_sum of linear.cu adds the splits up with what
-// follows. The weight crosses device memory once; x once, and comes from L2 again for each tile; the sums of several
-// splits twice, mostly within L2.
+// Forward with at most 128 rows: linear_few_sm90.cu.
 //
 // Limits: operands begin at multiples of 16 bytes, their rows too; no gathered rows (`rows` may name rows of the
-// residual and of dx). Deterministic: a block owns a tile (of a split) and sums in one order. Of few rows a row's bits
-// are the same whatever their number. Unmeasured: no GPU was at hand.
+// residual and of dx). Deterministic: a block owns a tile (of a split) and sums in one order. Unmeasured: no GPU was at
+// hand.
 #include "linear_gradient.cuh"
-#include "linear_sm90.cuh"
+#include "linear_tiles_sm90.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 namespace linear {
@@ -29,49 +26,12 @@ struct LinearSm90Args {
 };
 LAYOUT(LinearSm90Args, product, left, right, y);
 
-template <int BN, bool DROPOUT_ = false, bool FEW_ = false> struct ProductWork {
-  static constexpr bool DROPOUT = DROPOUT_, FEW = FEW_, STAGED = !FEW_;
-  static constexpr int STAGES = !FEW ? 4 : BN == 128 ? 6 : 8;
-  static constexpr int ROWS = FEW ? BN : HOPPER_M, COLUMNS = FEW ? HOPPER_M : BN;  // of the result, in a tile
+template <int BN, bool DROPOUT = false> struct ProductWork : ProductTiles<BN, false, DROPOUT> {
+  static constexpr bool STAGED = true;
+  static constexpr int STAGES = 4;
   const LinearSm90Args& a;
 
-  DEV int tiles_n() const {
-    int n = 0;
-    for (int b = 0; b < a.product.n_bands; b++) n += ceil_div(a.product.bands[b].width, COLUMNS);
-    return n;
-  }
-  DEV int tiles_m() const { return ceil_div(a.product.m, ROWS); }
-  DEV int tiles() const { return tiles_m() * tiles_n() * a.product.splits; }
-  DEV HopperTile tile(int index) const {
-    const int of_split = tiles_m() * tiles_n();
-    HopperTile t;
-    int tile_m, tile_n;
-    t.split = index / of_split;
-    tile_of(index % of_split, tiles_m(), tiles_n(), tile_m, tile_n);
-    t.band = 0;
-    for (int n; tile_n >= (n = ceil_div(a.product.bands[t.band].width, COLUMNS)); t.band++) tile_n -= n;
-    t.m0 = (FEW ? tile_n : tile_m) * HOPPER_M;
-    t.n0 = (FEW ? tile_m : tile_n) * BN;
-    const LinearBand& band = a.product.bands[t.band];
-    const int begin = t.split * a.product.split_depth;
-    t.steps = t.scaled = t.dropped = 0;
-    t.scale = band.scale;
-    for (int p = first_of(band, t.split); p < band.end; p++) {
-      const int before = t.steps;
-      t.steps += ceil_div(depth_of(a.product, band, p, begin) - begin, HOPPER_K);
-      if (p + 1 == band.first + band.scaled) t.scaled = t.steps;
-      if (DROPOUT && a.product.pieces[p].dropout.from) t.dropped += t.steps - before;
-    }
-    return t;
-  }
-  template <class Load> DEV void each_step(const HopperTile& t, Load&& load) const {
-    const LinearBand& band = a.product.bands[t.band];
-    const int begin = t.split * a.product.split_depth;
-    for (int p = first_of(band, t.split); p < band.end; p++) {
-      const int end = depth_of(a.product, band, p, begin);
-      for (int k = begin; k < end; k += HOPPER_K) load(&a.left[p], &a.right[p], k);
-    }
-  }
+  DEV explicit ProductWork(const LinearSm90Args& a) : ProductTiles<BN, false, DROPOUT>{a.product, a.left, a.right}, a(a) {}
   DEV const LinearDropout& dropout(const HopperTile& t, int step) const {
     const LinearBand& band = a.product.bands[t.band];
     const int begin = t.split * a.product.split_depth;
@@ -81,15 +41,14 @@ template <int BN, bool DROPOUT_ = false, bool FEW_ = false> struct ProductWork {
   }
   DEV RandomKey key(const LinearDropout& dropout, int m) const { return key_of(a.product, dropout.module, m); }
   DEV void store(const HopperTile& t, int m, int n, float (&v)[8]) const {
-    store8<true>(a.product, t.band, t.split, FEW ? n : m, FEW ? m : n, v);
+    store8<true>(a.product, t.band, t.split, m, n, v);
   }
-  DEV bool staged() const { return a.product.y && !a.product.scattered && a.product.splits == 1; }
+  DEV bool staged() const { return a.product.y && !a.product.scattered && !a.product.partial; }
   DEV void store_tile(Staging& staging, const HopperTile& t, int row, float (&d)[BN / 2]) const {
     finish_tile<BN>(a.product, a.product.bands[t.band], row, t.n0, d);
     linear::store_tile<BN>(staging, &a.y[t.band], row, t.n0, d);
   }
 };
-template <int ROWS> using FewWork = ProductWork<ROWS, false, true>;
 
 struct LinearGradientSm90Args {
   LinearGradientArgs gradients;
@@ -150,18 +109,6 @@ KERNEL(linear_fwd_128x192_sm90_bf16, 384, 1, const __grid_constant__ linear::Lin
 }
 KERNEL(linear_fwd_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<256, true, true>(linear::ProductWork<256>{a});
-}
-KERNEL(linear_fwd_few_16x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
-  linear::run_sm90<16, true, true>(linear::FewWork<16>{a});
-}
-KERNEL(linear_fwd_few_32x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
-  linear::run_sm90<32, true, true>(linear::FewWork<32>{a});
-}
-KERNEL(linear_fwd_few_64x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
-  linear::run_sm90<64, true, true>(linear::FewWork<64>{a});
-}
-KERNEL(linear_fwd_few_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
-  linear::run_sm90<128, true, true>(linear::FewWork<128>{a});
 }
 KERNEL(linear_bwd_dx_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<128, true, false>(linear::ProductWork<128>{a});

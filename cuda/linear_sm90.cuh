@@ -21,7 +21,7 @@
 // the weight and the right one x, with BN 16, 32, 64 or 128 for all rows. The ring has more stages, so that 96 KiB or
 // more of the weight are under way for each multiprocessor; k is cut where the weight has few tiles
 // (src/ops/linear/plan_few.rs); and the tile is transposed on its way through shared memory. What a row sums, and in
-// which order, is the same for every BN.
+// which order, is the same for every BN. linear_few_sm90.cu has what happens then.
 //
 // Shared memory: 4 (128 + BN) 64 2 bytes of stages (BN rounded up to a multiple of 64), for few rows 8 or, with 128, 6
 // of them, and 32 KiB of results on their way out (few rows: 20), in all at most 226 KiB. One block a multiprocessor.
@@ -100,7 +100,7 @@ template <int OUTER, bool ALONG_K> DEV void load_boxes(uint32_t to, const Tensor
 //   int tiles() const; HopperTile tile(int index) const;
 //   void each_step(const HopperTile&, load) const: load(left map, right map, k) for each step in order;
 //   void store(const HopperTile&, int m, int n, float (&v)[8]) const: eight sums from (m, n) on, neighbours along n or,
-//   with FEW, along m;
+//   with FEW, along m; with FEW, void finish(const HopperTile&, int consumer) const once a warpgroup has stored all of its;
 //   STAGED, whether there may be a y that TMA stores, and if so bool staged() const, whether there is, and
 //   void store_tile(Staging&, const HopperTile&, int row, float (&d)[BN / 2]) const: a warp's 16 rows;
 //   DROPOUT, whether sums drop out, and if so const LinearDropout& dropout(const HopperTile&, int step) const and
@@ -243,6 +243,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
       }
       consumer_sync(consumer);  // all have read the slice before the next is written
     }
+    if constexpr (Work::FEW) work.finish(tile, consumer);
   }
   if constexpr (Work::STAGED) staging.finish();
 }

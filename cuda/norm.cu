@@ -27,24 +27,13 @@
 //  1. A warp and not a block a row: the sums need no barrier, and a narrow row does not idle most of a block.
 //  2. dw in two stages: a thread owns a column of CHUNK rows, then one the sums of all chunks, both in order.
 // Limits: a row of x at most once in `rows`. Deterministic: every sum has one order. Backward reads x again and keeps nothing.
-#include "common/prim.cuh"
-#include "common/rows.cuh"
+#include "norm.cuh"
 
 namespace row_norm {
 constexpr int WARPS = 4;    // rows of a block
 constexpr int CHUNK = 64;   // rows that one partial sum covers
 constexpr int COLUMNS = 128;
 
-struct NormArgs {
-  const bf16* x;
-  const int32_t* rows;
-  const bf16* weight;
-  const bf16* bias;
-  bf16* y;
-  int64_t n_rows;
-  int32_t d;
-  float eps;
-};
 LAYOUT(NormArgs, x, rows, weight, bias, y, n_rows, d, eps);
 
 struct NormBackwardArgs {
@@ -67,47 +56,9 @@ struct NormBackwardArgs {
 };
 LAYOUT(NormBackwardArgs, x, rows, weight, dy, dx, stats, partial, dweight, dbias, n_rows, n_chunks, d, layer, add, eps, pad);
 
-// Mean (0 for RMS) and reciprocal deviation of one row, the same in every lane.
-template <int N> DEV void statistics(const bf16* x, int d, bool layer, float eps, float& mean, float& r) {
-  const int lane = threadIdx.x & 31;
-  float v[N];
-  mean = 0.0f;
-  if (layer) {
-    float sum = 0.0f;
-    for (int c = lane * N; c < d; c += 32 * N) {
-      load<N>(x + c, v);
-      UNROLL for (int i = 0; i < N; i++) sum += v[i];
-    }
-    mean = warp_sum(sum) / (float)d;
-  }
-  float squares = 0.0f;
-  for (int c = lane * N; c < d; c += 32 * N) {
-    load<N>(x + c, v);
-    UNROLL for (int i = 0; i < N; i++) squares += (v[i] - mean) * (v[i] - mean);
-  }
-  r = 1.0f / sqrtf(warp_sum(squares) / (float)d + eps);
-}
-
 template <int N> DEV void forward(const NormArgs& a) {
-  const int lane = threadIdx.x & 31;
   const int64_t row = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5);
-  if (row >= a.n_rows) return;
-  const bf16* x = a.x + (a.rows ? (int64_t)a.rows[row] : row) * a.d;
-  bf16* y = a.y + row * a.d;
-  const bool layer = a.bias != nullptr;
-  float mean, r, v[N], w[N], b[N];
-  statistics<N>(x, a.d, layer, a.eps, mean, r);
-  for (int c = lane * N; c < a.d; c += 32 * N) {
-    load<N>(x + c, v);
-    load<N>(a.weight + c, w);
-    if (layer) {
-      load<N>(a.bias + c, b);
-      UNROLL for (int i = 0; i < N; i++) v[i] = (v[i] - mean) * r * w[i] + b[i];
-    } else {
-      UNROLL for (int i = 0; i < N; i++) v[i] = round_bf16(v[i] * r) * w[i];
-    }
-    store<N>(y + c, v);
-  }
+  if (row < a.n_rows) normalise<N>(a, row);
 }
 
 template <int N> DEV void backward(const NormBackwardArgs& a) {

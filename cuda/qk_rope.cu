@@ -23,26 +23,8 @@
 // of its own: sums of 64 tokens, then the sum of those in order.
 //
 // Limits: E even; trained norms at most 256 wide. Deterministic. A slot outside the pools is not followed.
-#include "common/prim.cuh"
+#include "qk_rope.cuh"
 
-struct QkRopeArgs {
-  const bf16* qkv;
-  const float* angles;
-  const bf16* q_weight;
-  const bf16* k_weight;
-  bf16* q;
-  bf16* k;
-  const int32_t* slots;
-  bf16* keys;
-  bf16* values;
-  int32_t tokens;
-  int32_t heads;
-  int32_t key_heads;
-  int32_t width;
-  int32_t lanes;
-  int32_t pool_rows;
-  float eps;
-};
 LAYOUT(QkRopeArgs, qkv, angles, q_weight, k_weight, q, k, slots, keys, values, tokens, heads, key_heads, width, lanes,
        pool_rows, eps);
 
@@ -73,45 +55,6 @@ namespace qk_rope {
 
 constexpr int kThreads = 256;
 
-// V numbers at once: 16 bytes of bf16, 8, or one number.
-template <int V> DEV void load(float (&x)[V], const bf16* from) {
-  if constexpr (V == 8) {
-    const uint4 v = *(const uint4*)from;
-    const uint32_t pairs[4] = {v.x, v.y, v.z, v.w};
-    UNROLL for (int i = 0; i < 4; i++) x[i * 2] = bflo(pairs[i]), x[i * 2 + 1] = bfhi(pairs[i]);
-  } else if constexpr (V == 4) {
-    const uint2 v = *(const uint2*)from;
-    x[0] = bflo(v.x), x[1] = bfhi(v.x), x[2] = bflo(v.y), x[3] = bfhi(v.y);
-  } else {
-    x[0] = bf2f(*from);
-  }
-}
-template <int V> DEV void load(float (&x)[V], const float* from) {
-  if constexpr (V == 1) {
-    x[0] = *from;
-  } else {
-    UNROLL for (int i = 0; i < V; i += 4) {
-      const float4 v = *(const float4*)(from + i);
-      x[i] = v.x, x[i + 1] = v.y, x[i + 2] = v.z, x[i + 3] = v.w;
-    }
-  }
-}
-template <int V> DEV void store(bf16* to, const float (&x)[V]) {
-  if constexpr (V == 8) {
-    *(uint4*)to = make_uint4(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]), pack_bf16(x[4], x[5]), pack_bf16(x[6], x[7]));
-  } else if constexpr (V == 4) {
-    *(uint2*)to = make_uint2(pack_bf16(x[0], x[1]), pack_bf16(x[2], x[3]));
-  } else {
-    *to = f2bf(x[0]);
-  }
-}
-
-// The sum over the `lanes` lanes that share a head: a power of two, so that they lie in one warp.
-DEV float head_sum(float v, int lanes) {
-  for (int distance = lanes / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(~0u, v, distance);
-  return v;
-}
-
 // One head of one token: which, and where it begins in qkv. Heads are counted over queries, keys, values.
 struct Head { int64_t token; int head, lane; bool valid; };
 DEV Head find_head(int n_heads, int tokens, int lanes) {
@@ -124,72 +67,32 @@ template <int V> DEV void forward(const QkRopeArgs& a) {
   const int rotated = a.heads + a.key_heads, half = a.width / 2;
   const Head at = find_head(a.keys ? rotated + a.key_heads : rotated, a.tokens, a.lanes);
   const bf16* x = a.qkv + (at.token * (rotated + a.key_heads) + at.head) * a.width;
-  const bool rotates = at.valid && at.head < rotated, is_key = at.head >= a.heads;
-  float r = 1.f;
-  if (a.q_weight) {
-    float sum = 0.f;
-    if (rotates) {
-      for (int i = at.lane * V; i < a.width; i += a.lanes * V) {
-        float v[V];
-        load<V>(v, x + i);
-        UNROLL for (int c = 0; c < V; c++) sum = fmaf(v[c], v[c], sum);
-      }
-    }
-    r = 1.f / sqrtf(head_sum(sum, a.lanes) / (float)a.width + a.eps);
-  }
-  if (!at.valid) return;
-  // the row of the cache; a slot outside of it is never followed
-  const int slot = a.keys && is_key ? (int)a.slots[at.token] : -1;
-  const bool append = slot >= 0 && slot < a.pool_rows;
-  const int64_t row = (int64_t)a.key_heads * a.width, head = at.head - (at.head < rotated ? a.heads : rotated);
-  if (!rotates) {
-    for (int i = at.lane * V; append && i < a.width; i += a.lanes * V) {
+  float sum = 0.f;
+  if (a.q_weight && at.valid && at.head < rotated) {
+    for (int i = at.lane * V; i < a.width; i += a.lanes * V) {
       float v[V];
-      load<V>(v, x + i);
-      store<V>(a.values + slot * row + head * a.width + i, v);
+      load<V>(x + i, v);
+      sum = add_squares<V>(v, sum);
     }
-    return;
   }
-  bf16* y = is_key ? a.k + at.token * row + head * a.width : a.q + (at.token * a.heads + at.head) * a.width;
-  bf16* cached = append ? a.keys + slot * row + head * a.width : nullptr;
-  const bf16* weight = is_key ? a.k_weight : a.q_weight;
-  const float* angles = a.angles + at.token * a.width;
+  const float r = a.q_weight ? head_norm(a, sum, a.lanes) : 1.f;
+  if (!at.valid) return;
+  const Place to = place_of(a, at.token, at.head);
   for (int i = at.lane * V; i < half; i += a.lanes * V) {
-    float low[V], high[V], cos[V], sin[V];
-    load<V>(low, x + i);
-    load<V>(high, x + half + i);
-    load<V>(cos, angles + i);
-    load<V>(sin, angles + half + i);
-    if (weight) {
-      float w_low[V], w_high[V];
-      load<V>(w_low, weight + i);
-      load<V>(w_high, weight + half + i);
-      UNROLL for (int c = 0; c < V; c++) {
-        low[c] = round_bf16(round_bf16(low[c] * r) * w_low[c]);
-        high[c] = round_bf16(round_bf16(high[c] * r) * w_high[c]);
-      }
-    }
-    UNROLL for (int c = 0; c < V; c++) {
-      const float turned = low[c] * cos[c] - high[c] * sin[c];
-      high[c] = high[c] * cos[c] + low[c] * sin[c];
-      low[c] = turned;
-    }
-    store<V>(y + i, low);
-    store<V>(y + half + i, high);
-    if (cached) {
-      store<V>(cached + i, low);
-      store<V>(cached + half + i, high);
-    }
+    float low[V], high[V];
+    load<V>(x + i, low);
+    load<V>(x + half + i, high);
+    finish<V>(a, to, i, r, low, high);
   }
 }
 
 // dy turned back: the gradient of the head before its rotation.
 template <int V> DEV void turn_back(float (&low)[V], float (&high)[V], const bf16* dy, const float* angles, int half, int i) {
   float cos[V], sin[V];
-  load<V>(low, dy + i);
-  load<V>(high, dy + half + i);
-  load<V>(cos, angles + i);
-  load<V>(sin, angles + half + i);
+  load<V>(dy + i, low);
+  load<V>(dy + half + i, high);
+  load<V>(angles + i, cos);
+  load<V>(angles + half + i, sin);
   UNROLL for (int c = 0; c < V; c++) {
     const float turned = low[c] * cos[c] + high[c] * sin[c];
     high[c] = high[c] * cos[c] - low[c] * sin[c];
@@ -215,10 +118,10 @@ template <int V> DEV void backward(const QkRopeBackwardArgs& a) {
     for (int i = at.lane * V; rotates && i < half; i += a.lanes * V) {
       float low[V], high[V], x_low[V], x_high[V], w_low[V], w_high[V];
       turn_back<V>(low, high, dy, angles, half, i);
-      load<V>(x_low, x + i);
-      load<V>(x_high, x + half + i);
-      load<V>(w_low, weight + i);
-      load<V>(w_high, weight + half + i);
+      load<V>(x + i, x_low);
+      load<V>(x + half + i, x_high);
+      load<V>(weight + i, w_low);
+      load<V>(weight + half + i, w_high);
       UNROLL for (int c = 0; c < V; c++) {
         squares = fmaf(x_low[c], x_low[c], fmaf(x_high[c], x_high[c], squares));
         product = fmaf(low[c] * w_low[c], x_low[c], fmaf(high[c] * w_high[c], x_high[c], product));
@@ -238,10 +141,10 @@ template <int V> DEV void backward(const QkRopeBackwardArgs& a) {
     }
     if (rotates && weight) {
       float x_low[V], x_high[V], w_low[V], w_high[V];
-      load<V>(x_low, x + i);
-      load<V>(x_high, x + half + i);
-      load<V>(w_low, weight + i);
-      load<V>(w_high, weight + half + i);
+      load<V>(x + i, x_low);
+      load<V>(x + half + i, x_high);
+      load<V>(weight + i, w_low);
+      load<V>(weight + half + i, w_high);
       UNROLL for (int c = 0; c < V; c++) {
         low[c] = r * (low[c] * w_low[c] - x_low[c] * r * mean);
         high[c] = r * (high[c] * w_high[c] - x_high[c] * r * mean);
@@ -249,9 +152,9 @@ template <int V> DEV void backward(const QkRopeBackwardArgs& a) {
     }
     if (a.add) {
       float before[V];
-      load<V>(before, to_low);
+      load<V>(to_low, before);
       UNROLL for (int c = 0; c < V; c++) low[c] += before[c];
-      load<V>(before, to_high);
+      load<V>(to_high, before);
       UNROLL for (int c = 0; c < V; c++) high[c] += before[c];
     }
     store<V>(to_low, low);

@@ -16,8 +16,8 @@
 //
 // Ownership: a thread owns 8 neighbouring columns of a row, or one where F is no multiple of 8. Every number crosses
 // device memory once. Element by element, so deterministic; backward reads gate_up again and keeps nothing.
-#include "common/prim.cuh"
 #include "common/rows.cuh"
+#include "swiglu.cuh"
 
 namespace swiglu {
 struct SwigluArgs {
@@ -38,14 +38,6 @@ struct SwigluBackwardArgs {
 };
 LAYOUT(SwigluBackwardArgs, gate_up, dy, dgate_up, t, f, add);
 
-// exp(-gate); a NaN passes through both comparisons.
-DEV float exp_minus(float gate) {
-  float x = -gate;
-  x = x > 88.0f ? 88.0f : x;
-  x = x < -87.3f ? -87.3f : x;
-  return ex2(x * 1.4426950408889634f);
-}
-
 template <int N> DEV void forward(const SwigluArgs& a) {
   const int64_t pieces = a.f / N, i = (int64_t)blockIdx.x * 256 + threadIdx.x;
   if (i >= a.t * pieces) return;
@@ -53,7 +45,7 @@ template <int N> DEV void forward(const SwigluArgs& a) {
   float gate[N], up[N];
   load<N>(a.gate_up + row * 2 * a.f + c, gate);
   load<N>(a.gate_up + row * 2 * a.f + a.f + c, up);
-  UNROLL for (int k = 0; k < N; k++) gate[k] = gate[k] * (1.0f / (1.0f + exp_minus(gate[k]))) * up[k];
+  UNROLL for (int k = 0; k < N; k++) gate[k] = product(gate[k], up[k]);
   store<N>(a.y + row * a.f + c, gate);
 }
 

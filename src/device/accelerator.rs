@@ -16,6 +16,10 @@ pub struct Accelerator {
     scratch: Allocation,
     /// The ranges of `scratch` that the last operation was lent.
     lent: Vec<Place>,
+    /// What the blocks of one launch arrive at, all 0 between launches: see [`Accelerator::counters`].
+    counters: Allocation,
+    /// Whether a launch failed, which may have left them anywhere.
+    pub(super) miscounted: bool,
     /// How often each kernel was launched.
     pub(super) launches: BTreeMap<&'static str, u64>,
     /// The same of the launches that are being recorded.
@@ -67,6 +71,8 @@ impl Accelerator {
             weights: Store::default(),
             scratch: Allocation::new(&launcher, 0)?,
             lent: Vec::new(),
+            counters: Allocation::new(&launcher, 0)?,
+            miscounted: false,
             launches: BTreeMap::new(),
             recording: None,
             replays: 0,
@@ -128,7 +134,10 @@ impl Accelerator {
         let _range = self.facts().profiled.then(|| super::nvtx::Range::begin(launch.kernel));
         *self.recording.as_mut().unwrap_or(&mut self.launches).entry(launch.kernel).or_default() += 1;
         // SAFETY: `arguments` is a whole struct in the kernel's layout; the rest is the caller's promise.
-        unsafe { self.launcher.launch(op, launch, std::ptr::from_ref(arguments).cast(), size_of::<A>()) }
+        let launched =
+            unsafe { self.launcher.launch(op, launch, std::ptr::from_ref(arguments).cast(), size_of::<A>()) };
+        self.miscounted |= launched.is_err();
+        launched
     }
 
     pub(super) fn mark(&self) -> Result<Mark> {
@@ -160,12 +169,46 @@ impl Accelerator {
         })
     }
 
-    /// In debug builds: that what lies between the ranges of scratch memory that were last lent is as it was. Errors: a
-    /// kernel wrote past the end of one. Nothing is looked at where launches are recorded: they have happened once before.
-    pub(super) fn check_scratch(&self) -> Result<()> {
+    /// Where `n` counters (u32) lie that are 0 now. Kernels leave them so: each goes back to 0 with its last arrival, so that
+    /// all operations use the same ones, one after the other.
+    pub fn counters(&mut self, n: usize) -> Result<u64> {
+        let bytes = n * size_of::<u32>();
+        let short = bytes > self.counters.bytes();
+        if short {
+            self.memory.moved();
+            self.counters = Allocation::new(&self.launcher, 0)?;
+            self.counters = Allocation::new(&self.launcher, bytes.next_multiple_of(COUNTERS_BYTES))?;
+        }
+        if short || self.miscounted {
+            self.counters.fill(0, self.counters.bytes(), 0)?;
+            self.miscounted = false;
+        }
+        Ok(self.counters.address())
+    }
+
+    /// In debug builds, after an operation: it kept to its scratch memory, and its counters are back at 0. Nothing is looked
+    /// at where launches are recorded: they have happened once before.
+    pub(super) fn check_after(&self) -> Result<()> {
         if !cfg!(debug_assertions) || self.recording.is_some() {
             return Ok(());
         }
+        self.check_scratch()?;
+        let mut counters = vec![0; self.counters.bytes()];
+        self.counters.read(0, &mut counters)?;
+        match counters.iter().position(|byte| *byte != 0) {
+            None => Ok(()),
+            Some(at) => Err(Error::Contract {
+                op: "counters",
+                argument: "count",
+                wanted: "0 after the launch".into(),
+                got: format!("{} at counter {}", counters[at], at / size_of::<u32>()),
+            }),
+        }
+    }
+
+    /// That what lies between the ranges of scratch memory that were last lent is as it was. Errors: a
+    /// kernel wrote past the end of one.
+    fn check_scratch(&self) -> Result<()> {
         for (i, place) in self.lent.iter().enumerate() {
             let mut behind = vec![0; range_bytes(place.bytes) - place.bytes];
             self.scratch.read(place.end(), &mut behind)?;
@@ -233,6 +276,9 @@ impl Accelerator {
         )))
     }
 }
+
+/// Counters are allocated so many bytes at a time: few operations need more.
+const COUNTERS_BYTES: usize = 4096;
 
 /// What ranges of these sizes take together.
 pub fn scratch_bytes(sizes: &[usize]) -> usize {

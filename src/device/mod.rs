@@ -126,11 +126,11 @@ impl Device {
         }
     }
 
-    /// In debug builds: that the last operation kept to the scratch memory it was lent.
-    pub fn check_scratch(&self) -> Result<()> {
+    /// In debug builds: that the last operation kept to the scratch memory it was lent, and left counters at 0.
+    pub fn check_after(&self) -> Result<()> {
         match self {
             Device::Host(_) => Ok(()),
-            Device::Launch(gpu) => gpu.check_scratch(),
+            Device::Launch(gpu) => gpu.check_after(),
         }
     }
 

@@ -108,7 +108,9 @@ impl Device {
             Device::Launch(gpu) if gpu.memory.stamp() == recording.stamp => {
                 // SAFETY: the recording holds its launcher. Its addresses are those of the memory of the same stamp, which no
                 // other device and no other state of this one has; the caller promises the indices.
-                unsafe { recording.recorded.replay()? }
+                let replayed = unsafe { recording.recorded.replay() };
+                gpu.miscounted |= replayed.is_err();
+                replayed?;
                 gpu.replays += 1;
                 recording.launches.iter().for_each(|(kernel, n)| *gpu.launches.entry(kernel).or_default() += n);
                 Ok(())

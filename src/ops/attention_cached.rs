@@ -14,7 +14,7 @@ use crate::tensor::Tensor;
 
 crate::arguments! {
     /// Of `cuda/attention_cached.cu`. partial (f32) is scratch: for each row of a launch's slots and each split the sum of
-    /// values [E], the largest score and the sum of the weights.
+    /// values [E], the largest score and the sum of the weights. A counter for each slot of a launch and key head.
     pub struct AttentionCachedArgs {
         q: u64,
         keys: u64,
@@ -23,6 +23,7 @@ crate::arguments! {
         lengths: u64,
         blocks: u64,
         partial: u64,
+        counters: u64,
         y: u64,
         tokens: i32,
         sequences: i32,
@@ -62,13 +63,14 @@ pub struct AttentionCached {
     pub y: Tensor,
 }
 
-/// How a device with kernels runs [`AttentionCached`]: for each run of slots the splits, then what joins them.
+/// How a device with kernels runs [`AttentionCached`]: a launch for each run of slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// First slot, splits, join.
-    pub launches: Vec<(u32, Launch, Launch)>,
+    /// Each with its first slot.
+    pub launches: Vec<(u32, Launch)>,
     pub splits: usize,
     pub scratch_bytes: usize,
+    pub counters: usize,
 }
 
 impl AttentionCached {
@@ -91,12 +93,10 @@ impl AttentionCached {
         let shared_bytes = (4 * 64 + ROWS as u32) * compiled.row_bytes() + SHARED_ALIGNMENT;
         let launches = (0..n_slots).step_by(run as usize).map(|first| {
             let grid = [splits as u32, h.keys as u32, run.min(n_slots - first)];
-            let split = Launch { kernel: kernels[compiled as usize], grid, block: THREADS, shared_bytes };
-            let grid = [1, grid[1], grid[2]];
-            let join = Launch { kernel: "attention_cached_fwd_join_bf16", grid, block: THREADS, shared_bytes: 0 };
-            (first, split, join)
+            (first, Launch { kernel: kernels[compiled as usize], grid, block: THREADS, shared_bytes })
         });
-        Ok(Plan { launches: launches.collect(), splits, scratch_bytes: run as usize * slot_bytes })
+        let (launches, counters) = (launches.collect(), run as usize * h.keys);
+        Ok(Plan { launches, splits, scratch_bytes: run as usize * slot_bytes, counters })
     }
 }
 
@@ -207,6 +207,7 @@ impl Op for AttentionCached {
                     lengths: at.of(&self.lengths)?,
                     blocks: at.of(&self.blocks)?,
                     partial,
+                    counters: gpu.counters(plan.counters)?,
                     y: at.of(&self.y)?,
                     tokens: self.q.shape.rows() as i32,
                     sequences: self.lengths.shape.elements() as i32,
@@ -220,13 +221,11 @@ impl Op for AttentionCached {
                     first_slot: 0,
                     scale_log2: self.scale * std::f32::consts::LOG2_E,
                 };
-                for (first, split, join) in &plan.launches {
+                for (first, launch) in &plan.launches {
                     args.first_slot = *first as i32;
-                    for launch in [split, join] {
-                        // SAFETY: `contract` holds the shapes together, `check` found all tokens and blocks in their
-                        // range, and `plan` sized the scratch memory for all slots of a launch.
-                        unsafe { gpu.launch(op, launch, &args)? }
-                    }
+                    // SAFETY: `contract` holds the shapes together, `check` found all tokens and blocks in their range,
+                    // and `plan` sized scratch memory and counters for all slots of a launch.
+                    unsafe { gpu.launch(op, launch, &args)? }
                 }
                 Ok(())
             }

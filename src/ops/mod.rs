@@ -87,11 +87,11 @@ pub trait Op {
     }
     fn forward(&self, device: &mut Device) -> Result<()>;
     /// [`Op::forward`] under the operation's name: a profiler's range, and the clock's where it is on. In debug builds it
-    /// must have kept to its scratch memory.
+    /// must have kept to its scratch memory and left counters at 0.
     fn run(&self, device: &mut Device, clock: &mut Clock) -> Result<()> {
         let _range = device.range(self.name());
         clock.time(device, self.name(), |device| self.forward(device))?;
-        device.check_scratch()
+        device.check_after()
     }
 }
 

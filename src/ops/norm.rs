@@ -5,13 +5,14 @@
 
 use super::{Gradient, Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
-use crate::device::{Accumulate, Device, Facts, Launch, Memory};
+use crate::device::{Accumulate, Addresses, Device, Facts, Launch, Memory};
 use crate::host;
 use crate::tensor::{Tensor, Weight};
 use rayon::prelude::*;
 
 crate::arguments! {
     /// `NormArgs` of `cuda/norm.cu`.
+    #[derive(Default)]
     pub struct NormArgs {
         x: u64,
         rows: u64,
@@ -92,6 +93,22 @@ pub struct Norm {
     pub y: Tensor,
 }
 
+impl Norm {
+    pub(super) fn arguments(&self, at: &Addresses) -> Result<NormArgs> {
+        let (weight, bias) = self.kind.parameters();
+        Ok(NormArgs {
+            x: at.of(&self.x)?,
+            rows: at.of_optional(self.rows.as_ref())?,
+            weight: at.weight(weight)?,
+            bias: bias.map_or(Ok(0), |b| at.weight(b))?,
+            y: at.of(&self.y)?,
+            n_rows: self.y.shape.rows() as i64,
+            d: self.x.shape.width() as i32,
+            eps: self.eps,
+        })
+    }
+}
+
 impl Op for Norm {
     fn name(&self) -> &'static str {
         "norm"
@@ -152,21 +169,10 @@ impl Op for Norm {
             Device::Launch(gpu) => {
                 bf16("norm", &[&self.x, &self.y])?;
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
-                let (weight, bias) = self.kind.parameters();
-                let n_rows = self.y.shape.rows();
-                let arguments = NormArgs {
-                    x: at.of(&self.x)?,
-                    rows: at.of_optional(self.rows.as_ref())?,
-                    weight: at.weight(weight)?,
-                    bias: bias.map_or(Ok(0), |b| at.weight(b))?,
-                    y: at.of(&self.y)?,
-                    n_rows: n_rows as i64,
-                    d: self.x.shape.width() as i32,
-                    eps: self.eps,
-                };
+                let arguments = self.arguments(&at)?;
                 // SAFETY: y has n_rows rows of d, `check` found each row that is read in x, and the parameters have
                 // d numbers: the contract.
-                unsafe { gpu.launch("norm", &plan_rows("norm_fwd_bf16", n_rows), &arguments) }
+                unsafe { gpu.launch("norm", &plan_rows("norm_fwd_bf16", self.y.shape.rows()), &arguments) }
             }
         }
     }

@@ -6,7 +6,7 @@
 
 use super::{Gradient, Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
-use crate::device::{Accumulate, Device, Facts, Launch, Memory};
+use crate::device::{Accumulate, Addresses, Device, Facts, Launch, Memory};
 use crate::host;
 use crate::host::attention::Heads;
 use crate::tensor::{Tensor, Weight};
@@ -14,6 +14,7 @@ use rayon::prelude::*;
 
 crate::arguments! {
     /// Of `cuda/qk_rope.cu`. Weights are absent together; so are slots and pools.
+    #[derive(Default)]
     pub struct QkRopeArgs {
         qkv: u64,
         angles: u64,
@@ -122,6 +123,34 @@ impl QkRope {
         let n_heads = h.queries + h.keys * if self.append.is_some() { 2 } else { 1 };
         plan("qk_rope", kernels, self.qkv.shape.rows(), n_heads, h.width)
     }
+
+    pub(super) fn stored_in_bf16(&self) -> Result<()> {
+        bf16("qk_rope", &[&self.qkv, &self.q, &self.k])?;
+        self.append.as_ref().map_or(Ok(()), |a| bf16("qk_rope", &[&a.keys, &a.values]))
+    }
+
+    pub(super) fn arguments(&self, at: &Addresses) -> Result<QkRopeArgs> {
+        let (h, append) = (&self.heads, self.append.as_ref());
+        let weight = |norm: Option<&Weight>| norm.map_or(Ok(0), |w| at.weight(w));
+        Ok(QkRopeArgs {
+            qkv: at.of(&self.qkv)?,
+            angles: at.of(&self.angles)?,
+            q_weight: weight(self.norms.as_ref().map(|n| &n.query))?,
+            k_weight: weight(self.norms.as_ref().map(|n| &n.key))?,
+            q: at.of(&self.q)?,
+            k: at.of(&self.k)?,
+            slots: at.of_optional(append.map(|a| &a.slots))?,
+            keys: at.of_optional(append.map(|a| &a.keys))?,
+            values: at.of_optional(append.map(|a| &a.values))?,
+            tokens: self.qkv.shape.rows() as i32,
+            heads: h.queries as i32,
+            key_heads: h.keys as i32,
+            width: h.width as i32,
+            lanes: lanes(h.width).1 as i32,
+            pool_rows: append.map_or(0, |a| a.keys.shape.rows() as i32),
+            eps: self.norms.as_ref().map_or(0.0, |n| n.eps),
+        })
+    }
 }
 
 impl Op for QkRope {
@@ -212,30 +241,10 @@ impl Op for QkRope {
                 lent.output(append.values)?.write_rows(slots, new_values)
             }
             Device::Launch(gpu) => {
-                let (h, append) = (&self.heads, self.append.as_ref());
-                bf16("qk_rope", &[&self.qkv, &self.q, &self.k])?;
-                append.map_or(Ok(()), |a| bf16("qk_rope", &[&a.keys, &a.values]))?;
+                self.stored_in_bf16()?;
                 let launch = self.plan()?;
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
-                let weight = |norm: Option<&Weight>| norm.map_or(Ok(0), |w| at.weight(w));
-                let args = QkRopeArgs {
-                    qkv: at.of(&self.qkv)?,
-                    angles: at.of(&self.angles)?,
-                    q_weight: weight(self.norms.as_ref().map(|n| &n.query))?,
-                    k_weight: weight(self.norms.as_ref().map(|n| &n.key))?,
-                    q: at.of(&self.q)?,
-                    k: at.of(&self.k)?,
-                    slots: at.of_optional(append.map(|a| &a.slots))?,
-                    keys: at.of_optional(append.map(|a| &a.keys))?,
-                    values: at.of_optional(append.map(|a| &a.values))?,
-                    tokens: self.qkv.shape.rows() as i32,
-                    heads: h.queries as i32,
-                    key_heads: h.keys as i32,
-                    width: h.width as i32,
-                    lanes: lanes(h.width).1 as i32,
-                    pool_rows: append.map_or(0, |a| a.keys.shape.rows() as i32),
-                    eps: self.norms.as_ref().map_or(0.0, |n| n.eps),
-                };
+                let args = self.arguments(&at)?;
                 // SAFETY: `contract` holds the shapes together, and the slots are rows of the pools.
                 unsafe { gpu.launch("qk_rope", &launch, &args) }
             }

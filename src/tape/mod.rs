@@ -22,6 +22,7 @@ use crate::base::{DType, Precision, Result, Shape};
 use crate::device::accelerator::scratch_bytes;
 use crate::device::{Clock, Device, Facts, Layout};
 use crate::ops::Cost;
+use crate::ops::linear::following::Followed;
 use crate::tensor::{Arena, Tensor, Weight, new_generation};
 
 /// What the tape knows of one value.
@@ -45,6 +46,10 @@ pub struct Tape {
     records: Vec<Record>,
     /// For each record whether it runs a second time, for backward: see [`recompute`].
     made_again: Vec<bool>,
+    /// For each record whether it may run as one with the record before.
+    joined: Vec<bool>,
+    /// Whether those to come may.
+    joins: bool,
     /// For each record the part of the model that it belongs to: an index into `scope_names`.
     scopes: Vec<usize>,
     scope_names: Vec<String>,
@@ -59,6 +64,8 @@ impl Tape {
             values: Vec::new(),
             records: Vec::new(),
             made_again: Vec::new(),
+            joined: Vec::new(),
+            joins: false,
             scopes: Vec::new(),
             scope_names: vec![String::new()],
         }
@@ -71,6 +78,12 @@ impl Tape {
     /// Names the part of the model that the following records belong to, for traces and messages.
     pub fn scope(&mut self, name: impl Into<String>) {
         self.scope_names.push(name.into());
+    }
+
+    /// From here on a product and the word that reads it may run as one, where the device can do both in a launch. Then
+    /// the values of the two live side by side, which takes more memory.
+    pub fn join(&mut self) {
+        self.joins = true;
     }
 
     /// A value that is written before each run.
@@ -113,6 +126,7 @@ impl Tape {
                 self.values[t.slot as usize].requires_gradient = true;
             }
         }
+        self.joined.push(self.joins && self.records.last().is_some_and(|last| last.followed(&record).is_some()));
         self.records.push(record);
         self.made_again.push(false);
         self.scopes.push(self.scope_names.len() - 1);
@@ -122,6 +136,12 @@ impl Tape {
     /// Whether something trained lies behind a value, so that its gradient is worth computing.
     pub fn requires_gradient(&self, tensor: &Tensor) -> bool {
         tensor.arena == Arena::Activations && self.values.get(tensor.slot as usize).is_some_and(|v| v.requires_gradient)
+    }
+
+    /// A record and the next, where they may run as one.
+    fn followed(&self, record: usize) -> Option<Followed<'_>> {
+        let next = self.records.get(record + 1).filter(|_| self.joined[record + 1])?;
+        self.records[record].followed(next)
     }
 
     pub fn records(&self) -> &[Record] {
@@ -143,7 +163,11 @@ impl Tape {
 
     /// What the operation that needs most intermediate results takes for them on a device with kernels.
     pub fn scratch_bytes(&self, facts: &Facts) -> Result<usize> {
-        let bytes = self.records.iter().map(|r| Ok(scratch_bytes(&r.op().scratch(facts)?)));
+        let ranges = |(i, record): (usize, &Record)| match self.followed(i) {
+            Some(followed) => followed.scratch(facts),
+            None => record.op().scratch(facts),
+        };
+        let bytes = self.records.iter().enumerate().map(|r| Ok(scratch_bytes(&ranges(r)?)));
         bytes.collect::<Result<Vec<usize>>>().map(|bytes| bytes.into_iter().max().unwrap_or(0))
     }
 
@@ -167,6 +191,7 @@ impl Tape {
     fn forward(&self, device: &mut Device, clock: &mut Clock, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
         let releases = if cfg!(debug_assertions) { plan::releases(self) } else { Vec::new() };
         let mut part = (usize::MAX, None);
+        let mut done = 0;
         for (i, record) in self.records.iter().enumerate() {
             progress(i, self.records.len());
             let scope = self.scopes[i];
@@ -175,7 +200,15 @@ impl Tape {
                 drop(part.1.take());
                 part = (scope, device.range(&self.scope_names[scope]));
             }
-            record.op().run(device, clock).map_err(|e| self.located(i, e))?;
+            if i >= done {
+                let followed = self.followed(i);
+                done = i + if followed.is_some() { 2 } else { 1 };
+                let run = match followed {
+                    Some(followed) => followed.run(device, clock),
+                    None => record.op().run(device, clock),
+                };
+                run.map_err(|e| self.located(i, e))?;
+            }
             for place in releases.get(i).into_iter().flatten() {
                 device.memory().poison(*place)?;
             }

@@ -31,13 +31,19 @@ fn lives(tape: &Tape) -> (Vec<usize>, Vec<Vec<Life>>) {
     }
     for (i, record) in tape.records.iter().enumerate() {
         let op = record.op();
-        let mut touch = |t: &Tensor, anew: bool| match lives[t.slot as usize].last_mut() {
-            Some(life) if !anew => life.last = i,
-            _ => lives[t.slot as usize].push(Life { first: i, last: i }),
+        let mut touch = |t: &Tensor, anew: bool, now: Life| match lives[t.slot as usize].last_mut() {
+            Some(life) if !anew => life.last = life.last.max(now.last),
+            _ => lives[t.slot as usize].push(now),
         };
         let inside = |t: &&Tensor| t.arena == Arena::Activations;
-        op.inputs().iter().filter(inside).for_each(|t| touch(t, false));
-        op.outputs().iter().filter(inside).for_each(|t| touch(t, tape.made_again[i]));
+        // of two records that run as one the second writes while the first reads; what the first takes over is its own
+        let reads = Life { first: i, last: i + usize::from(tape.followed(i).is_some()) };
+        let writes = Life { first: i - usize::from(tape.joined[i]), last: i };
+        let taken = |t: &Tensor| op.in_place().is_some_and(|(from, _)| from.same_value(t));
+        for t in op.inputs().iter().filter(inside) {
+            touch(t, false, if taken(t) { Life { first: i, last: i } } else { reads });
+        }
+        op.outputs().iter().filter(inside).for_each(|t| touch(t, tape.made_again[i], writes));
     }
     for (lives, value) in lives.iter_mut().zip(&tape.values) {
         if let Some(life) = lives.last_mut().filter(|_| value.kept) {

@@ -6,6 +6,7 @@ use crate::ops::{
     attention_cached::AttentionCached,
     deepstack_add::{DeepstackAdd, DeepstackAddBackward},
     embed::{Embed, EmbedBackward},
+    linear::following::{Followed, Following},
     linear::{Linear, LinearBackward},
     linear_loss::LinearLoss,
     norm::{Norm, NormBackward},
@@ -44,3 +45,17 @@ records!(
     LinearBackward LinearLoss Norm NormBackward PatchEmbed PatchEmbedBackward QkRope QkRopeBackward Sample Swiglu
     SwigluBackward
 );
+
+impl Record {
+    /// This product with the record after it, where the two may run as one.
+    pub(super) fn followed<'a>(&'a self, next: &'a Record) -> Option<Followed<'a>> {
+        let Record::Linear(product) = self else { return None };
+        let next = match next {
+            Record::Swiglu(op) => Following::Swiglu(op),
+            Record::QkRope(op) => Following::QkRope(op),
+            Record::Norm(op) => Following::Norm(op),
+            _ => return None,
+        };
+        Followed::of(product, next)
+    }
+}

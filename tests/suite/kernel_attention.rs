@@ -310,7 +310,7 @@ fn every_plan_fits_the_smaller_gpus() {
         assert!(backward.plan(&facts((8, 6))).expect("a plan").iter().all(|launch| launch.shared_bytes <= most));
         let cached = cached(&mut case, &[1], &[9], (queries, keys, width), 4);
         let plan = cached.plan().expect("a plan");
-        assert!(plan.launches.iter().all(|(_, split, join)| split.shared_bytes.max(join.shared_bytes) <= most));
+        assert!(plan.launches.iter().all(|(_, launch)| launch.shared_bytes <= most));
     }
 }
 
@@ -336,7 +336,7 @@ fn a_long_cache_takes_several_launches() {
     let plan = long.plan().expect("a plan");
     assert!(plan.launches.len() > 1 && plan.scratch_bytes <= 64 << 20, "{plan:?}");
     let firsts: Vec<u32> = plan.launches.iter().map(|(first, ..)| *first).collect();
-    let ends = plan.launches.iter().map(|(first, split, _)| first + split.grid[2]);
+    let ends = plan.launches.iter().map(|(first, launch)| first + launch.grid[2]);
     assert_eq!(firsts[1..], ends.collect::<Vec<_>>()[..firsts.len() - 1]);
 }
 
@@ -400,7 +400,7 @@ fn cached_agrees_with_the_host() {
         for (j, (new, held, block)) in batches.into_iter().enumerate() {
             let mut case = Case::new((i * 100 + j) as u64);
             let op = cached(&mut case, new, held, heads, block);
-            reached.extend(op.plan().expect("a plan").launches.iter().map(|(_, split, _)| split.kernel));
+            reached.extend(op.plan().expect("a plan").launches.iter().map(|(_, launch)| launch.kernel));
             case.agrees(&op);
         }
     }

@@ -26,6 +26,7 @@ fn structs() -> Vec<StructLayout> {
         linear::LinearBand::layout(),
         linear::LinearBiasArgs::layout(),
         linear::LinearDropout::layout(),
+        linear::LinearFewArgs::layout(),
         linear::LinearGradientArgs::layout(),
         linear::LinearGradientBand::layout(),
         linear::LinearGradientSm90Args::layout(),

@@ -1,5 +1,5 @@
 //! Hopper's kernels of `linear` for few rows against the host, in the emulator: every tile and one row more or less, k
-//! in one part and in several, with all that follows the sums.
+//! in one part and in several, with all that follows the sums. `kernel_following.rs` has the words that they do as well.
 
 use crate::kernel_linear::{Columns, Options, PLAIN, Trained, linear};
 use crate::support::kernels::{Case, ROW};
@@ -19,7 +19,7 @@ const SHAPES: [(usize, usize, &[Columns], [usize; 2]); 13] = [
     (16, 1000, &[(40, 0, true)], [4, 0]),
     (17, 2000, &[(72, 8, true), (56, 0, false)], [2, 4]),
     (32, 136, &[(264, 0, false)], [1, 0]),
-    (33, 264, &[(264, 8, true), (136, 0, false)], [1, 1]),
+    (33, 264, &[(264, 8, true), (136, 0, false)], [1, 3]),
     (63, 2504, &[(24, 0, true), (40, 24, false), (8, 8, true)], [4, 2]),
     (64, 1608, &[(136, 72, false)], [2, 4]),
     (65, 1600, &[(64, 8, true)], [4, 4]),
@@ -64,9 +64,7 @@ fn every_shape_runs_on_its_tile_and_in_its_splits() {
         case.begin(&mut device).expect("memory");
         op.forward(&mut device).expect("linear");
         let tile = format!("linear_fwd_few_{}x128_sm90_bf16", m.next_power_of_two().max(16));
-        let mut ran = device.launches();
-        let sums = [of_y, of_s].into_iter().filter(|splits| *splits > 1).count() as u64;
-        assert_eq!(ran.remove("linear_sum_bf16").unwrap_or(0), sums, "{m} rows");
+        let ran = device.launches();
         assert_eq!(ran.into_iter().collect::<Vec<_>>(), [(&*tile, 1 + u64::from(of_s > 0))], "{m} rows");
         tiles.insert(tile);
         // the two lie in the same memory one after the other

@@ -23,13 +23,13 @@ const SHAPES: [(usize, usize, usize, usize); 9] = [
 ];
 
 #[derive(Clone, Copy, PartialEq)]
-enum Norms {
+pub enum Norms {
     None,
     Frozen,
     Trained,
 }
 
-fn qk_rope(
+pub fn qk_rope(
     case: &mut Case,
     (t, queries, keys, width): (usize, usize, usize, usize),
     norms: Norms,

@@ -40,6 +40,7 @@ mod image_files;
 mod images;
 mod init;
 mod kernel_attention;
+mod kernel_following;
 mod kernel_layouts;
 mod kernel_linear;
 mod kernel_linear_dropout;

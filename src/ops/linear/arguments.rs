@@ -2,6 +2,8 @@
 
 use super::Dropout;
 use crate::device::launcher::TensorMap;
+use crate::ops::norm::NormArgs;
+use crate::ops::qk_rope::QkRopeArgs;
 
 /// Terms of a product at the most, and columns (or weights) that one launch may serve.
 pub const PIECES: usize = 8;
@@ -63,7 +65,7 @@ crate::arguments! {
         pub z: u64,
         /// The sum in f32, instead of y.
         pub wide: u64,
-        /// What each split sums, in f32, where there are several.
+        /// What each split sums, in f32, where something is left to add up.
         pub partial: u64,
         pub stride: i64,
         pub m: i32,
@@ -85,6 +87,38 @@ crate::arguments! {
         pub left: [TensorMap; PIECES],
         pub right: [TensorMap; PIECES],
         pub y: [TensorMap; BANDS],
+    }
+}
+
+crate::arguments! {
+    /// A product of few rows, with what follows it: 1 SwiGLU, 2 heads, 3 a norm of rows, as `cuda/linear_few_sm90.cu`
+    /// numbers them.
+    pub struct LinearFewArgs {
+        pub product: LinearArgs,
+        pub left: [TensorMap; PIECES],
+        pub right: [TensorMap; PIECES],
+        pub heads: QkRopeArgs,
+        pub rows: NormArgs,
+        pub swiglu: u64,
+        pub counters: u64,
+        pub following: i64,
+    }
+}
+
+impl Default for LinearFewArgs {
+    /// A product of nothing that nothing follows.
+    fn default() -> LinearFewArgs {
+        let nothing = [TensorMap([0; 16]); PIECES];
+        LinearFewArgs {
+            product: LinearArgs::default(),
+            left: nothing,
+            right: nothing,
+            heads: QkRopeArgs::default(),
+            rows: NormArgs::default(),
+            swiglu: 0,
+            counters: 0,
+            following: 0,
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! How a device that runs kernels computes `linear` and its gradients: argument structs and scratch memory.
 //!
-//! Kernels: `cuda/linear.cu`, `cuda/linear_backward.cu` and, on Hopper, `cuda/linear_sm90.cu`.
+//! Kernels: `cuda/linear.cu`, `cuda/linear_backward.cu` and, on Hopper, `cuda/linear_sm90.cu`, `cuda/linear_few_sm90.cu`.
 
 use super::arguments::*;
-use super::plan::{self, Form};
-use super::run::{run, run_bias, run_gradients};
+use super::following::Followed;
+use super::plan::{self, Form, HopperTile};
+use super::run::{run, run_bias, run_few, run_gradients};
 use super::{Activation, Adapter, Linear, LinearBackward, Segment};
 use crate::base::{DType, Error, Result};
 use crate::device::{Accelerator, Accumulate, Addresses, Facts, Launch};
@@ -36,7 +37,8 @@ impl<'a> Placed<'a> {
     }
 }
 
-pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
+/// Says whether the word that follows was done too: not where the operands lie as no kernel for both reads them.
+pub(super) fn forward(op: &Linear, followed: Option<&Followed>, gpu: &mut Accelerator) -> Result<bool> {
     let activations: Vec<&Tensor> = std::iter::once(&op.x).chain(&op.residual).chain(&op.s).chain(&op.z).collect();
     bf16("linear", &activations)?;
     let wide = op.y.dtype == DType::F32;
@@ -46,9 +48,16 @@ pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
         Some(r) if !gpu.memory.same_place(&r, &op.y)? => Some(r),
         _ => None,
     };
-    let inputs: Vec<Tensor> = std::iter::once(op.x).chain(residual).chain(op.rows).chain(op.noise).collect();
-    let at = gpu.addresses(&inputs, &op.weights(), &op.outputs())?;
-    let [partial] = gpu.scratch(&op.scratch(gpu.facts())?)?;
+    let mut inputs: Vec<Tensor> = std::iter::once(op.x).chain(residual).chain(op.rows).chain(op.noise).collect();
+    let (mut weights, mut outputs) = (op.weights(), op.outputs());
+    if let Some(next) = followed.map(Followed::next) {
+        inputs.extend(next.inputs().into_iter().filter(|t| !t.same_value(&op.y)));
+        weights.extend(next.weights());
+        outputs.extend(next.outputs());
+    }
+    let at = gpu.addresses(&inputs, &weights, &outputs)?;
+    let keeps_parts = followed.is_some_and(|f| f.keeps_parts(gpu.facts()));
+    let [partial] = gpu.scratch(&forward_scratch(op, keeps_parts, gpu.facts()))?;
     let y = at.of(&op.y)?;
     let (k, rank) = (op.x.shape.width() as i32, Linear::rank(&op.segments) as i64);
     let of_x = LinearPiece {
@@ -101,19 +110,33 @@ pub(super) fn forward(op: &Linear, gpu: &mut Accelerator) -> Result<()> {
         fits(product.push(band, &pieces))?;
     }
     if rank > 0 {
-        run(gpu, "linear", &plan::cut(shrink, partial, gpu.facts()), Form::Forward)?;
+        run(gpu, "linear", &plan::cut(shrink, partial, false, gpu.facts()), Form::Forward)?;
     }
-    run(gpu, "linear", &plan::cut(product, partial, gpu.facts()), Form::Forward)
+    let few = matches!(plan::product(&product, Form::Forward, gpu.facts()).hopper, Some(HopperTile::Few { .. }));
+    match followed.filter(|_| few) {
+        Some(followed) => {
+            let product = plan::cut(product, partial, keeps_parts, gpu.facts());
+            run_few(gpu, "linear", &product, &followed.arguments(&at)?)?;
+            Ok(true)
+        }
+        None => {
+            run(gpu, "linear", &plan::cut(product, partial, false, gpu.facts()), Form::Forward)?;
+            Ok(false)
+        }
+    }
 }
 
 /// The sums of the splits of k, of the product that leaves more of them: s is complete before y is begun.
-pub(super) fn forward_scratch(op: &Linear, facts: &Facts) -> Vec<usize> {
+pub(super) fn forward_scratch(op: &Linear, keeps_parts: bool, facts: &Facts) -> Vec<usize> {
     let placed = Placed::all(&op.segments);
     let widths: Vec<i32> = placed.iter().map(|p| p.n).collect();
     let ranks: Vec<i32> = placed.iter().filter_map(|p| p.adapter.map(|(_, rank, _)| rank)).collect();
     let (m, k) = (op.m() as i32, op.x.shape.width() as i32);
-    let bytes = |widths: &[i32]| if op.rows.is_some() { 0 } else { plan::partial_bytes(m, widths, k, facts) };
-    vec![bytes(&widths).max(bytes(&ranks))]
+    let bytes = |widths: &[i32], keeps_parts| match op.rows {
+        Some(_) => 0,
+        None => plan::partial_bytes(m, widths, k, keeps_parts, facts),
+    };
+    vec![bytes(&widths, keeps_parts).max(bytes(&ranks, false))]
 }
 
 /// dz where there is an activation, ds, and the parts of gradients that are summed in two stages.

@@ -1,12 +1,14 @@
 //! `linear`: y = act(x W^T + b + scale (x A^T) B^T) + residual, for several weights that share x.
 //!
 //! Specification: `host/linear.rs`; what the host device runs: `host/linear_tuned.rs`; kernels: `cuda/linear.cu`,
-//! `cuda/linear_backward.cu`, `cuda/linear_sm90.cu`, which [`plan`] chooses among and [`run`] launches. Rounding
+//! `cuda/linear_backward.cu`, `cuda/linear_sm90.cu`, `cuda/linear_few_sm90.cu`, which [`plan`] chooses among and [`run`]
+//! launches; [`following`] has the words that a product does as well. Rounding
 //! points: s = x A^T, and y once at the end; backward, dz of an activation and ds. Sums are f32. Behind a dropout A
 //! reads x times the factors of `host/dropout.rs`, whose words each kernel draws for itself
 //! (`cuda/linear_dropout.cuh`).
 
 pub mod arguments;
+pub mod following;
 mod launch;
 pub mod plan;
 mod plan_few;
@@ -155,7 +157,7 @@ impl Op for Linear {
     }
 
     fn scratch(&self, facts: &Facts) -> Result<Vec<usize>> {
-        Ok(launch::forward_scratch(self, facts))
+        Ok(launch::forward_scratch(self, false, facts))
     }
 
     fn check(&self, memory: &Memory) -> Result<()> {
@@ -207,7 +209,7 @@ impl Op for Linear {
                 }
                 Ok(())
             }
-            Device::Launch(gpu) => launch::forward(self, gpu),
+            Device::Launch(gpu) => launch::forward(self, None, gpu).map(|_| ()),
         }
     }
 }

@@ -20,8 +20,8 @@ const LEFT: i32 = HopperTile::LEFT as i32;
 const DEPTH: i32 = HopperTile::DEPTH as i32;
 /// Bytes of the weight in a step of a tile.
 const STEP_BYTES: i64 = 2 * (LEFT * DEPTH) as i64;
-/// What the second launch takes, in steps of all multiprocessors. Unmeasured.
-const SUM_STEPS: i64 = 4;
+/// What it takes to wait for each other and to add up, in steps of all multiprocessors. Unmeasured.
+const SUM_STEPS: i64 = 2;
 /// Bytes of a split's sums that a column of y costs, written and read again, were there 64 rows.
 const PART_BYTES: i64 = 2 * 4 * 64;
 
@@ -55,24 +55,30 @@ pub(super) fn splits(widths: &[i32], depth: i32, facts: &Facts) -> (i32, i32) {
     (parts(all, steps), steps * DEPTH)
 }
 
-/// The product with its k cut where it is one of few rows; `partial` has room for what [`partial_bytes`] says.
-pub fn cut(args: LinearArgs, partial: u64, facts: &Facts) -> LinearArgs {
+/// The product with its k cut where it is one of few rows; `partial` has room for what [`partial_bytes`] says. With
+/// `keeps_parts` a single split leaves its sums there too.
+pub fn cut(args: LinearArgs, partial: u64, keeps_parts: bool, facts: &Facts) -> LinearArgs {
     let few = matches!(product(&args, Form::Forward, facts).hopper, Some(HopperTile::Few { .. }));
     let Some(last) = args.bands().last().filter(|_| few) else { return args };
     // all bands share x, and so the depth of their last pieces
     let widths: Vec<i32> = args.bands().iter().map(|b| b.width).collect();
     let (splits, split_depth) = splits(&widths, args.pieces[last.end as usize - 1].depth, facts);
-    LinearArgs { splits, split_depth, partial: if splits > 1 { partial } else { 0 }, ..args }
+    LinearArgs { splits, split_depth, partial: if splits > 1 || keeps_parts { partial } else { 0 }, ..args }
 }
 
-/// Bytes of the sums that all splits of a product x W^T leave.
-pub fn partial_bytes(m: i32, widths: &[i32], depth: i32, facts: &Facts) -> usize {
+/// How many counters a product of few rows has: of each half of a tile, and one for all of these.
+pub fn counters(args: &LinearArgs) -> usize {
+    2 * tiles(args.bands().iter().map(|b| b.width)) as usize + 1
+}
+
+/// Bytes of the sums that all splits of a product x W^T leave; with `keeps_parts` also a single one.
+pub fn partial_bytes(m: i32, widths: &[i32], depth: i32, keeps_parts: bool, facts: &Facts) -> usize {
     if !facts.is_hopper() || m > FEW_ROWS {
         return 0;
     }
     let columns = widths.iter().sum::<i32>() as usize;
     match splits(widths, depth, facts).0 as usize {
-        1 => 0,
+        1 if !keeps_parts => 0,
         splits => size_of::<f32>() * splits * m as usize * columns,
     }
 }
@@ -122,12 +128,12 @@ mod tests {
                     let (n, size) = splits(widths, depth, &facts);
                     assert!(n >= 1 && size % 64 == 0 && n * size >= depth && (n - 1) * size < depth.max(1));
                     for m in [1, 16, 17, 32, 33, 64, 65, 128] {
-                        let product = cut(args(m, depth, widths), 256, &facts);
+                        let product = cut(args(m, depth, widths), 256, false, &facts);
                         assert_eq!((product.splits, product.split_depth), (n, size), "{m} {widths:?} {depth}");
                         assert_eq!(product.partial, if n > 1 { 256 } else { 0 });
                         let columns = widths.iter().sum::<i32>();
                         let bytes = if n > 1 { 4 * n * m * columns } else { 0 };
-                        assert_eq!(partial_bytes(m, widths, depth, &facts), bytes as usize);
+                        assert_eq!(partial_bytes(m, widths, depth, false, &facts), bytes as usize);
                     }
                 }
             }
@@ -138,7 +144,7 @@ mod tests {
     fn few_rows_take_the_least_tile_that_holds_them() {
         let (older, hopper) = (gpu((8, 6), 80), gpu((9, 0), 132));
         for (m, rows) in [(1, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64), (65, 128), (128, 128)] {
-            let product = cut(args(m, 4096, &[4096]), 256, &hopper);
+            let product = cut(args(m, 4096, &[4096]), 256, false, &hopper);
             let plan = few_product(&product, &hopper);
             assert_eq!(plan.hopper, Some(HopperTile::Few { rows }));
             assert_eq!(
@@ -147,10 +153,10 @@ mod tests {
             );
         }
         // nothing is cut of other products
-        let uncut = |product: LinearArgs, facts| cut(product, 256, facts) == product;
+        let uncut = |product: LinearArgs, facts| cut(product, 256, true, facts) == product;
         assert!(uncut(args(16, 4096, &[4096]), &older) && uncut(args(129, 4096, &[4096]), &hopper));
         assert!(uncut(args(16, 4095, &[4096]), &hopper));
-        assert_eq!(partial_bytes(16, &[4096], 4096, &older), 0);
-        assert_eq!(partial_bytes(129, &[4096], 4096, &hopper), 0);
+        assert_eq!(partial_bytes(16, &[4096], 4096, true, &older), 0);
+        assert_eq!(partial_bytes(129, &[4096], 4096, true, &hopper), 0);
     }
 }

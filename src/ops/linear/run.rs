@@ -1,8 +1,8 @@
 //! The launches of products and of the gradients of weights, for every word that has them.
 
 use super::arguments::*;
-use super::plan::{self, Form, HopperTile};
-use crate::base::Result;
+use super::plan::{self, Form, HopperTile, Plan};
+use crate::base::{Error, Result};
 use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Launch};
 
@@ -11,8 +11,10 @@ use crate::device::{Accelerator, Launch};
 pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &LinearArgs, form: Form) -> Result<()> {
     let plan = plan::product(args, form, gpu.facts());
     match plan.hopper.filter(|_| !plan.launch.is_empty()) {
-        Some(tile) => {
-            let maps = product_maps(gpu, args, form, tile)?;
+        // it adds its splits up itself
+        Some(HopperTile::Few { .. }) => return run_few(gpu, op, args, &LinearFewArgs::default()),
+        Some(HopperTile::Wide { columns }) => {
+            let maps = product_maps(gpu, args, form, columns)?;
             // SAFETY: as below; the maps describe the same operands.
             unsafe { gpu.launch(op, &plan.launch, &maps)? }
         }
@@ -26,29 +28,49 @@ pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &Linear
     unsafe { gpu.launch(op, &plan::sum(args), args) }
 }
 
-/// A product with the maps of its operands.
-fn product_maps(gpu: &Accelerator, args: &LinearArgs, form: Form, tile: HopperTile) -> Result<LinearSm90Args> {
+/// Launches a product of few rows for [`run`], or with the word after it: `following` says what that reads and writes, in
+/// what its word asked addresses of, with the sizes that its contract demands.
+pub(super) fn run_few(
+    gpu: &mut Accelerator,
+    op: &'static str,
+    args: &LinearArgs,
+    following: &LinearFewArgs,
+) -> Result<()> {
+    let Plan { launch, hopper: Some(HopperTile::Few { rows }) } = plan::product(args, Form::Forward, gpu.facts())
+    else {
+        let (wanted, got) = ("few rows".into(), args.m.to_string());
+        return Err(Error::Contract { op, argument: "rows", wanted, got });
+    };
+    let counters = gpu.counters(plan::counters(args))?;
+    let mut few = LinearFewArgs { product: *args, counters, ..*following };
+    for (i, piece, band) in args.pieces() {
+        let (depth, m, width) = (piece.depth as u64, args.m as u64, band.width as u64);
+        let boxes = |outer| [HopperTile::DEPTH, outer];
+        few.left[i] = map(gpu, piece.right, [depth, width], piece.right_stride, boxes(HopperTile::LEFT))?;
+        few.right[i] = map(gpu, piece.left, [depth, m], piece.left_stride, boxes(rows))?;
+    }
+    // SAFETY: the kernel takes LinearFewArgs; it reads and writes what the arguments describe (see above), and as many
+    // counters as there are.
+    unsafe { gpu.launch(op, &launch, &few) }
+}
+
+/// A product with the maps of its operands and of y, in tiles of so many columns.
+fn product_maps(gpu: &Accelerator, args: &LinearArgs, form: Form, columns: u32) -> Result<LinearSm90Args> {
     let nothing = TensorMap([0; 16]);
     let mut maps =
         LinearSm90Args { product: *args, left: [nothing; PIECES], right: [nothing; PIECES], y: [nothing; BANDS] };
     for (i, piece, band) in args.pieces() {
         let (depth, m, width) = (piece.depth as u64, args.m as u64, band.width as u64);
-        let left = |rows| map(gpu, piece.left, [depth, m], piece.left_stride, [HopperTile::DEPTH, rows]);
         let right = |sizes, boxes| map(gpu, piece.right, sizes, piece.right_stride, boxes);
-        (maps.left[i], maps.right[i]) = match (tile, form) {
-            (HopperTile::Few { rows }, _) => {
-                (right([depth, width], [HopperTile::DEPTH, HopperTile::LEFT])?, left(rows)?)
-            }
-            (HopperTile::Wide { columns }, Form::Forward) => {
-                (left(HopperTile::LEFT)?, right([depth, width], [HopperTile::DEPTH, columns])?)
-            }
-            (HopperTile::Wide { .. }, Form::Backward) => {
-                (left(HopperTile::LEFT)?, right([width, depth], [HopperTile::DEPTH; 2])?)
-            }
+        let boxes = [HopperTile::DEPTH, HopperTile::LEFT];
+        maps.left[i] = map(gpu, piece.left, [depth, m], piece.left_stride, boxes)?;
+        maps.right[i] = match form {
+            Form::Forward => right([depth, width], [HopperTile::DEPTH, columns])?,
+            Form::Backward => right([width, depth], [HopperTile::DEPTH; 2])?,
         };
     }
     // what the kernel stores by other ways has no map
-    let staged = args.y != 0 && args.scattered == 0 && args.splits == 1 && matches!(tile, HopperTile::Wide { .. });
+    let staged = args.y != 0 && args.scattered == 0 && args.partial == 0;
     for (i, band) in args.bands().iter().enumerate().filter(|_| staged) {
         let (address, sizes) = (args.y + 2 * band.column as u64, [band.width as u64, args.m as u64]);
         maps.y[i] = map(gpu, address, sizes, args.stride, [HopperTile::DEPTH, HopperTile::STAGED_ROWS])?;

@@ -194,8 +194,23 @@ impl Case {
         self.begin(device)?;
         op.contract()?;
         op.forward(device)?;
-        device.check_scratch()?;
+        device.check_after()?;
         self.all().map(|(tensor, _)| bits(device, tensor)).collect()
+    }
+
+    /// The bits of all tensors and canaries after the operation on an emulated GPU, in each order of threads, and the kernels
+    /// that ran.
+    #[track_caller]
+    pub fn bits_on(&self, op: &dyn Op, capability: (i32, i32)) -> (Vec<Vec<Vec<u32>>>, Vec<(&'static str, u64)>) {
+        let mut launches = Vec::new();
+        let bits = (0..seeds()).map(|seed| {
+            order(seed).expect("an emulator");
+            let mut device = Device::emulated(capability).expect("an emulator");
+            let bits = self.run(op, &mut device).unwrap_or_else(|e| panic!("{} on {}: {e}", op.name(), device.name()));
+            launches = device.launches().into_iter().collect();
+            bits
+        });
+        (bits.collect(), launches)
     }
 
     /// What the host makes of the operation in these outputs, as inputs of another.

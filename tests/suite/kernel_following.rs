@@ -1,0 +1,258 @@
+//! A product of few rows and the word that reads it, in one launch of Hopper's and in two: every value has the same bits,
+//! in the emulator, whoever comes last. The words alone are held against the host elsewhere.
+
+use crate::kernel_linear::{Columns, Options, PLAIN, Trained, linear};
+use crate::kernel_qk_rope::{Norms, qk_rope};
+use crate::support::kernels::Case;
+use vlm::base::{DType, Precision, Result};
+use vlm::device::{Clock, Device};
+use vlm::nn::Linear as Layer;
+use vlm::ops::Op;
+use vlm::ops::linear::following::{Followed, Following};
+use vlm::ops::linear::{Activation, Linear};
+use vlm::ops::norm::{Kind, Norm};
+use vlm::ops::qk_rope::QkRope;
+use vlm::ops::swiglu::Swiglu;
+use vlm::tape::Tape;
+use vlm::tensor::{Tensor, Weight};
+
+const HOPPER: (i32, i32) = (9, 0);
+
+#[derive(Clone)]
+enum Next {
+    Swiglu(Swiglu),
+    QkRope(QkRope),
+    Norm(Norm),
+}
+
+/// A product and the word after it, one after the other or as one.
+#[derive(Clone)]
+struct Both {
+    product: Linear,
+    next: Next,
+    joined: bool,
+}
+
+impl Both {
+    fn following(&self) -> Following<'_> {
+        match &self.next {
+            Next::Swiglu(op) => Following::Swiglu(op),
+            Next::QkRope(op) => Following::QkRope(op),
+            Next::Norm(op) => Following::Norm(op),
+        }
+    }
+
+    fn followed(&self) -> Followed<'_> {
+        Followed::of(&self.product, self.following()).expect("a word that reads the product")
+    }
+}
+
+impl Op for Both {
+    fn name(&self) -> &'static str {
+        if self.joined { "a product and what follows" } else { "a product, and what follows" }
+    }
+    fn contract(&self) -> Result<()> {
+        self.product.contract()?;
+        self.followed().next().contract()
+    }
+    fn inputs(&self) -> Vec<Tensor> {
+        self.product.inputs()
+    }
+    fn outputs(&self) -> Vec<Tensor> {
+        self.followed().next().outputs().into_iter().chain(self.product.outputs()).collect()
+    }
+    fn forward(&self, device: &mut Device) -> Result<()> {
+        if self.joined {
+            return self.followed().run(device, &mut Clock::default());
+        }
+        self.product.forward(device)?;
+        self.followed().next().forward(device)
+    }
+}
+
+/// Panics unless both ways leave the same bits everywhere, and the one launches `kernels` alone.
+#[track_caller]
+fn same_bits(case: &Case, product: Linear, next: Next, kernels: &[&str]) {
+    let apart = Both { product, next, joined: false };
+    let (wanted, of_apart) = case.bits_on(&apart, HOPPER);
+    let (got, of_joined) = case.bits_on(&Both { joined: true, ..apart }, HOPPER);
+    assert_eq!(of_joined.iter().map(|(kernel, _)| *kernel).collect::<Vec<_>>(), kernels);
+    assert!(of_joined.iter().map(|(_, n)| n).sum::<u64>() <= of_apart.iter().map(|(_, n)| n).sum::<u64>());
+    for (seed, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
+        for (i, (got, wanted)) in got.iter().zip(wanted).enumerate() {
+            let differs = got.iter().zip(wanted).position(|(g, w)| g != w);
+            assert!(differs.is_none(), "seed {seed}: tensor {i} differs at {differs:?}");
+        }
+    }
+}
+
+fn few(m: usize) -> String {
+    format!("linear_fwd_few_{}x128_sm90_bf16", m.next_power_of_two().max(16))
+}
+
+fn swiglu(case: &mut Case, product: &Linear) -> Next {
+    let y = case.output(DType::Bf16, [product.y.shape.rows(), product.y.shape.width() / 2]);
+    Next::Swiglu(Swiglu { gate_up: product.y, y })
+}
+
+/// The same over heads: so many of queries and of keys.
+fn heads(case: &mut Case, product: &Linear, of: (usize, usize, usize), norms: Norms, append: bool) -> Next {
+    let (queries, keys, width) = of;
+    let op = qk_rope(case, (product.y.shape.rows(), queries, keys, width), norms, append);
+    Next::QkRope(QkRope { qkv: product.y, ..op })
+}
+
+fn norm(case: &mut Case, product: &Linear) -> Next {
+    let d = product.y.shape.width();
+    let kind = Kind::Rms { weight: case.weight("norm", [d], 1.0) };
+    let y = case.output(DType::Bf16, product.y.shape);
+    Next::Norm(Norm { x: product.y, rows: None, kind, eps: 1e-6, precision: Precision::Bf16, y })
+}
+
+/// Rows and depths: every tile, k in one part and in several.
+const SIZES: [(usize, usize); 8] =
+    [(1, 1608), (2, 72), (16, 1600), (17, 264), (33, 2000), (64, 136), (65, 1608), (128, 64)];
+
+#[test]
+fn swiglu_of_columns_that_are_complete() {
+    let columns: [&[Columns]; 4] = [
+        &[(8, 0, true), (8, 0, false)],
+        &[(136, 8, false), (136, 0, true)],
+        &[(264, 0, false), (264, 0, false)],
+        &[(128, 8, true), (128, 16, true)],
+    ];
+    for (i, (m, k)) in SIZES.into_iter().enumerate() {
+        let mut case = Case::new(i as u64);
+        let product = linear(&mut case, (m, k, columns[i % 4]), Trained::Nothing, PLAIN, false);
+        let next = swiglu(&mut case, &product);
+        same_bits(&case, product, next, &[&few(m)]);
+    }
+}
+
+#[test]
+fn heads_of_tiles_that_are_complete() {
+    for (i, (m, k)) in SIZES.into_iter().enumerate() {
+        let (queries, keys) = [(2, 1), (4, 2), (1, 1)][i % 3];
+        let norms = if i % 4 == 3 { Norms::None } else { Norms::Frozen };
+        let rank = if i % 2 == 0 { 8 } else { 0 };
+        let columns = [(queries * 128, rank, i % 3 == 0), (keys * 128, 0, false), (keys * 128, rank, false)];
+        let mut case = Case::new(i as u64);
+        let product = linear(&mut case, (m, k, &columns), Trained::Nothing, PLAIN, false);
+        // of rows + 4 slots in steps of 3 none comes twice
+        let append = i % 3 != 1 && (m + 4) % 3 != 0;
+        let next = heads(&mut case, &product, (queries, keys, 128), norms, append);
+        same_bits(&case, product, next, &[&few(m)]);
+    }
+}
+
+#[test]
+fn a_norm_of_rows_that_are_complete() {
+    for (i, (m, k, n)) in
+        [(1, 1608, 136), (2, 1600, 8), (3, 72, 520), (4, 2000, 264), (1, 64, 1024)].into_iter().enumerate()
+    {
+        for (activation, residual) in [(Activation::None, true), (Activation::GeluTanh, false)] {
+            let mut case = Case::new(i as u64);
+            let options = Options { residual, activation, ..PLAIN };
+            let mut product = linear(&mut case, (m, k, &[(n, 8, true)]), Trained::Nothing, options, false);
+            if residual && i % 2 == 0 {
+                // the residual's bytes taken over, as a plan of memory would have it
+                product.y = case.bf16(product.y.shape);
+                product.residual = Some(product.y);
+            }
+            let next = norm(&mut case, &product);
+            same_bits(&case, product, next, &[&few(m)]);
+        }
+    }
+}
+
+#[test]
+fn what_no_launch_does_as_one_is_done_one_after_the_other() {
+    let mut case = Case::new(1);
+    let mut of =
+        |m, k, columns: &[Columns], options| linear(&mut case, (m, k, columns), Trained::Nothing, options, false);
+    let two: &[Columns] = &[(72, 0, false), (72, 0, false)];
+    let many = of(129, 64, two, PLAIN);
+    let unaligned = of(3, 67, two, PLAIN);
+    let of_three = of(3, 72, &[(24, 0, false), (24, 0, false), (24, 0, true)], PLAIN);
+    let gathered = of(3, 72, two, Options { rows: true, ..PLAIN });
+    let narrow = of(3, 72, &[(128, 0, false), (64, 0, false), (64, 0, false)], PLAIN);
+    let of_one = of(3, 72, &[(512, 0, false)], PLAIN);
+    let five_rows = of(5, 72, &[(72, 0, false)], PLAIN);
+    for (product, kernel) in [
+        (many, "linear_fwd_128x128_sm90_bf16"),
+        (unaligned, "linear_fwd_any_bf16"),
+        (of_three, "linear_fwd_few_16x128_sm90_bf16"),
+        (gathered, "linear_fwd_16x32_bf16"),
+    ] {
+        let next = swiglu(&mut case, &product);
+        same_bits(&case, product, next, &[kernel, "swiglu_fwd_bf16"]);
+    }
+    let next = heads(&mut case, &narrow, (2, 1, 64), Norms::Frozen, true);
+    same_bits(&case, narrow, next, &[&few(3), "qk_rope_fwd_v8_bf16"]);
+    // one weight for all heads is whole heads too
+    let next = heads(&mut case, &of_one, (2, 1, 128), Norms::Frozen, true);
+    same_bits(&case, of_one, next, &[&few(3)]);
+    let next = norm(&mut case, &five_rows);
+    same_bits(&case, five_rows, next, &[&few(5), "norm_fwd_bf16"]);
+}
+
+#[test]
+fn a_word_that_reads_something_else_does_not_follow() {
+    let mut case = Case::new(2);
+    let product = linear(&mut case, (2, 72, &[(16, 0, false)]), Trained::Nothing, PLAIN, false);
+    let other = linear(&mut case, (2, 72, &[(16, 0, false)]), Trained::Nothing, PLAIN, false);
+    let Next::Swiglu(next) = swiglu(&mut case, &other) else { panic!("a SwiGLU") };
+    assert!(Followed::of(&product, Following::Swiglu(&next)).is_none());
+    assert!(Followed::of(&other, Following::Swiglu(&next)).is_some());
+}
+
+/// An MLP between two norms: on a tape that joins records three launches do what five do on another, with the same bits,
+/// though there SwiGLU's result may take the place of what the product before it reads.
+#[test]
+fn a_tape_joins_records_only_when_told() {
+    let (m, d, f) = (3, 136, 136);
+    let values = |n: usize, seed: usize| -> Vec<f32> {
+        (0..n).map(|i| ((i * 7919 + seed * 104_729 + 13) % 1009) as f32 / 1009.0 - 0.5).collect()
+    };
+    let weight = |n: usize, k: usize, seed| Weight::from_f32("w", [n, k], &values(n * k, seed)).expect("a weight");
+    let layer = |shapes: &[(usize, usize)]| {
+        let segment = |(i, (n, k)): (usize, &(usize, usize))| vlm::ops::linear::Segment {
+            weight: weight(*n, *k, i + n),
+            bias: None,
+            adapter: None,
+        };
+        Layer { segments: shapes.iter().enumerate().map(segment).collect() }
+    };
+    let (gate_up, down) = (layer(&[(f, d), (f, d)]), layer(&[(d, f)]));
+    let norm = |tape: &mut Tape, x: Tensor| {
+        let y = tape.activation([m, d]);
+        let kind = Kind::Rms { weight: Weight::from_f32("n", [d], &values(d, 5)).expect("a weight") };
+        tape.push(Norm { x, rows: None, kind, eps: 1e-6, precision: Precision::Bf16, y }).expect("a record");
+        y
+    };
+    let run = |joins: bool| {
+        let mut tape = Tape::new(Precision::Bf16);
+        if joins {
+            tape.join();
+        }
+        let x = tape.input(DType::Bf16, [m, d]);
+        let before = norm(&mut tape, x);
+        let gated = gate_up.apply(&mut tape, before, None, Activation::None, None).expect("a record");
+        let y = tape.activation([m, f]);
+        tape.push(Swiglu { gate_up: gated, y }).expect("a record");
+        let sum = down.apply(&mut tape, y, None, Activation::None, Some(x)).expect("a record");
+        let after = norm(&mut tape, sum);
+        let kept = [tape.keep(sum), tape.keep(after)];
+        let mut device = Device::emulated(HOPPER).expect("an emulator");
+        tape.begin(&mut device).expect("memory");
+        device.memory().write_f32(x, &values(m * d, 9)).expect("an input");
+        tape.run(&mut device, &mut Clock::default(), &mut |_, _| ()).expect("a run");
+        let bits = kept.map(|t| device.memory().read_f32(t).expect("a value"));
+        (bits, device.launches().values().sum::<u64>(), tape.plan().bytes)
+    };
+    let ((apart, five, bytes), (joined, three, more_bytes)) = (run(false), run(true));
+    assert_eq!((five, three), (5, 3));
+    assert!(apart == joined && apart.iter().flatten().all(|v| v.is_finite()));
+    // what the second of two reads and writes lies beside what the first reads
+    assert!(more_bytes > bytes, "{more_bytes} {bytes}");
+}
