@@ -13,12 +13,11 @@ use std::sync::Arc;
 pub struct Accelerator {
     pub memory: Memory,
     weights: Store,
+    /// Begins with the counters.
     scratch: Allocation,
     /// The ranges of `scratch` that the last operation was lent.
     lent: Vec<Place>,
-    /// What the blocks of one launch arrive at, all 0 between launches: see [`Accelerator::counters`].
-    counters: Allocation,
-    /// Whether a launch failed, which may have left them anywhere.
+    /// Whether a launch failed, which may have left the counters anywhere.
     pub(super) miscounted: bool,
     /// How often each kernel was launched.
     pub(super) launches: BTreeMap<&'static str, u64>,
@@ -71,7 +70,6 @@ impl Accelerator {
             weights: Store::default(),
             scratch: Allocation::new(&launcher, 0)?,
             lent: Vec::new(),
-            counters: Allocation::new(&launcher, 0)?,
             miscounted: false,
             launches: BTreeMap::new(),
             recording: None,
@@ -154,10 +152,10 @@ impl Accelerator {
         let bytes = scratch_bytes(sizes);
         self.grow_scratch(bytes)?;
         if cfg!(debug_assertions) {
-            self.scratch.fill(0, bytes, NOT_WRITTEN)?;
+            self.scratch.fill(COUNTER_BYTES, bytes - COUNTER_BYTES, NOT_WRITTEN)?;
         }
         self.lent.clear();
-        let mut at = 0;
+        let mut at = COUNTER_BYTES;
         for size in sizes {
             self.lent.push(Place { offset: at, bytes: *size });
             at += range_bytes(*size);
@@ -169,21 +167,15 @@ impl Accelerator {
         })
     }
 
-    /// Where `n` counters (u32) lie that are 0 now. Kernels leave them so: each goes back to 0 with its last arrival, so that
-    /// all operations use the same ones, one after the other.
-    pub fn counters(&mut self, n: usize) -> Result<u64> {
-        let bytes = n * size_of::<u32>();
-        let short = bytes > self.counters.bytes();
-        if short {
-            self.memory.moved();
-            self.counters = Allocation::new(&self.launcher, 0)?;
-            self.counters = Allocation::new(&self.launcher, bytes.next_multiple_of(COUNTERS_BYTES))?;
-        }
-        if short || self.miscounted {
-            self.counters.fill(0, self.counters.bytes(), 0)?;
+    /// Where [`COUNTERS`] counters (u32) lie that are 0 now, as long as no scratch memory is asked for. Kernels leave them so:
+    /// each goes back to 0 with its last arrival, so that all operations use the same ones, one after the other.
+    pub fn counters(&mut self) -> Result<u64> {
+        self.grow_scratch(COUNTER_BYTES)?;
+        if self.miscounted {
+            self.scratch.fill(0, COUNTER_BYTES, 0)?;
             self.miscounted = false;
         }
-        Ok(self.counters.address())
+        Ok(self.scratch.address())
     }
 
     /// In debug builds, after an operation: it kept to its scratch memory, and its counters are back at 0. Nothing is looked
@@ -193,8 +185,8 @@ impl Accelerator {
             return Ok(());
         }
         self.check_scratch()?;
-        let mut counters = vec![0; self.counters.bytes()];
-        self.counters.read(0, &mut counters)?;
+        let mut counters = vec![0; COUNTER_BYTES.min(self.scratch.bytes())];
+        self.scratch.read(0, &mut counters)?;
         match counters.iter().position(|byte| *byte != 0) {
             None => Ok(()),
             Some(at) => Err(Error::Contract {
@@ -231,6 +223,7 @@ impl Accelerator {
             // what is there goes before the new comes
             self.scratch = Allocation::new(&self.launcher, 0)?;
             self.scratch = Allocation::new(&self.launcher, bytes)?;
+            self.scratch.fill(0, COUNTER_BYTES, 0)?;
         }
         Ok(())
     }
@@ -277,12 +270,13 @@ impl Accelerator {
     }
 }
 
-/// Counters are allocated so many bytes at a time: few operations need more.
-const COUNTERS_BYTES: usize = 4096;
+/// How many counters there are for the blocks of a launch to arrive at.
+pub const COUNTERS: usize = 8192;
+const COUNTER_BYTES: usize = COUNTERS * size_of::<u32>();
 
-/// What ranges of these sizes take together.
+/// What ranges of these sizes take together, with the counters before them.
 pub fn scratch_bytes(sizes: &[usize]) -> usize {
-    sizes.iter().map(|size| range_bytes(*size)).sum()
+    COUNTER_BYTES + sizes.iter().map(|size| range_bytes(*size)).sum::<usize>()
 }
 
 /// Of one range, with what keeps it apart from the next in debug builds.
@@ -311,15 +305,39 @@ mod tests {
         let Device::Launch(gpu) = &mut device else { panic!("a device that runs kernels") };
         let [first, second] = gpu.scratch(&[100, 256]).expect("memory");
         let between = (second - first) as usize;
+        let begin = (first - gpu.scratch.address()) as usize;
         for at in [0, 99, between, between + 255] {
-            gpu.scratch.write(at, &[7]).expect("a write");
+            gpu.scratch.write(begin + at, &[7]).expect("a write");
             gpu.check_scratch().expect("within a range");
         }
         for (at, range) in [(100, "range 0, of 100"), (between - 1, "range 0"), (between + 256, "range 1, of 256")] {
-            gpu.scratch.write(at, &[7]).expect("a write");
+            gpu.scratch.write(begin + at, &[7]).expect("a write");
             let said = gpu.check_scratch().expect_err("a write between ranges").to_string();
             assert!(said.contains(range), "{said}");
-            gpu.scratch.write(at, &[super::NOT_WRITTEN]).expect("a write");
+            gpu.scratch.write(begin + at, &[super::NOT_WRITTEN]).expect("a write");
         }
+    }
+    #[test]
+    fn counters_start_at_zero_and_have_to_be_back_there() {
+        let mut device = Device::emulated((9, 0)).expect("an emulator");
+        let Device::Launch(gpu) = &mut device else { panic!("a device that runs kernels") };
+        let zeros = |gpu: &super::Accelerator| {
+            let mut bytes = [1; super::COUNTER_BYTES];
+            gpu.scratch.read(0, &mut bytes).expect("counters");
+            bytes.iter().all(|byte| *byte == 0)
+        };
+        gpu.counters().expect("counters");
+        assert!(zeros(gpu));
+        // in the place of the smaller one
+        gpu.scratch::<1>(&[1 << 20]).expect("memory");
+        assert!(zeros(gpu));
+        gpu.check_after().expect("nothing was counted");
+        gpu.scratch.write(8, &[3]).expect("a write");
+        let said = gpu.check_after().expect_err("a counter that was left").to_string();
+        assert!(said.contains("3 at counter 2"), "{said}");
+        // a launch that failed may leave them so
+        gpu.miscounted = true;
+        gpu.counters().expect("counters");
+        assert!(zeros(gpu));
     }
 }

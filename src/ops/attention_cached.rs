@@ -7,6 +7,7 @@
 use super::attention::{Compiled, SHARED_ALIGNMENT, THREADS, check_starts, slots};
 use super::{Op, bf16, indices, require, shape, whole};
 use crate::base::{Error, Precision, Result};
+use crate::device::accelerator::COUNTERS;
 use crate::device::{Device, Facts, Launch, Memory};
 use crate::host::attention::{BlockTable, Heads};
 use crate::host::attention_tuned;
@@ -43,7 +44,8 @@ crate::arguments! {
 const SPLIT: usize = 256;
 /// Queries of a block.
 const ROWS: usize = 16;
-/// What the splits of one launch may leave in scratch memory; more slots than that take more launches.
+/// What the splits of one launch may leave in scratch memory; more slots than that, or than there are counters, take more
+/// launches.
 const MOST_SCRATCH_BYTES: usize = 64 << 20;
 
 /// q [T, H E]: rows starts[b]..starts[b + 1] are the last ones of sequence b, which has lengths[b] tokens in the pools
@@ -70,7 +72,6 @@ pub struct Plan {
     pub launches: Vec<(u32, Launch)>,
     pub splits: usize,
     pub scratch_bytes: usize,
-    pub counters: usize,
 }
 
 impl AttentionCached {
@@ -88,15 +89,15 @@ impl AttentionCached {
         let n_slots = slots(op, t * (h.queries / h.keys), ROWS, self.lengths.shape.elements())?;
         let splits = (self.blocks.shape.width() * self.block).div_ceil(SPLIT);
         let slot_bytes = h.keys * ROWS * splits * (h.width + 2) * size_of::<f32>();
-        let run = (MOST_SCRATCH_BYTES / slot_bytes.max(1)).clamp(1, n_slots.max(1) as usize) as u32;
+        let most = (MOST_SCRATCH_BYTES / slot_bytes.max(1)).min(COUNTERS / h.keys);
+        let run = most.clamp(1, n_slots.max(1) as usize) as u32;
         // keys and values, two tiles of 64 each, and the queries
         let shared_bytes = (4 * 64 + ROWS as u32) * compiled.row_bytes() + SHARED_ALIGNMENT;
         let launches = (0..n_slots).step_by(run as usize).map(|first| {
             let grid = [splits as u32, h.keys as u32, run.min(n_slots - first)];
             (first, Launch { kernel: kernels[compiled as usize], grid, block: THREADS, shared_bytes })
         });
-        let (launches, counters) = (launches.collect(), run as usize * h.keys);
-        Ok(Plan { launches, splits, scratch_bytes: run as usize * slot_bytes, counters })
+        Ok(Plan { launches: launches.collect(), splits, scratch_bytes: run as usize * slot_bytes })
     }
 }
 
@@ -120,6 +121,7 @@ impl Op for AttentionCached {
             &self.block,
         )?;
         require(op, "heads", h.queries % h.keys == 0, || "groups of equal size".into(), h)?;
+        require(op, "heads", h.keys <= COUNTERS, || format!("at most {COUNTERS} key heads"), h)?;
         require(op, "scale", self.scale > 0.0, || "a positive number".into(), &self.scale)?;
         shape(op, "starts", &self.starts, [b + 1])?;
         shape(op, "blocks", &self.blocks, [b, self.blocks.shape.width()])?;
@@ -207,7 +209,7 @@ impl Op for AttentionCached {
                     lengths: at.of(&self.lengths)?,
                     blocks: at.of(&self.blocks)?,
                     partial,
-                    counters: gpu.counters(plan.counters)?,
+                    counters: gpu.counters()?,
                     y: at.of(&self.y)?,
                     tokens: self.q.shape.rows() as i32,
                     sequences: self.lengths.shape.elements() as i32,

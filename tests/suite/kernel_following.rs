@@ -1,11 +1,15 @@
 //! A product of few rows and the word that reads it, in one launch of Hopper's and in two: every value has the same bits,
 //! in the emulator, whoever comes last. The words alone are held against the host elsewhere.
 
+use crate::batches::text;
+use crate::folders::{model, set, small_config};
 use crate::kernel_linear::{Columns, Options, PLAIN, Trained, linear};
 use crate::kernel_qk_rope::{Norms, qk_rope};
 use crate::support::kernels::Case;
+use serde_json::json;
 use vlm::base::{DType, Precision, Result};
 use vlm::device::{Clock, Device};
+use vlm::infer::engine::{Answer, Engine, Read};
 use vlm::nn::Linear as Layer;
 use vlm::ops::Op;
 use vlm::ops::linear::following::{Followed, Following};
@@ -13,6 +17,8 @@ use vlm::ops::linear::{Activation, Linear};
 use vlm::ops::norm::{Kind, Norm};
 use vlm::ops::qk_rope::QkRope;
 use vlm::ops::swiglu::Swiglu;
+use vlm::qwen3vl::checkpoint::Checkpoint;
+use vlm::qwen3vl::model::{Model, Rows};
 use vlm::tape::Tape;
 use vlm::tensor::{Tensor, Weight};
 
@@ -21,8 +27,8 @@ const HOPPER: (i32, i32) = (9, 0);
 #[derive(Clone)]
 enum Next {
     Swiglu(Swiglu),
-    QkRope(QkRope),
-    Norm(Norm),
+    QkRope(Box<QkRope>),
+    Norm(Box<Norm>),
 }
 
 /// A product and the word after it, one after the other or as one.
@@ -99,14 +105,14 @@ fn swiglu(case: &mut Case, product: &Linear) -> Next {
 fn heads(case: &mut Case, product: &Linear, of: (usize, usize, usize), norms: Norms, append: bool) -> Next {
     let (queries, keys, width) = of;
     let op = qk_rope(case, (product.y.shape.rows(), queries, keys, width), norms, append);
-    Next::QkRope(QkRope { qkv: product.y, ..op })
+    Next::QkRope(Box::new(QkRope { qkv: product.y, ..op }))
 }
 
 fn norm(case: &mut Case, product: &Linear) -> Next {
     let d = product.y.shape.width();
     let kind = Kind::Rms { weight: case.weight("norm", [d], 1.0) };
     let y = case.output(DType::Bf16, product.y.shape);
-    Next::Norm(Norm { x: product.y, rows: None, kind, eps: 1e-6, precision: Precision::Bf16, y })
+    Next::Norm(Box::new(Norm { x: product.y, rows: None, kind, eps: 1e-6, precision: Precision::Bf16, y }))
 }
 
 /// Rows and depths: every tile, k in one part and in several.
@@ -255,4 +261,53 @@ fn a_tape_joins_records_only_when_told() {
     assert!(apart == joined && apart.iter().flatten().all(|v| v.is_finite()));
     // what the second of two reads and writes lies beside what the first reads
     assert!(more_bytes > bytes, "{more_bytes} {bytes}");
+}
+
+/// A model with heads as wide as the real ones': a token takes five launches a layer, and four around them. What it says is
+/// what the host says.
+#[test]
+fn a_token_takes_five_launches_a_layer() {
+    let mut config = small_config();
+    for (at, value) in [
+        ("/text_config/vocab_size", json!(432)),
+        ("/text_config/head_dim", json!(128)),
+        ("/text_config/rope_scaling/mrope_section", json!([24, 20, 20])),
+    ] {
+        set(&mut config, at, value);
+    }
+    let dir = model(&config, DType::Bf16);
+    let decode = |device: Device| {
+        let model = Model::load(&Checkpoint::open(dir.path()).expect("a model"), None).expect("a model");
+        let mut engine = Engine::new(model, device, Precision::Bf16);
+        let prompt = text(300);
+        engine.reserve([prompt.ids.len() + 3]).expect("room");
+        let (mut cached, _) = engine.prefill(&[&prompt], Read::Logits(Rows::Last), &mut |_, _| ()).expect("a prompt");
+        let (mut said, mut launches) = (Vec::new(), Vec::new());
+        for id in [5u32, 6, 7] {
+            let before = engine.device.launches();
+            let mut sequences: Vec<_> = cached.iter_mut().collect();
+            let answer = engine.extend(&mut sequences, &[&[id]], Read::Logits(Rows::All)).expect("a step");
+            let Answer::Logits(rows) = answer else { panic!("logits were asked for") };
+            said.extend(rows.into_iter().flatten());
+            let new = |(kernel, n): (&'static str, u64)| (kernel, n - before.get(kernel).copied().unwrap_or(0));
+            launches.push(engine.device.launches().into_iter().map(new).filter(|(_, n)| *n > 0).collect::<Vec<_>>());
+        }
+        (said, launches)
+    };
+    let (wanted, _) = decode(Device::host());
+    let (got, launches) = decode(Device::emulated(HOPPER).expect("an emulator"));
+    let layers = 2;
+    for of_token in launches {
+        let wanted = [
+            ("attention_cached_fwd_w128_bf16", layers),
+            ("embed_fwd_bf16", 1),
+            // the head, which nothing follows, and four a layer
+            ("linear_fwd_few_16x128_sm90_bf16", 4 * layers + 1),
+            ("norm_fwd_bf16", 1),
+        ];
+        assert_eq!(of_token, wanted);
+    }
+    let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v * v)).sum::<f64>().sqrt();
+    let error = square(&mut got.iter().zip(&wanted).map(|(g, w)| g - w)) / square(&mut wanted.iter().copied());
+    assert!(error <= 2e-2, "{error:e}");
 }

@@ -1,7 +1,7 @@
 //! Which kernel a product runs on, and how many blocks it takes: pure functions of sizes, addresses and the device.
 
 use super::arguments::{LinearArgs, LinearGradientArgs};
-pub use super::plan_few::{counters, cut, partial_bytes};
+pub use super::plan_few::{cut, partial_bytes};
 pub use super::plan_sm90::HopperTile;
 use super::plan_sm90::hopper_product;
 use crate::device::{Facts, Launch};

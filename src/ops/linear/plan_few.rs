@@ -67,7 +67,7 @@ pub fn cut(args: LinearArgs, partial: u64, keeps_parts: bool, facts: &Facts) -> 
 }
 
 /// How many counters a product of few rows has: of each half of a tile, and one for all of these.
-pub fn counters(args: &LinearArgs) -> usize {
+pub(super) fn counters(args: &LinearArgs) -> usize {
     2 * tiles(args.bands().iter().map(|b| b.width)) as usize + 1
 }
 
@@ -156,6 +156,10 @@ mod tests {
         let uncut = |product: LinearArgs, facts| cut(product, 256, true, facts) == product;
         assert!(uncut(args(16, 4096, &[4096]), &older) && uncut(args(129, 4096, &[4096]), &hopper));
         assert!(uncut(args(16, 4095, &[4096]), &hopper));
+        // as many columns as there are counters for, and one more
+        let wide = |columns| product(&args(1, 64, &[columns]), Form::Forward, &hopper).hopper;
+        assert_eq!(wide(4095 * 128), Some(HopperTile::Few { rows: 16 }));
+        assert_eq!(wide(4095 * 128 + 8), None);
         assert_eq!(partial_bytes(16, &[4096], 4096, true, &older), 0);
         assert_eq!(partial_bytes(129, &[4096], 4096, true, &hopper), 0);
     }

@@ -2,7 +2,8 @@
 
 use super::arguments::LinearArgs;
 use super::plan::{Form, Plan, aligned, parts};
-use super::plan_few::{FEW_ROWS, few_product};
+use super::plan_few::{FEW_ROWS, counters, few_product};
+use crate::device::accelerator::COUNTERS;
 use crate::device::{Facts, Launch};
 
 /// Tiles of the result that Hopper's kernel computes, one block a multiprocessor for many of them.
@@ -81,7 +82,7 @@ pub(super) fn hopper_product(args: &LinearArgs, form: Form, facts: &Facts) -> Op
     if !facts.is_hopper() || !aligned(args) || gathered || operand_drops {
         return None;
     }
-    if form == Form::Forward && args.m <= FEW_ROWS {
+    if form == Form::Forward && args.m <= FEW_ROWS && counters(args) <= COUNTERS {
         return Some(few_product(args, facts));
     }
     if args.m < HOPPER_ROWS {

@@ -41,7 +41,7 @@ pub(super) fn run_few(
         let (wanted, got) = ("few rows".into(), args.m.to_string());
         return Err(Error::Contract { op, argument: "rows", wanted, got });
     };
-    let counters = gpu.counters(plan::counters(args))?;
+    let counters = gpu.counters()?;
     let mut few = LinearFewArgs { product: *args, counters, ..*following };
     for (i, piece, band) in args.pieces() {
         let (depth, m, width) = (piece.depth as u64, args.m as u64, band.width as u64);
@@ -49,8 +49,8 @@ pub(super) fn run_few(
         few.left[i] = map(gpu, piece.right, [depth, width], piece.right_stride, boxes(HopperTile::LEFT))?;
         few.right[i] = map(gpu, piece.left, [depth, m], piece.left_stride, boxes(rows))?;
     }
-    // SAFETY: the kernel takes LinearFewArgs; it reads and writes what the arguments describe (see above), and as many
-    // counters as there are.
+    // SAFETY: the kernel takes LinearFewArgs; it reads and writes what the arguments describe (see above), and no more
+    // counters than there are, or `product` would have planned otherwise.
     unsafe { gpu.launch(op, &launch, &few) }
 }
 

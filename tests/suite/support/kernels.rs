@@ -38,6 +38,9 @@ fn order(seed: i64) -> Result<()> {
     emulated::configure("async", (seed / 3 + seed + 1) % 3)
 }
 
+/// Of every tensor and canary of a case.
+pub type Bits = Vec<Vec<u32>>;
+
 /// Lends a run its device.
 type Lend<'a> = &'a mut dyn FnMut(i64, &mut dyn FnMut(&mut Device));
 
@@ -190,7 +193,7 @@ impl Case {
     }
 
     /// The bits of every tensor and canary, after the operation.
-    fn run(&self, op: &dyn Op, device: &mut Device) -> Result<Vec<Vec<u32>>> {
+    fn run(&self, op: &dyn Op, device: &mut Device) -> Result<Bits> {
         self.begin(device)?;
         op.contract()?;
         op.forward(device)?;
@@ -201,7 +204,7 @@ impl Case {
     /// The bits of all tensors and canaries after the operation on an emulated GPU, in each order of threads, and the kernels
     /// that ran.
     #[track_caller]
-    pub fn bits_on(&self, op: &dyn Op, capability: (i32, i32)) -> (Vec<Vec<Vec<u32>>>, Vec<(&'static str, u64)>) {
+    pub fn bits_on(&self, op: &dyn Op, capability: (i32, i32)) -> (Vec<Bits>, Vec<(&'static str, u64)>) {
         let mut launches = Vec::new();
         let bits = (0..seeds()).map(|seed| {
             order(seed).expect("an emulator");
@@ -277,7 +280,7 @@ impl Case {
     fn agrees_in(&self, op: &dyn Op, runs: i64, bound: f64, lend: Lend) {
         let name = op.name();
         let host = self.run(op, &mut Device::host()).unwrap_or_else(|e| panic!("{name} on the host: {e}"));
-        let (mut first, mut on) = (None::<Vec<Vec<u32>>>, String::new());
+        let (mut first, mut on) = (None::<Bits>, String::new());
         for run in 0..runs {
             lend(run, &mut |device| {
                 on = device.name();
