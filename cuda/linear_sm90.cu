@@ -8,7 +8,8 @@
 // of 64 x 64, bf16, 128-byte swizzle, whose sizes are those of the piece, so that what belongs to a neighbouring
 // segment reads as zero; and one for each band of y, in boxes of 64 x 16.
 //
-// Forward with at most 128 rows: linear_few_sm90.cu.
+// Forward with at most 128 rows: linear_few_sm90.cu. With more, gate and up of an MLP may have their SwiGLU done with them
+// (`gated`): a tile then has 128 columns of either, so that a thread has both numbers of a product in its registers.
 //
 // Limits: operands begin at multiples of 16 bytes, their rows too; no gathered rows (`rows` may name rows of the
 // residual and of dx). Deterministic: a block owns a tile (of a split) and sums in one order. Unmeasured: no GPU was at
@@ -50,6 +51,35 @@ template <int BN, bool DROPOUT = false> struct ProductWork : ProductTiles<BN, fa
   }
 };
 
+struct LinearGatedArgs {
+  LinearSm90Args product;
+  TensorMap swiglu;  // [m, width of either band], in boxes as those of y
+};
+LAYOUT(LinearGatedArgs, product, swiglu);
+
+// Gate and up, the two bands of a product, 128 columns of each in a tile: y, and SwiGLU of it, in one go.
+struct GatedWork {
+  static constexpr bool DROPOUT = false, FEW = false, STAGED = true, GATED = true;
+  static constexpr int STAGES = 4, BN = 256;
+  const LinearGatedArgs& a;
+
+  DEV int tiles_m() const { return ceil_div(a.product.product.m, HOPPER_M); }
+  DEV int tiles_n() const { return ceil_div(a.product.product.bands[0].width, BN / 2); }
+  DEV int tiles() const { return tiles_m() * tiles_n(); }
+  DEV HopperTile tile(int index) const {
+    int tile_m, tile_n;
+    tile_of(index, tiles_m(), tiles_n(), tile_m, tile_n);
+    const int steps = ceil_div(a.product.product.pieces[0].depth, HOPPER_K);
+    return {0, 0, tile_m * HOPPER_M, tile_n * (BN / 2), steps, 0, 0, 1.f};
+  }
+  template <class Load> DEV void each_step(const HopperTile& t, Load&& load) const {
+    for (int i = 0; i < t.steps; i++) load(&a.product.left[0], &a.product.right[0], i * HOPPER_K);
+  }
+  DEV void store_tile(Staging& staging, const HopperTile& t, int row, float (&d)[BN / 2]) const {
+    store_gated(staging, &a.product.y[0], &a.product.y[1], &a.swiglu, row, t.n0, d);
+  }
+};
+
 struct LinearGradientSm90Args {
   LinearGradientArgs gradients;
   TensorMap left[BANDS], right[BANDS];
@@ -57,7 +87,7 @@ struct LinearGradientSm90Args {
 LAYOUT(LinearGradientSm90Args, gradients, left, right);
 
 template <int BN> struct GradientWork {
-  static constexpr bool DROPOUT = false, FEW = false, STAGED = false;
+  static constexpr bool DROPOUT = false, FEW = false, STAGED = false, GATED = false;
   static constexpr int STAGES = 4;
   const LinearGradientSm90Args& a;
 
@@ -109,6 +139,9 @@ KERNEL(linear_fwd_128x192_sm90_bf16, 384, 1, const __grid_constant__ linear::Lin
 }
 KERNEL(linear_fwd_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<256, true, true>(linear::ProductWork<256>{a});
+}
+KERNEL(linear_fwd_gated_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGatedArgs a) {
+  linear::run_sm90<256, true, true>(linear::GatedWork{a});
 }
 KERNEL(linear_bwd_dx_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<128, true, false>(linear::ProductWork<128>{a});

@@ -95,8 +95,47 @@ template <int OUTER, bool ALONG_K> DEV void load_boxes(uint32_t to, const Tensor
   }
 }
 
+// How sums leave by shared memory: SLICE columns at a time, and floats in a row of them there, some more than it has, so
+// that rows do not share banks. With FEW a slice's rows are its columns.
+template <int BN> constexpr int SLICE = BN % 32 == 0 ? 32 : 16;
+template <int BN, bool FEW> constexpr int SLICE_STRIDE = FEW ? 64 + 4 : SLICE<BN> + 8;
+template <int BN, bool FEW> constexpr uint32_t SLICE_BYTES = (FEW ? SLICE<BN> : 64) * SLICE_STRIDE<BN, FEW> * 4;
+
+// A warpgroup's sums of a tile, slice by slice, to what Work::store says.
+template <int BN, class Work>
+DEV void store_slices(const Work& work, const HopperTile& tile, int consumer, float* slice, const float (&d)[BN / 2]) {
+  constexpr int SLICE = linear::SLICE<BN>, STRIDE = SLICE_STRIDE<BN, Work::FEW>;
+  const int tid = threadIdx.x, lane = tid & 31, warp = (tid >> 5) & 3;
+  for (int s = 0; s < BN / SLICE; s++) {
+    UNROLL for (int from = 0; from < BN / SLICE; from++) {
+      if (from != s) continue;  // registers have no run-time index
+      UNROLL for (int j = 0; j < SLICE / 8; j++) UNROLL for (int h = 0; h < 2; h++) {
+        const int i = (from * SLICE / 8 + j) * 4 + 2 * h;
+        const int row = warp * 16 + h * 8 + (lane >> 2), column = j * 8 + (lane & 3) * 2;
+        if constexpr (Work::FEW) {
+          slice[column * STRIDE + row] = d[i];
+          slice[(column + 1) * STRIDE + row] = d[i + 1];
+        } else {
+          *(float2*)(slice + row * STRIDE + column) = make_float2(d[i], d[i + 1]);
+        }
+      }
+    }
+    consumer_sync(consumer);
+    constexpr int EIGHTS = (Work::FEW ? 64 : SLICE) / 8;  // of a row of the slice
+    UNROLL1 for (int c = tid & 127; c < 64 * SLICE / 8; c += 128) {
+      const int r = c / EIGHTS, column = c % EIGHTS * 8;
+      float v[8];
+      UNROLL for (int i = 0; i < 8; i++) v[i] = slice[r * STRIDE + column + i];
+      const int m = tile.m0 + consumer * 64, n = tile.n0 + s * SLICE;
+      work.store(tile, m + (Work::FEW ? column : r), n + (Work::FEW ? r : column), v);
+    }
+    consumer_sync(consumer);  // all have read the slice before the next is written
+  }
+}
+
 // Work has:
-//   STAGES of the ring; FEW, whether the weight is the left operand;
+//   STAGES of the ring; FEW, whether the weight is the left operand; GATED, whether the right one is half of one matrix and
+//   half of that of the next map;
 //   int tiles() const; HopperTile tile(int index) const;
 //   void each_step(const HopperTile&, load) const: load(left map, right map, k) for each step in order;
 //   void store(const HopperTile&, int m, int n, float (&v)[8]) const: eight sums from (m, n) on, neighbours along n or,
@@ -109,12 +148,9 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
   constexpr int STAGES = Work::STAGES;
   constexpr uint32_t LEFT_BYTES = HOPPER_M * HOPPER_K * 2, STAGE_BYTES = LEFT_BYTES + STORED<BN> * HOPPER_K * 2;
   constexpr uint32_t STEP_BYTES = LEFT_BYTES + LOADED<BN, RIGHT_ALONG_K> * HOPPER_K * 2;
-  constexpr int SLICE = BN % 32 == 0 ? 32 : 16;  // columns of the sums that are stored at a time
-  // floats; some more than a row has, so that rows do not share banks. With FEW a slice's rows are its columns.
-  constexpr int SLICE_STRIDE = Work::FEW ? 64 + 4 : SLICE + 8;
-  constexpr uint32_t SLICE_BYTES = (Work::FEW ? SLICE : 64) * SLICE_STRIDE * 4;
-  constexpr uint32_t OUT_BYTES = Work::STAGED ? STAGING_BYTES : 2 * SLICE_BYTES;
-  static_assert(OUT_BYTES >= 2 * SLICE_BYTES, "room for either way out");
+  constexpr uint32_t SLICES_BYTES = SLICE_BYTES<BN, Work::FEW>;
+  constexpr uint32_t OUT_BYTES = Work::STAGED ? STAGING_BYTES : 2 * SLICES_BYTES;
+  static_assert(OUT_BYTES >= 2 * SLICES_BYTES, "room for either way out");
   DYN_SMEM(raw);
   const uint32_t base = (smem_u32(raw) + 1023u) & ~1023u;  // swizzled boxes begin at multiples of 1024
   const uint32_t slices = base + STAGES * STAGE_BYTES, full = slices + OUT_BYTES;
@@ -139,7 +175,12 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
         mbar_wait(empty + 8 * ring.stage, ring.phase ^ 1);
         mbar_arrive_expect_tx(bar, STEP_BYTES);
         load_boxes<HOPPER_M, LEFT_ALONG_K>(to, left, bar, tile.m0, k);
-        load_boxes<BN, RIGHT_ALONG_K>(to + LEFT_BYTES, right, bar, tile.n0, k);
+        if constexpr (Work::GATED) {
+          load_boxes<BN / 2, true>(to + LEFT_BYTES, right, bar, tile.n0, k);
+          load_boxes<BN / 2, true>(to + LEFT_BYTES + BN / 2 * HOPPER_K * 2, right + 1, bar, tile.n0, k);
+        } else {
+          load_boxes<BN, RIGHT_ALONG_K>(to + LEFT_BYTES, right, bar, tile.n0, k);
+        }
         ring.advance();
       });
     }
@@ -148,7 +189,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
   reg_alloc<232>();
   const int consumer = warpgroup - 1, warp = (tid >> 5) & 3;
   const bool leads = (tid & 127) == 0;
-  float* slice = (float*)(raw + (slices - smem_u32(raw)) + consumer * SLICE_BYTES);
+  float* slice = (float*)(raw + (slices - smem_u32(raw)) + consumer * SLICES_BYTES);
   Staging staging{slices + (consumer * 4 + warp) * 2 * STAGED_BYTES};
   float d[BN / 2];
   for (int t = blockIdx.x; t < work.tiles(); t += gridDim.x) {
@@ -212,36 +253,17 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
         ring.advance();
       }
     }
-    if constexpr (Work::STAGED) {
+    const int row = tile.m0 + consumer * 64 + warp * 16;
+    if constexpr (Work::GATED) {
+      work.store_tile(staging, tile, row, d);
+    } else if constexpr (Work::STAGED) {
       if (work.staged()) {
-        work.store_tile(staging, tile, tile.m0 + consumer * 64 + warp * 16, d);
-        continue;
+        work.store_tile(staging, tile, row, d);
+      } else {
+        store_slices<BN>(work, tile, consumer, slice, d);
       }
-    }
-    for (int s = 0; s < BN / SLICE; s++) {
-      UNROLL for (int from = 0; from < BN / SLICE; from++) {
-        if (from != s) continue;  // registers have no run-time index
-        UNROLL for (int j = 0; j < SLICE / 8; j++) UNROLL for (int h = 0; h < 2; h++) {
-          const int i = (from * SLICE / 8 + j) * 4 + 2 * h;
-          const int row = warp * 16 + h * 8 + (lane >> 2), column = j * 8 + (lane & 3) * 2;
-          if constexpr (Work::FEW) {
-            slice[column * SLICE_STRIDE + row] = d[i];
-            slice[(column + 1) * SLICE_STRIDE + row] = d[i + 1];
-          } else {
-            *(float2*)(slice + row * SLICE_STRIDE + column) = make_float2(d[i], d[i + 1]);
-          }
-        }
-      }
-      consumer_sync(consumer);
-      constexpr int EIGHTS = (Work::FEW ? 64 : SLICE) / 8;  // of a row of the slice
-      UNROLL1 for (int c = tid & 127; c < 64 * SLICE / 8; c += 128) {
-        const int r = c / EIGHTS, column = c % EIGHTS * 8;
-        float v[8];
-        UNROLL for (int i = 0; i < 8; i++) v[i] = slice[r * SLICE_STRIDE + column + i];
-        const int m = tile.m0 + consumer * 64, n = tile.n0 + s * SLICE;
-        work.store(tile, m + (Work::FEW ? column : r), n + (Work::FEW ? r : column), v);
-      }
-      consumer_sync(consumer);  // all have read the slice before the next is written
+    } else {
+      store_slices<BN>(work, tile, consumer, slice, d);
     }
     if constexpr (Work::FEW) work.finish(tile, consumer);
   }

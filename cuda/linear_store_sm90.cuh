@@ -10,6 +10,7 @@
 // have 16 and the next fragment's the 16 beside.
 #pragma once
 #include "linear_product.cuh"
+#include "swiglu.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 namespace linear {
@@ -84,22 +85,43 @@ template <int BN> DEV void finish_tile(const LinearArgs& a, const LinearBand& ba
   }
 }
 
-// A warp's 16 rows from `row` and BN columns from `n0`, rounded, to where the map says.
-template <int BN> DEV void store_tile(Staging& staging, const TensorMap* map, int row, int n0, const float (&d)[BN / 2]) {
+// 64 columns of a warp's 16 rows, as pairs in the fragments' layout, to where the map says.
+DEV void store_box(Staging& staging, const TensorMap* map, int row, int column, const uint32_t (&pairs)[16]) {
   const int lane = threadIdx.x & 31, matrix = lane >> 3;
   // of the four matrices of 8 x 8 that a stmatrix takes, the second is below the first and the others beside these two
   const int r = (lane & 7) + (matrix & 1) * 8, chunk = matrix >> 1;
-  uint32_t words[BN / 4];
-  UNROLL for (int i = 0; i < BN / 4; i++) words[i] = pack_bf16(d[2 * i], d[2 * i + 1]);
+  const uint32_t to = staging.next();
+  UNROLL for (int i = 0; i < 4; i++) {
+    const uint32_t four[4] = {pairs[i * 4], pairs[i * 4 + 1], pairs[i * 4 + 2], pairs[i * 4 + 3]};
+    stmatrix_x4(to + r * 128 + (((i * 2 + chunk) ^ (r & 7)) << 4), four);
+  }
+  staging.store(map, to, column, row);
+}
+
+// A warp's 16 rows from `row` and BN columns from `n0`, rounded, to where the map says.
+template <int BN> DEV void store_tile(Staging& staging, const TensorMap* map, int row, int n0, const float (&d)[BN / 2]) {
   UNROLL for (int s = 0; s < (BN + 63) / 64; s++) {
     const int from = s * 64 + 64 <= BN ? s * 64 : BN - 64;
-    const uint32_t to = staging.next();
-    UNROLL for (int i = 0; i < 4; i++) {
-      const int first = (from / 8 + i * 2) * 2;
-      const uint32_t four[4] = {words[first], words[first + 1], words[first + 2], words[first + 3]};
-      stmatrix_x4(to + r * 128 + (((i * 2 + chunk) ^ (r & 7)) << 4), four);
+    uint32_t pairs[16];
+    UNROLL for (int i = 0; i < 16; i++) pairs[i] = pack_bf16(d[from / 2 + 2 * i], d[from / 2 + 2 * i + 1]);
+    store_box(staging, map, row, n0 + from, pairs);
+  }
+}
+
+// A warp's 16 rows and 128 columns of gate, then as many of up, rounded, to y, and SwiGLU of what was rounded.
+DEV void store_gated(Staging& staging, const TensorMap* gate, const TensorMap* up, const TensorMap* gated, int row, int n0,
+                     const float (&d)[128]) {
+  UNROLL for (int s = 0; s < 2; s++) {
+    uint32_t g[16], u[16], y[16];
+    UNROLL for (int i = 0; i < 16; i++) {
+      const int at = s * 32 + 2 * i;
+      g[i] = pack_bf16(d[at], d[at + 1]);
+      u[i] = pack_bf16(d[64 + at], d[64 + at + 1]);
+      y[i] = pack_bf16(swiglu::product(bflo(g[i]), bflo(u[i])), swiglu::product(bfhi(g[i]), bfhi(u[i])));
     }
-    staging.store(map, to, n0 + from, row);
+    store_box(staging, gate, row, n0 + s * 64, g);
+    store_box(staging, up, row, n0 + s * 64, u);
+    store_box(staging, gated, row, n0 + s * 64, y);
   }
 }
 

@@ -420,7 +420,6 @@ impl Model {
     /// Appends a step through the cache; logits of every new token.
     pub fn step(&self, tape: &mut Tape, sizes: StepSizes, pools: &[(Tensor, Tensor)]) -> Result<StepPass> {
         let StepSizes { sequences: b, tokens: t, max_blocks, block } = sizes;
-        tape.join();
         let ids = tape.input(DType::I32, [t]);
         let angles = tape.input(DType::F32, [t, self.config.text.head_dim]);
         let starts = tape.input(DType::I32, [b + 1]);

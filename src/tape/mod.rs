@@ -46,10 +46,9 @@ pub struct Tape {
     records: Vec<Record>,
     /// For each record whether it runs a second time, for backward: see [`recompute`].
     made_again: Vec<bool>,
-    /// For each record whether it may run as one with the record before.
+    /// For each record whether it may run as one with the record before, where the device can do both in a launch: so the
+    /// values of the two lie side by side.
     joined: Vec<bool>,
-    /// Whether those to come may.
-    joins: bool,
     /// For each record the part of the model that it belongs to: an index into `scope_names`.
     scopes: Vec<usize>,
     scope_names: Vec<String>,
@@ -65,7 +64,6 @@ impl Tape {
             records: Vec::new(),
             made_again: Vec::new(),
             joined: Vec::new(),
-            joins: false,
             scopes: Vec::new(),
             scope_names: vec![String::new()],
         }
@@ -78,12 +76,6 @@ impl Tape {
     /// Names the part of the model that the following records belong to, for traces and messages.
     pub fn scope(&mut self, name: impl Into<String>) {
         self.scope_names.push(name.into());
-    }
-
-    /// From here on a product and the word that reads it may run as one, where the device can do both in a launch. Then
-    /// the values of the two live side by side, which takes more memory.
-    pub fn join(&mut self) {
-        self.joins = true;
     }
 
     /// A value that is written before each run.
@@ -126,7 +118,7 @@ impl Tape {
                 self.values[t.slot as usize].requires_gradient = true;
             }
         }
-        self.joined.push(self.joins && self.records.last().is_some_and(|last| last.followed(&record).is_some()));
+        self.joined.push(self.records.last().is_some_and(|last| last.followed(&record).is_some()));
         self.records.push(record);
         self.made_again.push(false);
         self.scopes.push(self.scope_names.len() - 1);

@@ -27,6 +27,7 @@ fn structs() -> Vec<StructLayout> {
         linear::LinearBiasArgs::layout(),
         linear::LinearDropout::layout(),
         linear::LinearFewArgs::layout(),
+        linear::LinearGatedArgs::layout(),
         linear::LinearGradientArgs::layout(),
         linear::LinearGradientBand::layout(),
         linear::LinearGradientSm90Args::layout(),

@@ -91,6 +91,14 @@ crate::arguments! {
 }
 
 crate::arguments! {
+    /// A product of gate and up, with their SwiGLU.
+    pub struct LinearGatedArgs {
+        pub product: LinearSm90Args,
+        pub swiglu: TensorMap,
+    }
+}
+
+crate::arguments! {
     /// A product of few rows, with what follows it: 1 SwiGLU, 2 heads, 3 a norm of rows, as `cuda/linear_few_sm90.cu`
     /// numbers them.
     pub struct LinearFewArgs {

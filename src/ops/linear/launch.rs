@@ -5,7 +5,7 @@
 use super::arguments::*;
 use super::following::Followed;
 use super::plan::{self, Form, HopperTile};
-use super::run::{run, run_bias, run_few, run_gradients};
+use super::run::{run, run_bias, run_few, run_gated, run_gradients};
 use super::{Activation, Adapter, Linear, LinearBackward, Segment};
 use crate::base::{DType, Error, Result};
 use crate::device::{Accelerator, Accumulate, Addresses, Facts, Launch};
@@ -112,18 +112,19 @@ pub(super) fn forward(op: &Linear, followed: Option<&Followed>, gpu: &mut Accele
     if rank > 0 {
         run(gpu, "linear", &plan::cut(shrink, partial, false, gpu.facts()), Form::Forward)?;
     }
-    let few = matches!(plan::product(&product, Form::Forward, gpu.facts()).hopper, Some(HopperTile::Few { .. }));
-    match followed.filter(|_| few) {
-        Some(followed) => {
-            let product = plan::cut(product, partial, keeps_parts, gpu.facts());
-            run_few(gpu, "linear", &product, &followed.arguments(&at)?)?;
-            Ok(true)
-        }
-        None => {
-            run(gpu, "linear", &plan::cut(product, partial, false, gpu.facts()), Form::Forward)?;
-            Ok(false)
-        }
+    let plan = plan::product(&product, Form::Forward, gpu.facts());
+    if let (Some(HopperTile::Few { .. }), Some(followed)) = (plan.hopper, followed) {
+        let product = plan::cut(product, partial, keeps_parts, gpu.facts());
+        run_few(gpu, "linear", &product, &followed.arguments(&at)?)?;
+        return Ok(true);
     }
+    let gated = followed.and_then(Followed::gated).zip(plan::gated(&product, &plan, gpu.facts()));
+    if let Some((gated, launch)) = gated {
+        run_gated(gpu, "linear", &product, &launch, at.of(gated)?)?;
+        return Ok(true);
+    }
+    run(gpu, "linear", &plan::cut(product, partial, false, gpu.facts()), Form::Forward)?;
+    Ok(false)
 }
 
 /// The sums of the splits of k, of the product that leaves more of them: s is complete before y is begun.

@@ -3,6 +3,7 @@
 use super::arguments::{LinearArgs, LinearGradientArgs};
 pub use super::plan_few::{cut, partial_bytes};
 pub use super::plan_sm90::HopperTile;
+pub(super) use super::plan_sm90::gated;
 use super::plan_sm90::hopper_product;
 use crate::device::{Facts, Launch};
 

@@ -1,6 +1,6 @@
 //! Which of Hopper's kernels a product runs on, and with how wide tiles: pure functions, as in [`super::plan`].
 
-use super::arguments::LinearArgs;
+use super::arguments::{LinearArgs, LinearBand};
 use super::plan::{Form, Plan, aligned, parts};
 use super::plan_few::{FEW_ROWS, counters, few_product};
 use crate::device::accelerator::COUNTERS;
@@ -97,6 +97,18 @@ pub(super) fn hopper_product(args: &LinearArgs, form: Form, facts: &Facts) -> Op
     let (columns, kernel) = *fastest(choices, tiles, facts);
     let tile = HopperTile::Wide { columns: columns as u32 };
     Some(Plan { launch: tile.launch(kernel, tiles(columns), facts), hopper: Some(tile) })
+}
+
+/// The launch of a forward product that does the SwiGLU of its two bands as well: where tiles of 256 columns are the fastest
+/// anyway, which then have 128 of either.
+pub(super) fn gated(args: &LinearArgs, plan: &Plan, facts: &Facts) -> Option<Launch> {
+    let tile = HopperTile::Wide { columns: 256 };
+    let halves = |bands: &[LinearBand]| bands.len() == 2 && bands.iter().all(|b| b.width == bands[0].width);
+    if plan.hopper != Some(tile) || !halves(args.bands()) {
+        return None;
+    }
+    let tiles = parts(args.m, HopperTile::LEFT as i32) * parts(args.bands()[0].width, 128);
+    Some(tile.launch("linear_fwd_gated_128x256_sm90_bf16", tiles, facts))
 }
 
 #[cfg(test)]

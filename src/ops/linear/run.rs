@@ -54,6 +54,23 @@ pub(super) fn run_few(
     unsafe { gpu.launch(op, &launch, &few) }
 }
 
+/// Launches a product of gate and up with their SwiGLU, for `Followed`: `swiglu` is where that goes, of half the product's
+/// width. The product is what [`plan::gated`] planned it for.
+pub(super) fn run_gated(
+    gpu: &mut Accelerator,
+    op: &'static str,
+    args: &LinearArgs,
+    launch: &Launch,
+    swiglu: u64,
+) -> Result<()> {
+    let product = product_maps(gpu, args, Form::Forward, HopperTile::LEFT)?;
+    let (half, boxes) = (args.stride / 2, [HopperTile::DEPTH, HopperTile::STAGED_ROWS]);
+    let swiglu = map(gpu, swiglu, [half as u64, args.m as u64], half, boxes)?;
+    // SAFETY: the kernel takes LinearGatedArgs; the maps describe what the product reads and writes, as in `run`, and the
+    // result of its word.
+    unsafe { gpu.launch(op, launch, &LinearGatedArgs { product, swiglu }) }
+}
+
 /// A product with the maps of its operands and of y, in tiles of so many columns.
 fn product_maps(gpu: &Accelerator, args: &LinearArgs, form: Form, columns: u32) -> Result<LinearSm90Args> {
     let nothing = TensorMap([0; 16]);
