@@ -14,6 +14,7 @@
 
 mod clock;
 pub mod cublaslt;
+mod joined;
 mod room;
 mod rows;
 mod shapes;

@@ -1,6 +1,7 @@
 //! The rows: an operation each, at the shapes of a model and a step.
 
 use super::cublaslt::{Form, Product};
+use super::joined::Joined;
 use super::room::Room;
 use super::shapes::{DECODES, Decode, MODELS, Model, STEPS, Step, TINY, TINY_DECODE, TINY_STEP};
 use vlm::base::{DType, Precision};
@@ -203,6 +204,12 @@ fn swiglu(room: &mut Room, t: usize, f: usize) -> Swiglu {
     Swiglu { gate_up: room.bf16([t, 2 * f]), y: room.output(DType::Bf16, [t, f]) }
 }
 
+fn gated(room: &mut Room, t: usize, d: usize, f: usize) -> Joined {
+    let product = Layer::frozen(t, d, &[f, f]).forward(room);
+    let next = Swiglu { gate_up: product.y, y: room.output(DType::Bf16, [t, f]) };
+    Joined::of(product, next)
+}
+
 /// The layers of a block of the language model: name, inputs, outputs, and whether adapters are on them.
 fn layers(model: &Model) -> [(&'static str, usize, Vec<usize>, bool); 4] {
     let Heads { queries, keys, width } = model.heads;
@@ -260,6 +267,8 @@ fn of_step(model: &'static Model, step: &'static Step) -> Vec<Row> {
     });
     let f = model.mlp;
     rows.push("swiglu forward", format!("{t}x{f}"), move |room| swiglu(room, t, f));
+    rows.push("linear gate_up with swiglu", format!("{t}x{}x{d}", 2 * f), move |room| gated(room, t, d, f));
+    rows.beside(Form::Forward, t, 2 * f, d);
     rows.push("swiglu backward", format!("{t}x{f}"), move |room| {
         let forward = swiglu(room, t, f);
         let (dy, dgate_up) = (room.bf16(forward.y.shape), gradient(room, forward.gate_up));
@@ -384,6 +393,22 @@ fn of_decode(model: &'static Model, decode: &'static Decode) -> Vec<Row> {
         }
     });
     rows.push("qk_rope with append", format!("{b}"), move |room| qk_rope(room, b, heads, Some(pool)));
+    let (f, [(_, k, widths, _), (_, o, ..), ..]) = (model.mlp, layers(model));
+    let n = widths.iter().sum();
+    rows.push("linear qkv with qk_rope", format!("{b}x{n}x{k}"), move |room| {
+        let product = Layer::frozen(b, k, &widths).forward(room);
+        let next = QkRope { qkv: product.y, ..qk_rope(room, b, heads, Some(pool)) };
+        Joined::of(product, next)
+    });
+    rows.beside(Form::Forward, b, n, k);
+    rows.push("linear gate_up with swiglu", format!("{b}x{}x{d}", 2 * f), move |room| gated(room, b, d, f));
+    rows.beside(Form::Forward, b, 2 * f, d);
+    rows.push("linear o with norm", format!("{b}x{d}x{o}"), move |room| {
+        let product = Layer::frozen(b, o, &[d]).forward(room);
+        let next = Norm { x: product.y, ..norm(room, b, d) };
+        Joined::of(product, next)
+    });
+    rows.beside(Form::Forward, b, d, o);
     let free = Choice { temperature: Some(0.7), top_k: 20, top_p: 0.8, ..Choice::GREEDY };
     for (name, choice) in [("sample greedy", Choice::GREEDY), ("sample top-k top-p", free)] {
         rows.push(name, format!("{b}x{v}"), move |room| Sample {

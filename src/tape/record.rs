@@ -48,7 +48,7 @@ records!(
 
 impl Record {
     /// This product with the record after it, where the two may run as one.
-    pub(super) fn followed<'a>(&'a self, next: &'a Record) -> Option<Followed<'a>> {
+    pub fn followed<'a>(&'a self, next: &'a Record) -> Option<Followed<'a>> {
         let Record::Linear(product) = self else { return None };
         let next = match next {
             Record::Swiglu(op) => Following::Swiglu(op),

@@ -44,6 +44,9 @@ fn every_row_runs_in_the_emulator_and_leaves_a_line() {
         "grad_norm",
         "attention_cached",
         "qk_rope with append",
+        "linear qkv with qk_rope",
+        "linear gate_up with swiglu",
+        "linear o with norm",
         "sample top-k top-p",
         "patch_embed",
     ];

@@ -5,48 +5,30 @@ use crate::batches::text;
 use crate::folders::{model, set, small_config};
 use crate::kernel_linear::{Columns, Options, PLAIN, Trained, linear};
 use crate::kernel_qk_rope::{Norms, qk_rope};
-use crate::support::kernels::Case;
+use crate::support::kernels::{Case, on_gpu};
 use serde_json::json;
 use vlm::base::{DType, Precision, Result};
 use vlm::device::{Clock, Device};
 use vlm::infer::engine::{Answer, Engine, Read};
 use vlm::nn::Linear as Layer;
 use vlm::ops::Op;
-use vlm::ops::linear::following::{Followed, Following};
 use vlm::ops::linear::{Activation, Linear};
 use vlm::ops::norm::{Kind, Norm};
 use vlm::ops::qk_rope::QkRope;
 use vlm::ops::swiglu::Swiglu;
 use vlm::qwen3vl::checkpoint::Checkpoint;
 use vlm::qwen3vl::model::{Model, Rows};
-use vlm::tape::Tape;
+use vlm::tape::{Record, Tape};
 use vlm::tensor::{Tensor, Weight};
 
 const HOPPER: (i32, i32) = (9, 0);
 
-#[derive(Clone)]
-enum Next {
-    Swiglu(Swiglu),
-    QkRope(Box<QkRope>),
-    Norm(Box<Norm>),
-}
-
 /// A product and the word after it, one after the other or as one.
 #[derive(Clone)]
 struct Both {
-    product: Linear,
-    next: Next,
+    product: Record,
+    next: Record,
     joined: bool,
-}
-
-impl Both {
-    fn following(&self) -> Following<'_> {
-        match &self.next {
-            Next::Swiglu(op) => Following::Swiglu(op),
-            Next::QkRope(op) => Following::QkRope(op),
-            Next::Norm(op) => Following::Norm(op),
-        }
-    }
 }
 
 impl Op for Both {
@@ -54,21 +36,21 @@ impl Op for Both {
         if self.joined { "a product and what follows" } else { "a product, and what follows" }
     }
     fn contract(&self) -> Result<()> {
-        self.product.contract()?;
-        self.following().op().contract()
+        self.product.op().contract()?;
+        self.next.op().contract()
     }
     fn inputs(&self) -> Vec<Tensor> {
-        self.product.inputs()
+        self.product.op().inputs()
     }
     fn outputs(&self) -> Vec<Tensor> {
-        self.following().op().outputs().into_iter().chain(self.product.outputs()).collect()
+        self.next.op().outputs().into_iter().chain(self.product.op().outputs()).collect()
     }
     fn forward(&self, device: &mut Device) -> Result<()> {
-        match Followed::of(&self.product, self.following()).filter(|_| self.joined) {
+        match self.product.followed(&self.next).filter(|_| self.joined) {
             Some(followed) => followed.run(device, &mut Clock::default()),
             None => {
-                self.product.forward(device)?;
-                self.following().op().forward(device)
+                self.product.op().forward(device)?;
+                self.next.op().forward(device)
             }
         }
     }
@@ -76,10 +58,15 @@ impl Op for Both {
 
 /// Panics unless both ways leave the same bits everywhere, and the one launches `kernels` alone.
 #[track_caller]
-fn same_bits(case: &Case, product: Linear, next: Next, kernels: &[&str]) {
-    let apart = Both { product, next, joined: false };
+fn same_bits(case: &Case, product: Linear, next: Record, kernels: &[&str]) {
+    let apart = Both { product: product.into(), next, joined: false };
+    let joined = Both { joined: true, ..apart.clone() };
     let (wanted, of_apart) = case.bits_on(&apart, HOPPER);
-    let (got, of_joined) = case.bits_on(&Both { joined: true, ..apart }, HOPPER);
+    let (got, of_joined) = case.bits_on(&joined, HOPPER);
+    on_gpu(|gpu| {
+        let (wanted, got) = (case.run(&apart, gpu).expect("a run"), case.run(&joined, gpu).expect("a run"));
+        assert!(got == wanted, "{} differs on a GPU", joined.name());
+    });
     assert_eq!(of_joined.iter().map(|(kernel, _)| *kernel).collect::<Vec<_>>(), kernels);
     assert!(of_joined.iter().map(|(_, n)| n).sum::<u64>() <= of_apart.iter().map(|(_, n)| n).sum::<u64>());
     for (seed, (got, wanted)) in got.iter().zip(&wanted).enumerate() {
@@ -94,23 +81,23 @@ fn few(m: usize) -> String {
     format!("linear_fwd_few_{}x128_sm90_bf16", m.next_power_of_two().max(16))
 }
 
-fn swiglu(case: &mut Case, product: &Linear) -> Next {
+fn swiglu(case: &mut Case, product: &Linear) -> Record {
     let y = case.output(DType::Bf16, [product.y.shape.rows(), product.y.shape.width() / 2]);
-    Next::Swiglu(Swiglu { gate_up: product.y, y })
+    Swiglu { gate_up: product.y, y }.into()
 }
 
 /// The same over heads: so many of queries and of keys.
-fn heads(case: &mut Case, product: &Linear, of: (usize, usize, usize), norms: Norms, append: bool) -> Next {
+fn heads(case: &mut Case, product: &Linear, of: (usize, usize, usize), norms: Norms, append: bool) -> Record {
     let (queries, keys, width) = of;
     let op = qk_rope(case, (product.y.shape.rows(), queries, keys, width), norms, append);
-    Next::QkRope(Box::new(QkRope { qkv: product.y, ..op }))
+    QkRope { qkv: product.y, ..op }.into()
 }
 
-fn norm(case: &mut Case, product: &Linear) -> Next {
+fn norm(case: &mut Case, product: &Linear) -> Record {
     let d = product.y.shape.width();
     let kind = Kind::Rms { weight: case.weight("norm", [d], 1.0) };
     let y = case.output(DType::Bf16, product.y.shape);
-    Next::Norm(Box::new(Norm { x: product.y, rows: None, kind, eps: 1e-6, precision: Precision::Bf16, y }))
+    Norm { x: product.y, rows: None, kind, eps: 1e-6, precision: Precision::Bf16, y }.into()
 }
 
 /// Rows and depths: every tile, k in one part and in several.
@@ -223,9 +210,10 @@ fn a_word_that_reads_something_else_does_not_follow() {
     let two: &[Columns] = &[(8, 0, false), (8, 0, false)];
     let product = linear(&mut case, (2, 72, two), Trained::Nothing, PLAIN, false);
     let other = linear(&mut case, (2, 72, two), Trained::Nothing, PLAIN, false);
-    let Next::Swiglu(next) = swiglu(&mut case, &other) else { panic!("a SwiGLU") };
-    assert!(Followed::of(&product, Following::Swiglu(&next)).is_none());
-    assert!(Followed::of(&other, Following::Swiglu(&next)).is_some());
+    let next = swiglu(&mut case, &other);
+    assert!(Record::from(product).followed(&next).is_none());
+    assert!(Record::from(other).followed(&next).is_some());
+    assert!(next.followed(&next).is_none());
 }
 
 /// An MLP between two norms: a tape does in three launches what its records do in five, with the same bits, and SwiGLU's

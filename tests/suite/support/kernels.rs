@@ -193,7 +193,7 @@ impl Case {
     }
 
     /// The bits of every tensor and canary, after the operation.
-    fn run(&self, op: &dyn Op, device: &mut Device) -> Result<Bits> {
+    pub fn run(&self, op: &dyn Op, device: &mut Device) -> Result<Bits> {
         self.begin(device)?;
         op.contract()?;
         op.forward(device)?;
