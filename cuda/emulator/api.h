@@ -30,7 +30,7 @@ VLM_EMU_EXPORT int vlm_emu_tensor_map(void* out128, uint32_t dtype, uint32_t ran
                                       const uint64_t* strides_bytes, const uint32_t* box, uint32_t swizzle);
 
 /* Sets an option for launches and allocations of the calling thread; 1 where there is no such key or value.
- *   seed       any number: decides the order of threads, delays and the placement of buffers
+ *   seed       any number: decides the order of blocks and threads, delays and the placement of buffers
  *   policy     0 fixed order, 1 a warp at a time in random order (default), 2 any thread at any time
  *   async      0 asynchronous operations complete at once, 1 at random moments (default), 2 as late as allowed
  *   threads    how many operating system threads run blocks; 0 (default) all cores

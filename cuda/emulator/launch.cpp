@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <numeric>
 #include <thread>
 
 #include "block.h"
@@ -54,6 +55,19 @@ uint64_t block_seed(uint64_t seed, uint64_t number) {
   return mixed ? mixed : 1;
 }
 
+// The order in which blocks begin, drawn by the seed, so that a kernel's result cannot hang on it: from `first` on in steps
+// of `stride`, which has no divisor in common with the number of blocks.
+struct Order {
+  uint64_t first = 0, stride = 1;
+};
+Order drawn_order(uint64_t seed, uint64_t n_blocks) {
+  Order o;
+  o.first = block_seed(seed, 0) % n_blocks;
+  o.stride = 1 + block_seed(seed, 1) % n_blocks;
+  while (std::gcd(o.stride, n_blocks) != 1) o.stride++;
+  return o;
+}
+
 struct Launch {
   const Kernel* kernel;
   const void* argument;
@@ -61,6 +75,7 @@ struct Launch {
   uint32_t dynamic_bytes;
   Options options;
   uint64_t n_blocks;
+  Order order;
   std::atomic<uint64_t> next{0};
   std::atomic<bool> failed{false};
   std::mutex mutex;
@@ -92,8 +107,8 @@ void work(Launch& l, std::chrono::microseconds limit) {
   launch_shape = {l.shape, l.grid};
   block = b;
   const auto start = std::chrono::steady_clock::now();
-  for (uint64_t number; !l.failed && (number = l.next++) < l.n_blocks;) {
-    run_one(l, b, number);
+  for (uint64_t turn; !l.failed && (turn = l.next++) < l.n_blocks;) {
+    run_one(l, b, (uint64_t)((l.order.first + (unsigned __int128)turn * l.order.stride) % l.n_blocks));
     if (limit.count() && std::chrono::steady_clock::now() - start > limit) break;
   }
   block = nullptr;
@@ -152,6 +167,7 @@ extern "C" int vlm_emu_launch(uint64_t device, const char* kernel, const uint32_
   l.dynamic_bytes = dyn_smem_bytes;
   l.options = options;
   l.n_blocks = (uint64_t)grid[0] * grid[1] * grid[2];
+  if (l.options.policy != kFixed) l.order = drawn_order(l.options.seed, l.n_blocks);
   if (race_hooks) race_hooks->launch_begin();
   run_all(l);
   if (!l.failed) {

@@ -308,7 +308,7 @@ fn planted_bugs_are_caught() {
         (copies, "planted_copies_read_past_the_end", Race, "past the end"),
         (copies, "planted_copies_early_return", Both, "deadlock"),
         (rows, "planted_rows_shared_scratch", Race, "shared address"),
-        (rows, "planted_rows_blocks_overlap", Both, "by block 0"),
+        (rows, "planted_rows_blocks_overlap", Both, "by block"),
         (rows, "planted_rows_reverse_unordered", Race, "device allocation"),
         (rows, "planted_rows_reverse_by_atomics_unordered", Race, "device allocation"),
         (hopper, "planted_hopper_no_wgmma_wait", Both, ""),
