@@ -194,7 +194,7 @@ fn emulator_jobs(cxx: &str) -> Result<Vec<EmulatorJob>> {
     };
     for source in files("cuda/emulator", "cpp")? {
         match stem(&source).as_str() {
-            "race" => add("runtime", &source, &["-O2"], &["race", "planted-race"]),
+            "race" | "race_device" => add("runtime", &source, &["-O2"], &["race", "planted-race"]),
             "no_race" => {
                 add("runtime", &source, &["-O2"], &["plain", "planted"]);
                 add("asan", &source, &["-O2", "-fsanitize=address"], &["asan"]);

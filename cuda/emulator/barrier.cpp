@@ -57,9 +57,9 @@ void barrier_arrive(uint32_t id, uint32_t threads) {
 void thread_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 namespace {
-template <class Change> uint32_t atomically(uint32_t* p, Change change) {
+template <class Change> uint32_t atomically(uint32_t* p, void (*RaceHooks::*hook)(uint32_t, uintptr_t), Change change) {
   if ((uintptr_t)p & 3) fail("an atomic on the misaligned address %p", (void*)p);
-  if (race_hooks) race_hooks->atomic(self()->linear, (uintptr_t)p);
+  if (race_hooks) (race_hooks->*hook)(self()->linear, (uintptr_t)p);
   uint32_t old = __atomic_load_n(p, __ATOMIC_RELAXED);
   while (!__atomic_compare_exchange_n(p, &old, change(old), true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
   }
@@ -67,18 +67,20 @@ template <class Change> uint32_t atomically(uint32_t* p, Change change) {
 }
 }  // namespace
 uint32_t atomic_add(uint32_t* p, uint32_t v) {
-  return atomically(p, [=](uint32_t old) { return old + v; });
+  return atomically(p, &RaceHooks::atomic, [=](uint32_t old) { return old + v; });
 }
 uint32_t atomic_max(uint32_t* p, uint32_t v) {
-  return atomically(p, [=](uint32_t old) { return old < v ? v : old; });
+  return atomically(p, &RaceHooks::atomic, [=](uint32_t old) { return old < v ? v : old; });
 }
 uint32_t atomic_or(uint32_t* p, uint32_t v) {
-  return atomically(p, [=](uint32_t old) { return old | v; });
+  return atomically(p, &RaceHooks::atomic, [=](uint32_t old) { return old | v; });
 }
 uint32_t atomic_cas(uint32_t* p, uint32_t wanted, uint32_t v) {
-  return atomically(p, [=](uint32_t old) { return old == wanted ? v : old; });
+  return atomically(p, &RaceHooks::atomic, [=](uint32_t old) { return old == wanted ? v : old; });
 }
 uint32_t arrive_counter(uint32_t* p, uint32_t n) {
-  return atomically(p, [=](uint32_t old) { return old >= n - 1 ? 0 : old + 1; });
+  if (n == 0) fail("arrive_counter: a counter of no arrivals");
+  if ((uintptr_t)p - (uintptr_t)block->shared < kSharedBytes) fail("arrive_counter: the counter lies in shared memory");
+  return atomically(p, &RaceHooks::arrive_counter, [=](uint32_t old) { return old >= n - 1 ? 0 : old + 1; });
 }
 }  // namespace emu

@@ -74,7 +74,8 @@ EMU_INLINE uint32_t __ballot_sync(uint32_t mask, int p) { return emu::ballot(mas
 EMU_INLINE int __any_sync(uint32_t mask, int p) { return emu::ballot(mask, p != 0) != 0; }
 EMU_INLINE int __all_sync(uint32_t mask, int p) { return emu::ballot(mask, p != 0) == mask; }
 
-// Integers only: a float atomic would make a result depend on the order of blocks.
+// Integers only: a float atomic would make a result depend on the order of blocks. Relaxed, as in CUDA: they order nothing;
+// arrive_counter of common/prim.cuh does.
 EMU_INLINE uint32_t atomicAdd(uint32_t* p, uint32_t v) { return emu::atomic_add(p, v); }
 EMU_INLINE int atomicAdd(int* p, int v) { return (int)emu::atomic_add((uint32_t*)p, (uint32_t)v); }
 EMU_INLINE uint32_t atomicMax(uint32_t* p, uint32_t v) { return emu::atomic_max(p, v); }
