@@ -142,3 +142,24 @@ CONFORMANCE(atomics, 256) {
   atomicMax(&y[1], x);
   atomicOr(&y[2], x);
 }
+
+// A thread of each of n + 1 blocks arrives at y[0], whose first value is beyond n, so that it starts over: y[1 + k] += how
+// many saw k before, y[1 + n] += how many saw more. Then y has each thread's 3 x + 1 [blocks][threads], as written before the
+// arrival, and their sums over blocks [threads], as read by the block that came last.
+CONFORMANCE(counter, 128) {
+  SHARED(uint32_t, s_last, [1]);
+  const uint32_t t = threadIdx.x, n = (uint32_t)a.n, i = blockIdx.x * blockDim.x + t;
+  uint32_t *y = (uint32_t*)a.y, *parts = y + 2 + n, *sums = parts + gridDim.x * blockDim.x;
+  parts[i] = ((const uint32_t*)a.x)[i] * 3u + 1u;
+  __syncthreads();
+  if (t == 0) {
+    const uint32_t before = arrive_counter(y, n);
+    atomicAdd(&y[1 + (before < n ? before : n)], 1u);
+    s_last[0] = before == n - 1;
+  }
+  __syncthreads();
+  if (!s_last[0]) return;
+  uint32_t sum = 0;
+  for (uint32_t b = 0; b < gridDim.x; b++) sum += parts[b * blockDim.x + blockDim.x - 1 - t];
+  sums[blockDim.x - 1 - t] = sum;
+}

@@ -191,6 +191,11 @@ pub fn cases() -> Vec<Case> {
     all.push(case("named_barriers", "conformance_named_barriers", 128, vec![0; 4], 16));
     let x = words((0..512u32).map(|i| i * i % 1009));
     all.push(Case { blocks: 2, ..case("atomics", "conformance_atomics", 256, x, 16) });
+    let (blocks, threads) = (65, 128);
+    let x = words((0..blocks * threads).map(|i| i * i % 1009));
+    let y_bytes = 4 * (1 + blocks + blocks * threads + threads) as usize;
+    let n = blocks as i32 - 1;
+    all.push(Case { blocks, n, ..case("counter", "conformance_counter", threads, x, y_bytes) });
     all.extend(hopper_cases().into_iter().map(|c| Case { hopper: true, ..c }));
     all
 }

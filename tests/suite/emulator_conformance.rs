@@ -134,6 +134,7 @@ fn expected(case: &Case) -> Vec<u8> {
         "mma_16816" => mma(case),
         "named_barriers" => [1u32, 12, 123, 1234].iter().flat_map(|v| v.to_le_bytes()).collect(),
         "atomics" => atomics(case),
+        "counter" => counter(case),
         "elect_one" => (0..32).flat_map(|l| u32::from(l == 0).to_le_bytes()).collect(),
         "setmaxnreg" => words(&case.x).iter().flat_map(|v| (v + 1).to_le_bytes()).collect(),
         // A new barrier is in phase 0: the phase of parity 1 counts as ended. Two arrivals end a phase.
@@ -229,6 +230,17 @@ fn atomics(case: &Case) -> Vec<u8> {
     let max = x.iter().fold(before, |m, v| m.max(*v));
     let or = x.iter().fold(before, |m, v| m | v);
     [sum, max, or, before].iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Each count below n is seen once, whatever the order, and so is what was there at first; inc goes from n - 1 to 0.
+fn counter(case: &Case) -> Vec<u8> {
+    let seen = u32::from_le_bytes([UNTOUCHED; 4]) + 1;
+    let parts: Vec<u32> = words(&case.x).iter().map(|x| 3 * x + 1).collect();
+    let threads = case.threads as usize;
+    let sums = (0..threads).map(|t| parts[t..].iter().step_by(threads).sum());
+    let all: Vec<u32> =
+        std::iter::once(0).chain(vec![seen; case.blocks as usize]).chain(parts.clone()).chain(sums).collect();
+    all.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 /// Element (row, column) of an 8 x 8 matrix is in lane 4 row + column / 2, half column % 2; transposed (column, row).
