@@ -15,10 +15,8 @@
 
 namespace emu {
 namespace {
-// The second read by another thread or block that does not know of the first makes it Many, which every thread of the
-// block, or every thread that knows of any other block, may overwrite.
-constexpr uint32_t kNobody = ~0u, kMany = ~0u - 1;
-constexpr uint16_t kManyThreads = 0xffff;
+// Of several reads that do not know of each other a cell keeps the first.
+constexpr uint32_t kNobody = ~0u;
 struct DeviceCell {
   uint32_t launch, write_block, write_time, read_block, read_time;
   uint16_t writer, reader;
@@ -57,10 +55,9 @@ const Clock* clock_of(const Others& others, uint32_t block_number) {
 // Whether a thread of the running block knows what thread `other` of a block did at `time`.
 bool knows_of(const Knowledge& knows, uint32_t of_block, uint32_t other, uint32_t time) {
   if (of_block == kNobody) return true;
-  if (of_block == history->block_number) return other == kManyThreads || knows.own[other] >= time;
-  if (of_block == kMany) return (bool)knows.others;
+  if (of_block == history->block_number) return knows.own[other] >= time;
   const Clock* clock = clock_of(knows.others, of_block);
-  return clock && (other == kManyThreads || (*clock)[other] >= time);
+  return clock && (*clock)[other] >= time;
 }
 
 bool covers(const Clock& a, const Clock& b) {
@@ -110,7 +107,7 @@ Others merged(const Others& a, const Others& b) {
 }
 
 [[noreturn]] void device_race(const char* what, const Allocation& a, size_t at, const char* earlier, uint32_t other_block, uint32_t other_thread) {
-  std::string who = other_block == kMany ? "other blocks" : "block " + std::to_string(other_block);
+  std::string who = "block " + std::to_string(other_block);
   if (other_block == history->block_number) who = "thread " + std::to_string(other_thread) + " of the same block";
   fail("race: %s of byte %zu of a device allocation of %zu bytes is not ordered after the %s by %s%s", what, at, a.bytes, earlier,
        who.c_str(), at_place().c_str());
@@ -140,10 +137,6 @@ void device_cell(DeviceCell& c, uint32_t thread, bool write, const char* what, c
     c.read_block = h.block_number;
     c.reader = (uint16_t)thread;
     c.read_time = knows.own[thread];
-  } else if (c.read_block == h.block_number) {
-    c.reader = kManyThreads;
-  } else {
-    c.read_block = kMany;
   }
 }
 

@@ -341,7 +341,7 @@ enum Catch {
 #[test]
 fn planted_bugs_are_caught() {
     use Catch::{Both, Plain, Race};
-    let bugs: [(Program, &str, Catch, &str); 37] = [
+    let bugs: [(Program, &str, Catch, &str); 47] = [
         (copies, "planted_copies_no_wait", Both, "race:"),
         (copies, "planted_copies_no_barrier_before_read", Both, "race:"),
         (copies, "planted_copies_no_barrier_before_refill", Both, "race:"),
@@ -352,6 +352,14 @@ fn planted_bugs_are_caught() {
         (rows, "planted_rows_blocks_overlap", Both, "by block"),
         (rows, "planted_rows_reverse_unordered", Race, "device allocation"),
         (rows, "planted_rows_reverse_by_atomics_unordered", Race, "device allocation"),
+        (rows, "planted_rows_shared_atomic_after_read", Race, "after the read by thread 1"),
+        (rows, "planted_rows_shared_atomic_after_read_and_atomic", Race, "after the read by thread 1"),
+        (rows, "planted_rows_atomic_after_read_and_atomic", Race, "after the read by thread 1"),
+        (rows, "planted_rows_shared_atomic_after_write", Race, "after the write by thread 1"),
+        (rows, "planted_rows_shared_atomic_before_read", Race, "after the atomic by thread 1"),
+        (rows, "planted_rows_atomic_after_read", Race, "after the read by thread 1"),
+        (rows, "planted_rows_atomic_after_write", Race, "after the write by thread 1"),
+        (rows, "planted_rows_atomic_before_read", Race, "after the atomic by thread 1"),
         (counter, "planted_counter_no_barrier_before", Race, "a read of byte"),
         (counter, "planted_counter_no_barrier_after", Race, "shared address"),
         (counter, "planted_counter_no_arrival", Race, "by block"),
@@ -359,6 +367,8 @@ fn planted_bugs_are_caught() {
         (counter, "planted_counter_not_last", Race, "by block"),
         (counter, "planted_counter_no_return", Both, "wrong numbers"),
         (counter, "planted_counter_peek", Race, "after the atomic by block"),
+        (counter, "planted_counter_late", Race, "after the write by block"),
+        (counter, "planted_counter_read_late", Race, "a write of byte"),
         (counter, "planted_counter_maximum_early", Race, "allocation of 4 bytes"),
         (counter, "planted_counter_group_other", Race, "a read of byte"),
         (counter, "planted_counter_warp_no_syncwarp", Race, "after the write by block"),

@@ -12,7 +12,7 @@ LAYOUT(PlantedCounterArgs, x, parts, counters, most, y);
 
 namespace planted_counter {
 enum Bug {
-  kNone, kNoBarrierBefore, kNoBarrierAfter, kNoArrival, kRelaxed, kNotLast, kNoReturn, kPeek, kMaximum, kMaximumEarly,
+  kNone, kNoBarrierBefore, kNoBarrierAfter, kNoArrival, kRelaxed, kNotLast, kNoReturn, kPeek, kLate, kReadLate, kMaximum, kMaximumEarly,
   kOtherGroup, kNoSyncwarp, kTreeOfFirsts
 };
 
@@ -33,7 +33,7 @@ DEV void write_maximum(const PlantedCounterArgs& a) {
 template <int BUG> DEV void last_block(const PlantedCounterArgs& a) {
   SHARED(uint32_t, s_last, [1]);
   const uint32_t t = threadIdx.x, n = gridDim.x;
-  write_part(a);
+  if (BUG != kLate || t != 0) write_part(a);
   if (BUG == kMaximum || BUG == kMaximumEarly) atomicMax(a.most, __float_as_uint(a.x[blockIdx.x * blockDim.x + t]));
   if (BUG != kNoBarrierBefore) __syncthreads();
   if (BUG == kMaximumEarly) write_maximum(a);
@@ -46,11 +46,14 @@ template <int BUG> DEV void last_block(const PlantedCounterArgs& a) {
       const uint32_t arrived = arrive_counter(a.counters, BUG == kNoReturn ? 2 * n : n);
       if (BUG != kPeek) before = arrived;
     }
+    if (BUG == kLate) write_part(a);
     s_last[0] = BUG == kNotLast || before == n - 1;
   }
   if (BUG != kNoBarrierAfter) __syncthreads();
+  if (BUG == kReadLate && !s_last[0] && a.parts[blockIdx.x * blockDim.x + t] < 0) device_trap("no part is below zero");
   if (!s_last[0]) return;
   add_parts(a, blockDim.x - 1 - t);
+  for (uint32_t b = 0; BUG == kReadLate && b < n; b++) a.parts[b * blockDim.x + blockDim.x - 1 - t] = 0;
   if (BUG == kMaximum) write_maximum(a);
 }
 
@@ -120,6 +123,8 @@ PLANTED(planted_counter_relaxed, last_block<kRelaxed>(a))
 PLANTED(planted_counter_not_last, last_block<kNotLast>(a))
 PLANTED(planted_counter_no_return, last_block<kNoReturn>(a))
 PLANTED(planted_counter_peek, last_block<kPeek>(a))
+PLANTED(planted_counter_late, last_block<kLate>(a))
+PLANTED(planted_counter_read_late, last_block<kReadLate>(a))
 PLANTED(planted_counter_maximum_correct, last_block<kMaximum>(a))
 PLANTED(planted_counter_maximum_early, last_block<kMaximumEarly>(a))
 PLANTED(planted_counter_group_correct, last_group<kNone>(a))

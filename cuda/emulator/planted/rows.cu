@@ -9,7 +9,9 @@ struct PlantedRowsArgs {
 LAYOUT(PlantedRowsArgs, x, y, n);
 
 namespace planted_rows {
-enum Bug { kNone, kSharedScratch, kBlocksOverlap, kUnordered, kAtomicUnordered };
+enum Bug {
+  kNone, kSharedScratch, kBlocksOverlap, kUnordered, kAtomicUnordered, kAfterRead, kAfterWrite, kBeforeRead, kAfterReadAndAtomic
+};
 
 template <bool BARRIER> DEV float sum_in(float (&s_partial)[32], float v) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
@@ -58,6 +60,26 @@ template <int BUG> DEV void reverse_by_atomics(const PlantedRowsArgs& a) {
   const float other = i < a.n / 2 ? y[a.n - 1 - i] : 0.0f, own = i < a.n / 2 ? y[i] : 0.0f;
   if (i < a.n / 2) y[i] = other, y[a.n - 1 - i] = own;
 }
+
+// An atomic beside a plain access by another lane. The shuffle makes their order, which counts for nothing; an atomic of
+// the lane's own takes nothing of its read back.
+template <int BUG, bool IN_SHARED> DEV void atomic_beside(const PlantedRowsArgs& a) {
+  SHARED(uint32_t, s_word, [1]);
+  if (threadIdx.x >= 32) return;
+  const uint32_t all = 0xffffffffu, lane = threadIdx.x;
+  uint32_t* word = IN_SHARED ? s_word : (uint32_t*)a.y + blockIdx.x;
+  if (lane == 0) *word = 0;
+  __syncwarp();
+  uint32_t seen = 0;
+  if (lane == 1 && (BUG == kAfterRead || BUG == kAfterReadAndAtomic)) seen = *word;
+  if (lane == 1 && BUG == kAfterWrite) *word = 3;
+  if (lane == 1 && BUG == kBeforeRead) atomicAdd(word, 1u);
+  if (lane == 1 && BUG == kAfterReadAndAtomic) atomicAdd(word, 1u);
+  seen = __shfl_sync(all, seen, 1);
+  if (lane == 2 && BUG == kBeforeRead) seen = *word;
+  if (lane == 2 && BUG != kBeforeRead) atomicAdd(word, seen + 1);
+  if (__any_sync(all, seen == 7)) device_trap("nothing wrote 7");
+}
 }  // namespace planted_rows
 
 using namespace planted_rows;
@@ -69,6 +91,14 @@ PLANTED(planted_rows_reverse_correct, reverse<kNone>(a))
 PLANTED(planted_rows_reverse_unordered, reverse<kUnordered>(a))
 PLANTED(planted_rows_reverse_by_atomics_correct, reverse_by_atomics<kNone>(a))
 PLANTED(planted_rows_reverse_by_atomics_unordered, reverse_by_atomics<kAtomicUnordered>(a))
+PLANTED(planted_rows_shared_atomic_after_read, (atomic_beside<kAfterRead, true>(a)))
+PLANTED(planted_rows_shared_atomic_after_write, (atomic_beside<kAfterWrite, true>(a)))
+PLANTED(planted_rows_shared_atomic_before_read, (atomic_beside<kBeforeRead, true>(a)))
+PLANTED(planted_rows_shared_atomic_after_read_and_atomic, (atomic_beside<kAfterReadAndAtomic, true>(a)))
+PLANTED(planted_rows_atomic_after_read, (atomic_beside<kAfterRead, false>(a)))
+PLANTED(planted_rows_atomic_after_write, (atomic_beside<kAfterWrite, false>(a)))
+PLANTED(planted_rows_atomic_before_read, (atomic_beside<kBeforeRead, false>(a)))
+PLANTED(planted_rows_atomic_after_read_and_atomic, (atomic_beside<kAfterReadAndAtomic, false>(a)))
 
 // Single faults.
 // So far that nothing can have been mapped there.
