@@ -17,8 +17,9 @@
 //
 // A block has 16 queries, all heads of a group for as many tokens as fit, so that a key is read once for them, and 256
 // keys: a split. Each of its warps takes 16 keys of every tile of 64 and keeps its own maximum and sums; they are joined
-// in order at the end. Whichever block of a slot and key head comes last joins its rows' splits, in order. Device memory: keys and values once for every 16
-// queries of a group; partial sums once each way, E + 2 numbers for 512 E of keys and values.
+// in order at the end. Whichever block of a slot and key head comes last joins its rows' splits, in order. Device memory:
+// keys and values once for every 16 queries of a group; partial sums once each way, E + 2 numbers for 512 E of keys and
+// values.
 //
 //   find the split's rows;  load queries, first tile
 //   for each tile of 64 keys: start the next;  s = q k^T;  m, y and l (the sum of rounded p) as in forward
@@ -50,8 +51,8 @@ struct AttentionCachedArgs {
   int32_t first_slot;
   float scale_log2;
 };
-LAYOUT(AttentionCachedArgs, q, keys, values, starts, lengths, blocks, partial, counters, y, tokens, sequences, heads, group, width,
-       block, max_blocks, pool_blocks, splits, first_slot, scale_log2);
+LAYOUT(AttentionCachedArgs, q, keys, values, starts, lengths, blocks, partial, counters, y, tokens, sequences, heads, group,
+       width, block, max_blocks, pool_blocks, splits, first_slot, scale_log2);
 
 namespace attention {
 

@@ -37,8 +37,7 @@
 //  3. Blocks go through the tiles in groups of eight rows (see tile_of).
 //  4. Dropouts have kernels of their own, so that products without one keep their registers. Where x drops out there are
 //     tiles of 64 x 64 alone: an adapter has few columns, and each column of tiles draws all words again.
-//  5. Where there are few tiles k is cut into splits, whose sums linear_sum adds in order before anything follows. What
-//     an adapter adds belongs to the first.
+//  5. dx of the head's loss has few tiles and a long k, which is cut into splits, whose sums linear_sum adds in order.
 // Unmeasured: no GPU was at hand.
 //
 // Limits: 4 segments, 8 pieces. Deterministic: one block owns a tile and sums in one order. For backward: s, and z where

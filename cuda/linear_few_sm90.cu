@@ -6,12 +6,12 @@
 // block owns 128 columns of all rows of y, of one split of k. The weight crosses device memory once; x once, and comes
 // from L2 again for each tile; the sums of several splits twice, mostly within L2.
 //
-// A launch takes more time than most of what follows a product of one row. So nothing is left to a second one: each
-// warpgroup leaves its part of the sums in `partial` and arrives at a counter of those columns; the last to arrive adds
-// the splits up in their order and finishes them, whoever that is.
+// A launch takes more time than most of what follows a product of one row. So nothing is left to a second one: where sums
+// have several parts, or belong to others', each warpgroup leaves its own in `partial` and arrives at a counter of those
+// that are finished together; the last to arrive adds the splits up in their order and finishes them, whoever that is.
+// What an adapter adds belongs to the first split.
 //
-//   multiply;  parts -> partial;  arrive
-//   last of what waits for each other:  y = finish(sum over splits)
+//   multiply;  parts -> partial;  arrive;  last:  y = finish(sum over splits)
 //     SwiGLU   of the same 64 columns of gate and up:  silu(gate) up
 //     heads    of a tile, which is a head of 128:      norm, rotation, and where asked into the cache
 //     rows     of all tiles, once their y is stored:   RMS norm of every row, a warp each
@@ -113,7 +113,7 @@ template <int BN> struct FewWork : ProductTiles<BN, true> {
     }
   }
 
-  // A warpgroup has stored its half of a tile: what is left to do, if it is the last that this waits for.
+  // A warpgroup has stored its half of a tile: what is left to do, if it is the last of those that are finished together.
   DEV void finish(const HopperTile& t, int consumer) const {
     const LinearBand& band = a.product.bands[t.band];
     const int following = (int)a.following, n0 = t.m0 + consumer * 64, half = n0 / 64;

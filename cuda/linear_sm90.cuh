@@ -138,9 +138,9 @@ DEV void store_slices(const Work& work, const HopperTile& tile, int consumer, fl
 //   half of that of the next map;
 //   int tiles() const; HopperTile tile(int index) const;
 //   void each_step(const HopperTile&, load) const: load(left map, right map, k) for each step in order;
-//   void store(const HopperTile&, int m, int n, float (&v)[8]) const: eight sums from (m, n) on, neighbours along n or,
+//   but for GATED, void store(const HopperTile&, int m, int n, float (&v)[8]) const: eight sums from (m, n) on, along n or,
 //   with FEW, along m; with FEW, void finish(const HopperTile&, int consumer) const once a warpgroup has stored all of its;
-//   STAGED, whether there may be a y that TMA stores, and if so bool staged() const, whether there is, and
+//   STAGED, whether there may be a y that TMA stores, and if so bool staged() const, whether there is (GATED: always), and
 //   void store_tile(Staging&, const HopperTile&, int row, float (&d)[BN / 2]) const: a warp's 16 rows;
 //   DROPOUT, whether sums drop out, and if so const LinearDropout& dropout(const HopperTile&, int step) const and
 //   RandomKey key(const LinearDropout&, int m) const.
@@ -176,6 +176,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
         mbar_arrive_expect_tx(bar, STEP_BYTES);
         load_boxes<HOPPER_M, LEFT_ALONG_K>(to, left, bar, tile.m0, k);
         if constexpr (Work::GATED) {
+          static_assert(RIGHT_ALONG_K, "forward");
           load_boxes<BN / 2, true>(to + LEFT_BYTES, right, bar, tile.n0, k);
           load_boxes<BN / 2, true>(to + LEFT_BYTES + BN / 2 * HOPPER_K * 2, right + 1, bar, tile.n0, k);
         } else {

@@ -47,12 +47,14 @@ struct Place {
 };
 // Heads are counted over queries, keys, values.
 DEV Place place_of(const QkRopeArgs& a, int64_t token, int head) {
-  const int rotated = a.heads + a.key_heads, slot = a.keys && head >= a.heads ? (int)a.slots[token] : -1;
-  const int64_t row = (int64_t)a.key_heads * a.width, column = (int64_t)(head - (head < rotated ? a.heads : rotated)) * a.width;
-  const bool append = slot >= 0 && slot < a.pool_rows;
   const float* angles = a.angles + token * a.width;
   if (head < a.heads) return {a.q + (token * a.heads + head) * a.width, nullptr, a.q_weight, angles};
-  if (head < rotated) return {a.k + token * row + column, append ? a.keys + slot * row + column : nullptr, a.k_weight, angles};
+  const bool is_key = head < a.heads + a.key_heads;
+  const int slot = a.keys ? (int)a.slots[token] : -1;
+  const bool append = slot >= 0 && slot < a.pool_rows;
+  const int64_t row = (int64_t)a.key_heads * a.width;
+  const int64_t column = (int64_t)(head - a.heads - (is_key ? 0 : a.key_heads)) * a.width;
+  if (is_key) return {a.k + token * row + column, append ? a.keys + slot * row + column : nullptr, a.k_weight, angles};
   return {nullptr, append ? a.values + slot * row + column : nullptr, nullptr, nullptr};
 }
 
@@ -73,8 +75,9 @@ template <int V> DEV void finish(const QkRopeArgs& a, const Place& to, int i, fl
     load<V>(to.angles + i, cos);
     load<V>(to.angles + half + i, sin);
     UNROLL for (int c = 0; c < V; c++) {
-      const float turned = low[c] * cos[c] - high[c] * sin[c];
-      high[c] = high[c] * cos[c] + low[c] * sin[c];
+      // each product rounded, so that all kernels have the same bits
+      const float turned = __fsub_rn(__fmul_rn(low[c], cos[c]), __fmul_rn(high[c], sin[c]));
+      high[c] = __fadd_rn(__fmul_rn(high[c], cos[c]), __fmul_rn(low[c], sin[c]));
       low[c] = turned;
     }
   }

@@ -77,6 +77,7 @@
 //! | or, for a kernel, their addresses | `src/device/accelerator.rs` | `addresses` |
 //! | the numbers | `src/ops/norm.rs` | `forward` |
 //! | or, on a device, which kernel a product takes | `src/ops/linear/plan.rs` | `product` |
+//! | or a product and the word after it together, in one launch | `src/ops/linear/following.rs` | `run` |
 //! | which operation makes its gradients | `src/tape/rules.rs` | `rule` |
 //! | the same on a GPU, or emulated | `cuda/norm.cu` | `norm_fwd_bf16` |
 //! | held against the host's, row by row | `tests/suite/kernel_norm.rs` | `forward_agrees_with_the_host` |

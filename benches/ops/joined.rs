@@ -16,6 +16,12 @@ impl Joined {
     fn both(&self) -> [&dyn Op; 2] {
         [self.0.op(), self.1.op()]
     }
+
+    /// What the second reads of what the first writes.
+    fn between(&self) -> impl Iterator<Item = Tensor> {
+        let read = self.1.op().inputs();
+        self.0.op().outputs().into_iter().filter(move |y| read.iter().any(|t| t.same_value(y)))
+    }
 }
 
 impl Op for Joined {
@@ -26,7 +32,7 @@ impl Op for Joined {
         self.both().iter().try_for_each(|op| op.contract())
     }
     fn inputs(&self) -> Vec<Tensor> {
-        let read = self.1.op().inputs().into_iter().filter(|t| !self.0.op().outputs().iter().any(|y| y.same_value(t)));
+        let read = self.1.op().inputs().into_iter().filter(|t| !self.between().any(|y| y.same_value(t)));
         self.0.op().inputs().into_iter().chain(read).collect()
     }
     fn outputs(&self) -> Vec<Tensor> {
@@ -41,16 +47,20 @@ impl Op for Joined {
             None => self.0.op().scratch(facts),
         }
     }
-    /// What has to move where both are one: the second does not read again what the first writes.
+    /// Where both may be one the second does not read again what the first writes.
     fn cost(&self) -> Cost {
         let [first, second] = self.both().map(|op| op.cost());
-        let between: usize = self.0.op().outputs().iter().map(Tensor::bytes).sum();
-        Cost { bytes: first.bytes + second.bytes.saturating_sub(between as u64), flops: first.flops }
+        let between: usize = match self.0.followed(&self.1) {
+            Some(_) => self.between().map(|t| t.bytes()).sum(),
+            None => 0,
+        };
+        Cost { bytes: first.bytes + second.bytes - between as u64, flops: first.flops }
     }
     fn forward(&self, device: &mut Device) -> Result<()> {
-        match self.0.followed(&self.1) {
-            Some(followed) => followed.run(device, &mut Clock::default()),
-            None => self.both().iter().try_for_each(|op| op.forward(device)),
-        }
+        let done = match self.0.followed(&self.1) {
+            Some(followed) => followed.run(device, &mut Clock::default())?,
+            None => self.0.op().forward(device).map(|()| false)?,
+        };
+        if done { Ok(()) } else { self.1.op().forward(device) }
     }
 }

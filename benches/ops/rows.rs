@@ -404,7 +404,7 @@ fn of_decode(model: &'static Model, decode: &'static Decode) -> Vec<Row> {
     rows.push("linear gate_up with swiglu", format!("{b}x{}x{d}", 2 * f), move |room| gated(room, b, d, f));
     rows.beside(Form::Forward, b, 2 * f, d);
     rows.push("linear o with norm", format!("{b}x{d}x{o}"), move |room| {
-        let product = Layer::frozen(b, o, &[d]).forward(room);
+        let product = Linear { residual: Some(room.bf16([b, d])), ..Layer::frozen(b, o, &[d]).forward(room) };
         let next = Norm { x: product.y, ..norm(room, b, d) };
         Joined::of(product, next)
     });

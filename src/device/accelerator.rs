@@ -167,8 +167,8 @@ impl Accelerator {
         })
     }
 
-    /// Where [`COUNTERS`] counters (u32) lie that are 0 now, as long as no scratch memory is asked for. Kernels leave them so:
-    /// each goes back to 0 with its last arrival, so that all operations use the same ones, one after the other.
+    /// Where [`COUNTERS`] counters (u32) lie that are 0 now, as long as no scratch memory is asked for. Kernels leave them
+    /// so: each goes back to 0 with its last arrival, and all operations use the same ones, one after the other.
     pub fn counters(&mut self) -> Result<u64> {
         self.grow_scratch(COUNTER_BYTES)?;
         if self.miscounted {
@@ -180,22 +180,18 @@ impl Accelerator {
 
     /// In debug builds, after an operation: it kept to its scratch memory, and its counters are back at 0. Nothing is looked
     /// at where launches are recorded: they have happened once before.
-    pub(super) fn check_after(&self) -> Result<()> {
+    pub(super) fn check_after(&mut self) -> Result<()> {
         if !cfg!(debug_assertions) || self.recording.is_some() {
             return Ok(());
         }
         self.check_scratch()?;
         let mut counters = vec![0; COUNTER_BYTES.min(self.scratch.bytes())];
         self.scratch.read(0, &mut counters)?;
-        match counters.iter().position(|byte| *byte != 0) {
-            None => Ok(()),
-            Some(at) => Err(Error::Contract {
-                op: "counters",
-                argument: "count",
-                wanted: "0 after the launch".into(),
-                got: format!("{} at counter {}", counters[at], at / size_of::<u32>()),
-            }),
-        }
+        let counts = counters.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes));
+        let Some((at, count)) = counts.enumerate().find(|(_, count)| *count != 0) else { return Ok(()) };
+        self.miscounted = true;
+        let (wanted, got) = ("0 after the launch".into(), format!("{count} at counter {at}"));
+        Err(Error::Contract { op: "counters", argument: "count", wanted, got })
     }
 
     /// That what lies between the ranges of scratch memory that were last lent is as it was. Errors: a
@@ -220,6 +216,7 @@ impl Accelerator {
     fn grow_scratch(&mut self, bytes: usize) -> Result<()> {
         if bytes > self.scratch.bytes() {
             self.memory.moved();
+            self.lent.clear();
             // what is there goes before the new comes
             self.scratch = Allocation::new(&self.launcher, 0)?;
             self.scratch = Allocation::new(&self.launcher, bytes)?;
@@ -332,12 +329,19 @@ mod tests {
         gpu.scratch::<1>(&[1 << 20]).expect("memory");
         assert!(zeros(gpu));
         gpu.check_after().expect("nothing was counted");
-        gpu.scratch.write(8, &[3]).expect("a write");
+        gpu.scratch.write(8, &[0, 3]).expect("a write");
         let said = gpu.check_after().expect_err("a counter that was left").to_string();
-        assert!(said.contains("3 at counter 2"), "{said}");
-        // a launch that failed may leave them so
-        gpu.miscounted = true;
+        assert!(said.contains("768 at counter 2"), "{said}");
+        // whoever asks next has them at 0 again, and so has what was recorded before
         gpu.counters().expect("counters");
+        assert!(zeros(gpu));
+        let recording = device.record(&mut |_| Ok(())).expect("a recording").expect("of an emulator");
+        let Device::Launch(gpu) = &mut device else { panic!("a device that runs kernels") };
+        gpu.scratch.write(4, &[1]).expect("a write");
+        gpu.check_after().expect_err("a counter that was left");
+        // SAFETY: nothing was recorded, so no index is followed.
+        unsafe { device.replay(&recording).expect("a replay") };
+        let Device::Launch(gpu) = &mut device else { panic!("a device that runs kernels") };
         assert!(zeros(gpu));
     }
 }

@@ -127,7 +127,7 @@ impl Device {
     }
 
     /// In debug builds: that the last operation kept to the scratch memory it was lent, and left counters at 0.
-    pub fn check_after(&self) -> Result<()> {
+    pub fn check_after(&mut self) -> Result<()> {
         match self {
             Device::Host(_) => Ok(()),
             Device::Launch(gpu) => gpu.check_after(),

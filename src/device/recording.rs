@@ -85,8 +85,9 @@ impl Device {
                 Ok(Some(Recording { recorded, launches, stamp, _launcher: gpu.launcher.clone() }))
             }
             (recorded, done) => {
-                // the casts and updates that were to write them will not happen
+                // the casts and updates that were to write them will not happen, nor what was to clear counters
                 gpu.memory.distrust_shadows();
+                gpu.miscounted = true;
                 recorded.map_or(Ok(()), |_| done).map(|()| None)
             }
         }
@@ -106,6 +107,7 @@ impl Device {
         let _range = self.range("replay");
         match self {
             Device::Launch(gpu) if gpu.memory.stamp() == recording.stamp => {
+                gpu.counters()?;
                 // SAFETY: the recording holds its launcher. Its addresses are those of the memory of the same stamp, which no
                 // other device and no other state of this one has; the caller promises the indices.
                 let replayed = unsafe { recording.recorded.replay() };

@@ -79,6 +79,7 @@ impl AttentionCached {
         let op = "attention_cached";
         let (t, h) = (self.q.shape.rows(), &self.heads);
         let compiled = Compiled::of(op, h)?;
+        require(op, "heads", h.keys <= COUNTERS, || format!("at most {COUNTERS} key heads, or --device cpu"), h)?;
         let kernels = [
             "attention_cached_fwd_w32_bf16",
             "attention_cached_fwd_w64_bf16",
@@ -121,7 +122,6 @@ impl Op for AttentionCached {
             &self.block,
         )?;
         require(op, "heads", h.queries % h.keys == 0, || "groups of equal size".into(), h)?;
-        require(op, "heads", h.keys <= COUNTERS, || format!("at most {COUNTERS} key heads"), h)?;
         require(op, "scale", self.scale > 0.0, || "a positive number".into(), &self.scale)?;
         shape(op, "starts", &self.starts, [b + 1])?;
         shape(op, "blocks", &self.blocks, [b, self.blocks.shape.width()])?;

@@ -89,10 +89,20 @@ pub trait Op {
     /// [`Op::forward`] under the operation's name: a profiler's range, and the clock's where it is on. In debug builds it
     /// must have kept to its scratch memory and left counters at 0.
     fn run(&self, device: &mut Device, clock: &mut Clock) -> Result<()> {
-        let _range = device.range(self.name());
-        clock.time(device, self.name(), |device| self.forward(device))?;
-        device.check_after()
+        run_as(self.name(), device, clock, |device| self.forward(device))
     }
+}
+
+/// Runs `forward` as [`Op::run`] says.
+fn run_as(
+    name: &'static str,
+    device: &mut Device,
+    clock: &mut Clock,
+    forward: impl FnOnce(&mut Device) -> Result<()>,
+) -> Result<()> {
+    let _range = device.range(name);
+    clock.time(device, name, forward)?;
+    device.check_after()
 }
 
 /// A device that runs kernels stores activations in bf16, and nothing else.

@@ -124,11 +124,6 @@ impl QkRope {
         plan("qk_rope", kernels, self.qkv.shape.rows(), n_heads, h.width)
     }
 
-    pub(super) fn stored_in_bf16(&self) -> Result<()> {
-        bf16("qk_rope", &[&self.qkv, &self.q, &self.k])?;
-        self.append.as_ref().map_or(Ok(()), |a| bf16("qk_rope", &[&a.keys, &a.values]))
-    }
-
     pub(super) fn arguments(&self, at: &Addresses) -> Result<QkRopeArgs> {
         let (h, append) = (&self.heads, self.append.as_ref());
         let weight = |norm: Option<&Weight>| norm.map_or(Ok(0), |w| at.weight(w));
@@ -241,7 +236,8 @@ impl Op for QkRope {
                 lent.output(append.values)?.write_rows(slots, new_values)
             }
             Device::Launch(gpu) => {
-                self.stored_in_bf16()?;
+                bf16("qk_rope", &[&self.qkv, &self.q, &self.k])?;
+                self.append.as_ref().map_or(Ok(()), |a| bf16("qk_rope", &[&a.keys, &a.values]))?;
                 let launch = self.plan()?;
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
                 let args = self.arguments(&at)?;

@@ -47,7 +47,7 @@ pub struct Tape {
     /// For each record whether it runs a second time, for backward: see [`recompute`].
     made_again: Vec<bool>,
     /// For each record whether it may run as one with the record before, where the device can do both in a launch: so the
-    /// values of the two lie side by side.
+    /// values of the two lie side by side, on any device, which costs the input of an MLP beside its widest values.
     joined: Vec<bool>,
     /// For each record the part of the model that it belongs to: an index into `scope_names`.
     scopes: Vec<usize>,
@@ -183,7 +183,7 @@ impl Tape {
     fn forward(&self, device: &mut Device, clock: &mut Clock, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
         let releases = if cfg!(debug_assertions) { plan::releases(self) } else { Vec::new() };
         let mut part = (usize::MAX, None);
-        let mut done = 0;
+        let mut done = false; // with the record before
         for (i, record) in self.records.iter().enumerate() {
             progress(i, self.records.len());
             let scope = self.scopes[i];
@@ -192,15 +192,12 @@ impl Tape {
                 drop(part.1.take());
                 part = (scope, device.range(&self.scope_names[scope]));
             }
-            if i >= done {
-                let followed = self.followed(i);
-                done = i + if followed.is_some() { 2 } else { 1 };
-                let run = match followed {
-                    Some(followed) => followed.run(device, clock),
-                    None => record.op().run(device, clock),
-                };
-                run.map_err(|e| self.located(i, e))?;
-            }
+            let run = match self.followed(i) {
+                _ if done => Ok(false),
+                Some(followed) => followed.run(device, clock),
+                None => record.op().run(device, clock).map(|()| false),
+            };
+            done = run.map_err(|e| self.located(i, e))?;
             for place in releases.get(i).into_iter().flatten() {
                 device.memory().poison(*place)?;
             }

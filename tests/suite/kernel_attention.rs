@@ -320,6 +320,9 @@ fn what_no_kernel_takes_is_said() {
     let op = attention(&mut case, &[3], (1, 1, 136), Mask::Full);
     let said = op.plan(&facts((8, 6))).expect_err("too wide").to_string();
     assert!(said.contains("heads at most 128 wide, or --device cpu"), "{said}");
+    let op = cached(&mut case, &[1], &[1], (8193, 8193, 2), 1);
+    let said = op.plan().expect_err("too many").to_string();
+    assert!(said.contains("at most 8192 key heads, or --device cpu"), "{said}");
 }
 
 #[test]
@@ -338,6 +341,17 @@ fn a_long_cache_takes_several_launches() {
     let firsts: Vec<u32> = plan.launches.iter().map(|(first, ..)| *first).collect();
     let ends = plan.launches.iter().map(|(first, launch)| first + launch.grid[2]);
     assert_eq!(firsts[1..], ends.collect::<Vec<_>>()[..firsts.len() - 1]);
+}
+
+/// More slots than there are counters for: the second launch has its own place in tables and results, and the same counters.
+#[test]
+fn many_sequences_take_several_launches() {
+    let held: Vec<i32> = (0..600).map(|i| 1 + i % 4).collect();
+    let mut case = Case::new(6);
+    let op = cached(&mut case, &[1; 600], &held, (16, 16, 8), 4);
+    let plan = op.plan().expect("a plan");
+    assert!(plan.launches.len() > 1 && plan.scratch_bytes < 64 << 20, "{plan:?}");
+    case.agrees(&op);
 }
 
 #[test]

@@ -281,6 +281,15 @@ fn no_gradient_is_written_past_the_last_bias() {
     case.agrees_before_a_guard(Arena::Parameters, &op);
 }
 
+/// Large ones, whose gradients Hopper's kernel computes tile by tile of one after the other.
+#[test]
+fn as_many_weights_as_a_launch_has_room_for() {
+    let mut case = Case::new(6);
+    let of = (PLAIN, Trained::Everything, Some(Accumulate::Overwrite));
+    let op = backward(&mut case, (130, 128, &[(128, 0, true), (136, 0, false), (128, 0, false), (200, 0, false)]), of);
+    case.agrees(&op);
+}
+
 #[test]
 fn batch_rows_in_several_parts_are_one_gradient() {
     for (seed, (k, n, rank)) in [(72, 40, 8), (13, 9, 3), (136, 128, 0)].into_iter().enumerate() {

@@ -1,5 +1,6 @@
 //! Hopper's kernels of `linear` for few rows against the host, in the emulator: every tile and one row more or less, k
-//! in one part and in several, with all that follows the sums. `kernel_linear_few_following.rs` has the words that they do as well.
+//! in one part and in several, with all that follows the sums. `kernel_linear_few_following.rs` has the words that they
+//! do as well.
 
 use crate::kernel_linear::{Columns, Options, PLAIN, Trained, linear};
 use crate::support::kernels::{Case, ROW};

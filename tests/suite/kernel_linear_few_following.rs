@@ -46,13 +46,11 @@ impl Op for Both {
         self.next.op().outputs().into_iter().chain(self.product.op().outputs()).collect()
     }
     fn forward(&self, device: &mut Device) -> Result<()> {
-        match self.product.followed(&self.next).filter(|_| self.joined) {
-            Some(followed) => followed.run(device, &mut Clock::default()),
-            None => {
-                self.product.op().forward(device)?;
-                self.next.op().forward(device)
-            }
-        }
+        let done = match self.product.followed(&self.next).filter(|_| self.joined) {
+            Some(followed) => followed.run(device, &mut Clock::default())?,
+            None => self.product.op().forward(device).map(|()| false)?,
+        };
+        if done { Ok(()) } else { self.next.op().forward(device) }
     }
 }
 
@@ -204,6 +202,18 @@ fn what_no_launch_does_as_one_is_done_one_after_the_other() {
     same_bits(&case, five_rows, next, &[&few(5), "norm_fwd_bf16"]);
 }
 
+/// One launch has no refusals of its own: each word says what it does not take.
+#[test]
+fn what_a_word_refuses_is_refused_with_the_product_before_it() {
+    let mut case = Case::new(3);
+    let product = linear(&mut case, (2, 72, &[(8, 0, false), (8, 0, false)]), Trained::Nothing, PLAIN, false);
+    let y = case.output(DType::F32, [2, 8]);
+    let next = Swiglu { gate_up: product.y, y }.into();
+    let both = Both { product: product.into(), next, joined: true };
+    let said = case.run(&both, &mut Device::emulated(HOPPER).expect("an emulator")).expect_err("f32").to_string();
+    assert!(said.contains("bf16, which is what the kernels compute in"), "{said}");
+}
+
 #[test]
 fn a_word_that_reads_something_else_does_not_follow() {
     let mut case = Case::new(2);
@@ -214,6 +224,15 @@ fn a_word_that_reads_something_else_does_not_follow() {
     assert!(Record::from(product).followed(&next).is_none());
     assert!(Record::from(other).followed(&next).is_some());
     assert!(next.followed(&next).is_none());
+    // nor does one that reads it in another shape, in which a row of it is no row of the product's
+    let product = linear(&mut case, (2, 72, &[(512, 0, false)]), Trained::Nothing, PLAIN, false);
+    let wide = Linear { y: product.y.reshaped([8, 128]), ..product.clone() };
+    let next = norm(&mut case, &wide);
+    next.op().contract().expect("a norm of eight rows");
+    assert!(Record::from(product.clone()).followed(&next).is_none());
+    let wide = Linear { y: product.y.reshaped([4, 256]), ..product.clone() };
+    let next = swiglu(&mut case, &wide);
+    assert!(Record::from(product).followed(&next).is_none());
 }
 
 /// An MLP between two norms: a tape does in three launches what its records do in five, with the same bits, and SwiGLU's

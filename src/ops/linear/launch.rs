@@ -112,10 +112,10 @@ pub(super) fn forward(op: &Linear, followed: Option<&Followed>, gpu: &mut Accele
     if rank > 0 {
         run(gpu, "linear", &plan::cut(shrink, partial, false, gpu.facts()), Form::Forward)?;
     }
+    let product = plan::cut(product, partial, keeps_parts, gpu.facts());
     let plan = plan::product(&product, Form::Forward, gpu.facts());
-    if let (Some(HopperTile::Few { .. }), Some(followed)) = (plan.hopper, followed) {
-        let product = plan::cut(product, partial, keeps_parts, gpu.facts());
-        run_few(gpu, "linear", &product, &followed.arguments(&at)?)?;
+    if let (Some(HopperTile::Few { rows }), Some(followed)) = (plan.hopper, followed) {
+        run_few(gpu, "linear", &product, (&plan.launch, rows), &followed.arguments(&at)?)?;
         return Ok(true);
     }
     let gated = followed.and_then(Followed::gated).zip(plan::gated(&product, &plan, gpu.facts()));
@@ -123,7 +123,7 @@ pub(super) fn forward(op: &Linear, followed: Option<&Followed>, gpu: &mut Accele
         run_gated(gpu, "linear", &product, &launch, at.of(gated)?)?;
         return Ok(true);
     }
-    run(gpu, "linear", &plan::cut(product, partial, false, gpu.facts()), Form::Forward)?;
+    run(gpu, "linear", &product, Form::Forward)?;
     Ok(false)
 }
 

@@ -2,10 +2,9 @@
 //!
 //! Specification: `host/linear.rs`; what the host device runs: `host/linear_tuned.rs`; kernels: `cuda/linear.cu`,
 //! `cuda/linear_backward.cu`, `cuda/linear_sm90.cu`, `cuda/linear_few_sm90.cu`, which [`plan`] chooses among and [`run`]
-//! launches; [`following`] has the words that a product does as well. Rounding
-//! points: s = x A^T, and y once at the end; backward, dz of an activation and ds. Sums are f32. Behind a dropout A
-//! reads x times the factors of `host/dropout.rs`, whose words each kernel draws for itself
-//! (`cuda/linear_dropout.cuh`).
+//! launches; [`following`] has the words that a product does as well. Rounding points: s = x A^T, and y once at the end;
+//! backward, dz of an activation and ds. Sums are f32. Behind a dropout A reads x times the factors of
+//! `host/dropout.rs`, whose words each kernel draws for itself (`cuda/linear_dropout.cuh`).
 
 pub mod arguments;
 pub mod following;

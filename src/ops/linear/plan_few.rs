@@ -20,7 +20,7 @@ const LEFT: i32 = HopperTile::LEFT as i32;
 const DEPTH: i32 = HopperTile::DEPTH as i32;
 /// Bytes of the weight in a step of a tile.
 const STEP_BYTES: i64 = 2 * (LEFT * DEPTH) as i64;
-/// What it takes to wait for each other and to add up, in steps of all multiprocessors. Unmeasured.
+/// What the arrivals take, and the last sums, in steps of all multiprocessors. Unmeasured.
 const SUM_STEPS: i64 = 2;
 /// Bytes of a split's sums that a column of y costs, written and read again, were there 64 rows.
 const PART_BYTES: i64 = 2 * 4 * 64;

@@ -99,15 +99,17 @@ pub(super) fn hopper_product(args: &LinearArgs, form: Form, facts: &Facts) -> Op
     Some(Plan { launch: tile.launch(kernel, tiles(columns), facts), hopper: Some(tile) })
 }
 
-/// The launch of a forward product that does the SwiGLU of its two bands as well: where tiles of 256 columns are the fastest
-/// anyway, which then have 128 of either.
+/// The launch of a forward product that does the SwiGLU of its two bands as well: where it is a product and no more, and
+/// tiles of 256 columns are the fastest anyway, which then have 128 of either.
 pub(super) fn gated(args: &LinearArgs, plan: &Plan, facts: &Facts) -> Option<Launch> {
     let tile = HopperTile::Wide { columns: 256 };
-    let halves = |bands: &[LinearBand]| bands.len() == 2 && bands.iter().all(|b| b.width == bands[0].width);
-    if plan.hopper != Some(tile) || !halves(args.bands()) {
+    let [gate, up] = args.bands() else { return None };
+    let plain = |b: &LinearBand| b.bias == 0 && b.end - b.first == 1 && b.width == gate.width;
+    let alone = args.added == 0 && args.z == 0 && args.wide == 0 && args.activation == 0 && args.scattered == 0;
+    if plan.hopper != Some(tile) || args.splits > 1 || !alone || !plain(gate) || !plain(up) {
         return None;
     }
-    let tiles = parts(args.m, HopperTile::LEFT as i32) * parts(args.bands()[0].width, 128);
+    let tiles = parts(args.m, HopperTile::LEFT as i32) * parts(gate.width, 128);
     Some(tile.launch("linear_fwd_gated_128x256_sm90_bf16", tiles, facts))
 }
 
@@ -116,6 +118,33 @@ mod tests {
     use super::super::plan::product;
     use super::super::plan::tests::{args, gpu};
     use super::*;
+
+    #[test]
+    fn gate_and_up_are_gated_where_they_are_a_product_and_no_more() {
+        let facts = gpu((9, 0), 132);
+        let launch = |args: &LinearArgs| gated(args, &product(args, Form::Forward, &facts), &facts);
+        let plain = args(2764, 4096, &[12_288, 12_288]);
+        // 22 x 96 tiles of 128 columns of either, in exactly sixteen waves
+        let found = launch(&plain).expect("a launch");
+        assert_eq!((found.kernel, found.grid), ("linear_fwd_gated_128x256_sm90_bf16", [132, 1, 1]));
+        let mut biased = plain;
+        biased.bands[1].bias = 256;
+        let [mut added, mut kept, mut activated] = [plain; 3];
+        (added.added, kept.z, activated.activation) = (256, 256, 1);
+        let narrower = args(2764, 4096, &[12_288, 12_160]);
+        let three = args(2764, 4096, &[8192, 8192, 8192]);
+        let few = args(100, 4096, &[12_288, 12_288]);
+        for other in [biased, added, kept, activated, narrower, three, few] {
+            assert_eq!(launch(&other), None, "{other:?}");
+        }
+        let mut adapted = LinearArgs { m: 2764, stride: 24_576, splits: 1, ..LinearArgs::default() };
+        let piece = plain.pieces[0];
+        for column in [0, 12_288] {
+            let band = LinearBand { column, width: 12_288, ..LinearBand::default() };
+            adapted.push(band, &[piece, piece]).expect("room");
+        }
+        assert_eq!(launch(&adapted), None);
+    }
 
     /// Sums that are wanted beside those that all multiprocessors compute until the last wave is done.
     fn fill(m: i32, widths: &[i32], columns: i32, multiprocessors: i32) -> f64 {

@@ -1,8 +1,8 @@
 //! The launches of products and of the gradients of weights, for every word that has them.
 
 use super::arguments::*;
-use super::plan::{self, Form, HopperTile, Plan};
-use crate::base::{Error, Result};
+use super::plan::{self, Form, HopperTile};
+use crate::base::Result;
 use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Launch};
 
@@ -12,7 +12,9 @@ pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &Linear
     let plan = plan::product(args, form, gpu.facts());
     match plan.hopper.filter(|_| !plan.launch.is_empty()) {
         // it adds its splits up itself
-        Some(HopperTile::Few { .. }) => return run_few(gpu, op, args, &LinearFewArgs::default()),
+        Some(HopperTile::Few { rows }) => {
+            return run_few(gpu, op, args, (&plan.launch, rows), &LinearFewArgs::default());
+        }
         Some(HopperTile::Wide { columns }) => {
             let maps = product_maps(gpu, args, form, columns)?;
             // SAFETY: as below; the maps describe the same operands.
@@ -29,18 +31,14 @@ pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &Linear
 }
 
 /// Launches a product of few rows for [`run`], or with the word after it: `following` says what that reads and writes, in
-/// what its word asked addresses of, with the sizes that its contract demands.
+/// what its word asked addresses of, with the sizes that its contract demands. With the launch and its tiles' rows.
 pub(super) fn run_few(
     gpu: &mut Accelerator,
     op: &'static str,
     args: &LinearArgs,
+    (launch, rows): (&Launch, u32),
     following: &LinearFewArgs,
 ) -> Result<()> {
-    let Plan { launch, hopper: Some(HopperTile::Few { rows }) } = plan::product(args, Form::Forward, gpu.facts())
-    else {
-        let (wanted, got) = ("few rows".into(), args.m.to_string());
-        return Err(Error::Contract { op, argument: "rows", wanted, got });
-    };
     let counters = gpu.counters()?;
     let mut few = LinearFewArgs { product: *args, counters, ..*following };
     for (i, piece, band) in args.pieces() {
@@ -51,7 +49,7 @@ pub(super) fn run_few(
     }
     // SAFETY: the kernel takes LinearFewArgs; it reads and writes what the arguments describe (see above), and no more
     // counters than there are, or `product` would have planned otherwise.
-    unsafe { gpu.launch(op, &launch, &few) }
+    unsafe { gpu.launch(op, launch, &few) }
 }
 
 /// Launches a product of gate and up with their SwiGLU, for `Followed`: `swiglu` is where that goes, of half the product's
