@@ -128,7 +128,7 @@ template <bool VECTOR> DEV void add_splits(const LinearArgs& a) {
   const LinearBand& band = a.bands[b];
   const int m = blockIdx.y, valid = band.width - n;
   float sum[8];
-  add_splits8<VECTOR>(a, band, m, n, valid, sum);
+  add_splits8<VECTOR>(a, band, a.splits, m, n, valid, sum);
   finish8<VECTOR>(a, band, m, n, valid, sum);
 }
 

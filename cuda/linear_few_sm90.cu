@@ -47,15 +47,6 @@ struct LinearFewArgs {
 };
 LAYOUT(LinearFewArgs, product, left, right, heads, rows, swiglu, counters, following);
 
-// Whether this warpgroup is the last of n to arrive, once all of its threads have.
-DEV bool last_to_arrive(uint32_t* counter, int n, int consumer) {
-  SHARED(uint32_t, s_before, [2]);
-  consumer_sync(consumer);
-  if ((threadIdx.x & 127) == 0) s_before[consumer] = arrive_counter(counter, n);
-  consumer_sync(consumer);
-  return s_before[consumer] == (uint32_t)n - 1;
-}
-
 template <int BN> struct FewWork : ProductTiles<BN, true> {
   static constexpr bool STAGED = false;
   static constexpr int STAGES = BN == 128 ? 6 : 8;
@@ -69,7 +60,7 @@ template <int BN> struct FewWork : ProductTiles<BN, true> {
   // Eight neighbouring columns of a row of y, stored and, for what follows, as they are stored. Columns that a band has.
   DEV void complete8(const LinearBand& band, int m, int n, float (&v)[8]) const {
     const int valid = band.width - n;
-    add_splits8<true>(a.product, band, m, n, valid, v);
+    add_splits8<true>(a.product, band, a.product.splits, m, n, valid, v);
     finish8<true>(a.product, band, m, n, valid, v);
     UNROLL for (int i = 0; i < 8; i++) v[i] = round_bf16(v[i]);
   }
@@ -116,12 +107,11 @@ template <int BN> struct FewWork : ProductTiles<BN, true> {
   // A warpgroup has stored its half of a tile: what is left to do, if it is the last of those that are finished together.
   DEV void finish(const HopperTile& t, int consumer) const {
     const LinearBand& band = a.product.bands[t.band];
-    const int following = (int)a.following, n0 = t.m0 + consumer * 64, half = n0 / 64;
-    int before = 0;  // halves of tiles in the bands before
-    for (int b = 0; b < t.band; b++) before += 2 * ceil_div(a.product.bands[b].width, HOPPER_M);
+    const int following = (int)a.following, n0 = t.m0 + consumer * 64;
     if (a.product.partial) {
       // whose sums are finished together: these columns', the same of both bands, or all of the tile
-      const int counter = following == SWIGLU ? half : following == HEADS ? (before + half) & ~1 : before + half;
+      const int own = 2 * t.place + consumer;
+      const int counter = following == SWIGLU ? n0 / 64 : following == HEADS ? 2 * t.place : own;
       const int together = following == SWIGLU || following == HEADS ? 2 : 1;
       if (!last_to_arrive(a.counters + counter, together * a.product.splits, consumer)) return;
       if (following == SWIGLU) {

@@ -302,13 +302,14 @@ DEV void store8(const LinearArgs& a, int band_index, int split, int m, int n, fl
   }
 }
 
-// Eight neighbouring sums of a row: what the splits left, in their order.
-template <bool VECTOR> DEV void add_splits8(const LinearArgs& a, const LinearBand& band, int m, int n, int valid, float (&sum)[8]) {
+// Eight neighbouring sums of a row: what so many splits left, in their order.
+template <bool VECTOR>
+DEV void add_splits8(const LinearArgs& a, const LinearBand& band, int splits, int m, int n, int valid, float (&sum)[8]) {
   const int64_t split = (int64_t)a.m * a.stride;
   const float* parts = a.partial + m * a.stride + band.column + n;
   float part[8];
   read8<VECTOR>(sum, parts, valid);
-  UNROLL4 for (int s = 1; s < a.splits; s++) {
+  UNROLL4 for (int s = 1; s < splits; s++) {
     read8<VECTOR>(part, parts + s * split, valid);
     UNROLL for (int i = 0; i < 8; i++) sum[i] += part[i];
   }

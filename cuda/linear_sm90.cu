@@ -23,9 +23,10 @@ namespace linear {
 struct LinearSm90Args {
   LinearArgs product;
   TensorMap left[PIECES], right[PIECES];
-  TensorMap y[BANDS];  // where y goes out by TMA
+  TensorMap y[BANDS];   // where y goes out by TMA
+  uint32_t* counters;   // of each half of a tile, where what its splits leave is added up here; or null
 };
-LAYOUT(LinearSm90Args, product, left, right, y);
+LAYOUT(LinearSm90Args, product, left, right, y, counters);
 
 template <int BN, bool DROPOUT = false> struct ProductWork : ProductTiles<BN, false, DROPOUT> {
   static constexpr bool STAGED = true;
@@ -45,6 +46,20 @@ template <int BN, bool DROPOUT = false> struct ProductWork : ProductTiles<BN, fa
     store8<true>(a.product, t.band, t.split, m, n, v);
   }
   DEV bool staged() const { return a.product.y && !a.product.scattered && !a.product.partial; }
+  // The 64 rows of a tile that a warpgroup has, of all splits, if it is the last.
+  DEV void finish(const HopperTile& t, int consumer) const {
+    if (!a.counters) return;
+    const LinearBand& band = a.product.bands[t.band];
+    const int splits = this->splits_of(band);
+    if (!last_to_arrive(a.counters + 2 * t.place + consumer, splits, consumer)) return;
+    UNROLL1 for (int c = threadIdx.x & 127; c < 64 * BN / 8; c += 128) {
+      const int m = t.m0 + consumer * 64 + c / (BN / 8), n = t.n0 + c % (BN / 8) * 8, valid = band.width - n;
+      if (m >= a.product.m || valid <= 0) continue;
+      float v[8];
+      add_splits8<true>(a.product, band, splits, m, n, valid, v);
+      finish8<true>(a.product, band, m, n, valid, v);
+    }
+  }
   DEV void store_tile(Staging& staging, const HopperTile& t, int row, float (&d)[BN / 2]) const {
     finish_tile<BN>(a.product, a.product.bands[t.band], row, t.n0, d);
     linear::store_tile<BN>(staging, &a.y[t.band], row, t.n0, d);
@@ -59,7 +74,7 @@ LAYOUT(LinearGatedArgs, product, swiglu);
 
 // Gate and up, the two bands of a product, 128 columns of each in a tile: y, and SwiGLU of it, in one go.
 struct GatedWork {
-  static constexpr bool DROPOUT = false, FEW = false, STAGED = true, GATED = true;
+  static constexpr bool DROPOUT = false, FEW = false, STAGED = true, GATED = true, ARRIVES = false;
   static constexpr int STAGES = 4, BN = 256;
   const LinearGatedArgs& a;
 
@@ -70,7 +85,7 @@ struct GatedWork {
     int tile_m, tile_n;
     tile_of(index, tiles_m(), tiles_n(), tile_m, tile_n);
     const int steps = ceil_div(a.product.product.pieces[0].depth, HOPPER_K);
-    return {0, 0, tile_m * HOPPER_M, tile_n * (BN / 2), steps, 0, 0, 1.f};
+    return {index, 0, 0, tile_m * HOPPER_M, tile_n * (BN / 2), steps, 0, 0, 1.f};
   }
   template <class Load> DEV void each_step(const HopperTile& t, Load&& load) const {
     for (int i = 0; i < t.steps; i++) load(&a.product.left[0], &a.product.right[0], i * HOPPER_K);
@@ -87,7 +102,7 @@ struct LinearGradientSm90Args {
 LAYOUT(LinearGradientSm90Args, gradients, left, right);
 
 template <int BN> struct GradientWork {
-  static constexpr bool DROPOUT = false, FEW = false, STAGED = false, GATED = false;
+  static constexpr bool DROPOUT = false, FEW = false, STAGED = false, GATED = false, ARRIVES = false;
   static constexpr int STAGES = 4;
   const LinearGradientSm90Args& a;
 
@@ -104,6 +119,7 @@ template <int BN> struct GradientWork {
     HopperTile t;
     t.split = index / of_split();
     index %= of_split();
+    t.place = index;
     t.band = 0;
     for (int n; index >= (n = tiles_of(a.gradients.bands[t.band])); t.band++) index -= n;
     const LinearGradientBand& band = a.gradients.bands[t.band];

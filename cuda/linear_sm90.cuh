@@ -13,6 +13,9 @@
 // rows, gradients of weights - go through 32 columns of shared memory at a time (16 where BN is no multiple of 32), so that
 // 16 bytes of a row move at once.
 //
+// Narrow products of many rows, as adapters have, have too few tiles for all multiprocessors: k is cut for them
+// (src/ops/linear/plan_narrow.rs), and the last warpgroup to arrive adds up what the splits of its rows left.
+//
 // BN is 128, 176, 192 or 256: the plan takes the width whose tiles fill the multiprocessors best
 // (src/ops/linear/plan_sm90.rs). A right operand with k contiguous comes in one box of BN rows; else in boxes of 64
 // columns, of which the last may hold more than wgmma's N reads.
@@ -37,6 +40,7 @@ constexpr int ATOM_BYTES = 64 * HOPPER_K * 2;   // 64 columns of an operand whos
 
 // What a tile sums: `scaled` of its steps come first and are multiplied by `scale` together.
 struct HopperTile {
+  int place;  // among all of a split
   int band, split, m0, n0, steps, scaled;
   int dropped;  // the last so many steps are of sums that drop out
   float scale;
@@ -80,6 +84,15 @@ DEV void consumer_sync(int consumer) {
   } else {
     bar_sync<2>(128);
   }
+}
+
+// Whether a consumer warpgroup is the last of n to arrive, once all of its threads have.
+DEV bool last_to_arrive(uint32_t* counter, int n, int consumer) {
+  SHARED(uint32_t, s_before, [2]);
+  consumer_sync(consumer);
+  if ((threadIdx.x & 127) == 0) s_before[consumer] = arrive_counter(counter, n);
+  consumer_sync(consumer);
+  return s_before[consumer] == (uint32_t)n - 1;
 }
 
 // Columns of an operand in shared memory, and those of a step that come: whole boxes of 64 where k is not contiguous.
@@ -139,7 +152,8 @@ DEV void store_slices(const Work& work, const HopperTile& tile, int consumer, fl
 //   int tiles() const; HopperTile tile(int index) const;
 //   void each_step(const HopperTile&, load) const: load(left map, right map, k) for each step in order;
 //   but for GATED, void store(const HopperTile&, int m, int n, float (&v)[8]) const: eight sums from (m, n) on, along n or,
-//   with FEW, along m; with FEW, void finish(const HopperTile&, int consumer) const once a warpgroup has stored all of its;
+//   with FEW, along m;
+//   ARRIVES, and if so void finish(const HopperTile&, int consumer) const, once a warpgroup has stored all of its sums;
 //   STAGED, whether there may be a y that TMA stores, and if so bool staged() const, whether there is (GATED: always), and
 //   void store_tile(Staging&, const HopperTile&, int row, float (&d)[BN / 2]) const: a warp's 16 rows;
 //   DROPOUT, whether sums drop out, and if so const LinearDropout& dropout(const HopperTile&, int step) const and
@@ -195,6 +209,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
   float d[BN / 2];
   for (int t = blockIdx.x; t < work.tiles(); t += gridDim.x) {
     const HopperTile tile = work.tile(t);
+    if (tile.split > 0 && tile.steps == 0) continue;  // of a band with fewer splits
     int held = -1;  // the stage that the products in flight read
     int accumulate = 0;
     if constexpr (Work::DROPOUT) {
@@ -266,7 +281,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
     } else {
       store_slices<BN>(work, tile, consumer, slice, d);
     }
-    if constexpr (Work::FEW) work.finish(tile, consumer);
+    if constexpr (Work::ARRIVES) work.finish(tile, consumer);
   }
   if constexpr (Work::STAGED) staging.finish();
 }

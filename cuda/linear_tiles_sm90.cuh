@@ -7,7 +7,7 @@ namespace linear {
 
 // With FEW the weight is the left operand, so that BN counts rows of the result.
 template <int BN, bool FEW_, bool DROPOUT_ = false> struct ProductTiles {
-  static constexpr bool FEW = FEW_, DROPOUT = DROPOUT_, GATED = false;
+  static constexpr bool FEW = FEW_, DROPOUT = DROPOUT_, GATED = false, ARRIVES = true;
   static constexpr int ROWS = FEW ? BN : HOPPER_M, COLUMNS = FEW ? HOPPER_M : BN;  // of the result, in a tile
   const LinearArgs& product;
   const TensorMap *left, *right;  // of each piece
@@ -24,7 +24,8 @@ template <int BN, bool FEW_, bool DROPOUT_ = false> struct ProductTiles {
     HopperTile t;
     int tile_m, tile_n;
     t.split = index / of_split;
-    tile_of(index % of_split, tiles_m(), tiles_n(), tile_m, tile_n);
+    t.place = index % of_split;
+    tile_of(t.place, tiles_m(), tiles_n(), tile_m, tile_n);
     t.band = 0;
     for (int n; tile_n >= (n = ceil_div(product.bands[t.band].width, COLUMNS)); t.band++) tile_n -= n;
     t.m0 = (FEW ? tile_n : tile_m) * HOPPER_M;
@@ -34,12 +35,17 @@ template <int BN, bool FEW_, bool DROPOUT_ = false> struct ProductTiles {
     t.steps = t.scaled = t.dropped = 0;
     t.scale = band.scale;
     for (int p = first_of(band, t.split); p < band.end; p++) {
-      const int steps = ceil_div(depth_of(product, band, p, begin) - begin, HOPPER_K);
+      // the last piece of a band may be shorter than those of others, and have fewer splits
+      const int steps = max(ceil_div(depth_of(product, band, p, begin) - begin, HOPPER_K), 0);
       t.steps += steps;
       if (p + 1 == band.first + band.scaled) t.scaled = t.steps;
       if (DROPOUT && product.pieces[p].dropout.from) t.dropped += steps;
     }
     return t;
+  }
+  // Into how many splits a band's sums are cut.
+  DEV int splits_of(const LinearBand& band) const {
+    return product.splits == 1 ? 1 : max(ceil_div(product.pieces[band.end - 1].depth, product.split_depth), 1);
   }
   template <class Load> DEV void each_step(const HopperTile& t, Load&& load) const {
     const LinearBand& band = product.bands[t.band];

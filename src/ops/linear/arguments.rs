@@ -74,7 +74,7 @@ crate::arguments! {
         /// 1: rows of y are those that `rows` says.
         pub scattered: i32,
         /// Split s sums `split_depth` elements of k of each band's last piece, from s split_depth on; the first also
-        /// the pieces before.
+        /// the pieces before. Where the last pieces differ, `splits` is that of the longest.
         pub splits: i32,
         pub split_depth: i32,
     }
@@ -87,6 +87,8 @@ crate::arguments! {
         pub left: [TensorMap; PIECES],
         pub right: [TensorMap; PIECES],
         pub y: [TensorMap; BANDS],
+        /// 0 where nothing is cut, or another launch adds up.
+        pub counters: u64,
     }
 }
 

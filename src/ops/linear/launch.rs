@@ -110,9 +110,9 @@ pub(super) fn forward(op: &Linear, followed: Option<&Followed>, gpu: &mut Accele
         fits(product.push(band, &pieces))?;
     }
     if rank > 0 {
-        run(gpu, "linear", &plan::cut(shrink, partial, false, gpu.facts()), Form::Forward)?;
+        run(gpu, "linear", &plan::cut(shrink, Form::Forward, partial, false, gpu.facts()), Form::Forward)?;
     }
-    let product = plan::cut(product, partial, keeps_parts, gpu.facts());
+    let product = plan::cut(product, Form::Forward, partial, keeps_parts, gpu.facts());
     let plan = plan::product(&product, Form::Forward, gpu.facts());
     if let (Some(HopperTile::Few { rows }), Some(followed)) = (plan.hopper, followed) {
         run_few(gpu, "linear", &product, (&plan.launch, rows), &followed.arguments(&at)?)?;
@@ -135,18 +135,22 @@ pub(super) fn forward_scratch(op: &Linear, keeps_parts: bool, facts: &Facts) -> 
     let (m, k) = (op.m() as i32, op.x.shape.width() as i32);
     let bytes = |widths: &[i32], keeps_parts| match op.rows {
         Some(_) => 0,
-        None => plan::partial_bytes(m, widths, k, keeps_parts, facts),
+        None => plan::partial_bytes(m, widths, &vec![k; widths.len()], Form::Forward, keeps_parts, facts),
     };
     vec![bytes(&widths, keeps_parts).max(bytes(&ranks, false))]
 }
 
-/// dz where there is an activation, ds, and the parts of gradients that are summed in two stages.
+/// dz where there is an activation, ds, and the parts of ds and of gradients that are summed in two stages.
 pub(super) fn backward_scratch(op: &LinearBackward, facts: &Facts) -> Vec<usize> {
     let f = &op.forward;
     let (m, n, k) = (f.m(), f.y.shape.width(), f.x.shape.width());
     let parts = Parts::of(&Placed::all(&f.segments), m as i32, k as i32, facts);
     let dz = if f.activation == Activation::None { 0 } else { 2 * m * n };
-    vec![dz, 2 * m * Linear::rank(&f.segments), parts.bytes()]
+    // ds is complete before the gradients of weights are begun
+    let (ranks, depths): (Vec<i32>, Vec<i32>) =
+        Placed::all(&f.segments).iter().filter_map(|p| p.adapter.map(|(_, rank, _)| (rank, p.n))).unzip();
+    let of_ds = plan::partial_bytes(m as i32, &ranks, &depths, Form::Backward, false, facts);
+    vec![dz, 2 * m * Linear::rank(&f.segments), parts.bytes().max(of_ds)]
 }
 
 pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()> {
@@ -236,6 +240,7 @@ impl Operands {
             let band = LinearBand { column, width: r, scaled: 1, scale: adapter.scale, ..LinearBand::default() };
             fits(args.push(band, &[self.of_dz(p, self.at.weight(&adapter.b)?, r)]))?;
         }
+        let args = plan::cut(args, Form::Backward, self.partial, false, gpu.facts());
         run(gpu, "linear_backward", &args, Form::Backward)
     }
 

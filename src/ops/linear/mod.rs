@@ -11,6 +11,7 @@ pub mod following;
 mod launch;
 pub mod plan;
 mod plan_few;
+mod plan_narrow;
 mod plan_sm90;
 pub(super) mod run;
 

@@ -1,7 +1,9 @@
 //! Which kernel a product runs on, and how many blocks it takes: pure functions of sizes, addresses and the device.
 
 use super::arguments::{LinearArgs, LinearGradientArgs};
-pub use super::plan_few::{cut, partial_bytes};
+use super::plan_few::{FEW_ROWS, cut_few, few_bytes};
+pub(super) use super::plan_narrow::adds_up;
+use super::plan_narrow::{cut_narrow, narrow_bytes};
 pub use super::plan_sm90::HopperTile;
 pub(super) use super::plan_sm90::gated;
 use super::plan_sm90::hopper_product;
@@ -95,6 +97,24 @@ pub fn sum(args: &LinearArgs) -> Launch {
     let eights = args.bands().iter().map(|b| parts(b.width, 8)).sum::<i32>();
     let kernel = if aligned(args) { "linear_sum_bf16" } else { "linear_sum_any_bf16" };
     Launch { kernel, grid: [parts(eights, 256) as u32, args.m as u32, 1], block: 256, shared_bytes: 0 }
+}
+
+/// The product with its k cut where Hopper's kernels add up what the splits leave: in `partial`, which has room for what
+/// [`partial_bytes`] says. With `keeps_parts` a single split of few rows leaves its sums there too.
+pub fn cut(args: LinearArgs, form: Form, partial: u64, keeps_parts: bool, facts: &Facts) -> LinearArgs {
+    match product(&args, form, facts).hopper {
+        Some(HopperTile::Few { .. }) => cut_few(args, partial, keeps_parts, facts),
+        Some(HopperTile::Wide { columns }) => cut_narrow(args, columns as i32, partial),
+        None => args,
+    }
+}
+
+/// Bytes of the sums that all splits of a product of these widths and depths leave, whichever of Hopper's kernels it takes.
+pub fn partial_bytes(m: i32, widths: &[i32], depths: &[i32], form: Form, keeps_parts: bool, facts: &Facts) -> usize {
+    match (form, depths.last()) {
+        (Form::Forward, Some(depth)) if m <= FEW_ROWS => few_bytes(m, widths, *depth, keeps_parts, facts),
+        _ => narrow_bytes(m, widths, depths, facts),
+    }
 }
 
 /// The tile that a product takes on any architecture.

@@ -2,7 +2,7 @@
 //! is cut: pure functions, as in [`super::plan`].
 
 use super::arguments::LinearArgs;
-use super::plan::{Form, HopperTile, Plan, parts, product};
+use super::plan::{HopperTile, Plan, parts};
 use crate::device::Facts;
 
 /// Rows of a product up to which the weight is the left operand.
@@ -55,11 +55,10 @@ pub(super) fn splits(widths: &[i32], depth: i32, facts: &Facts) -> (i32, i32) {
     (parts(all, steps), steps * DEPTH)
 }
 
-/// The product with its k cut where it is one of few rows; `partial` has room for what [`partial_bytes`] says. With
-/// `keeps_parts` a single split leaves its sums there too.
-pub fn cut(args: LinearArgs, partial: u64, keeps_parts: bool, facts: &Facts) -> LinearArgs {
-    let few = matches!(product(&args, Form::Forward, facts).hopper, Some(HopperTile::Few { .. }));
-    let Some(last) = args.bands().last().filter(|_| few) else { return args };
+/// A product of few rows with its k cut; `partial` has room for what [`few_bytes`] says. With `keeps_parts` a single split
+/// leaves its sums there too.
+pub(super) fn cut_few(args: LinearArgs, partial: u64, keeps_parts: bool, facts: &Facts) -> LinearArgs {
+    let Some(last) = args.bands().last() else { return args };
     // all bands share x, and so the depth of their last pieces
     let widths: Vec<i32> = args.bands().iter().map(|b| b.width).collect();
     let (splits, split_depth) = splits(&widths, args.pieces[last.end as usize - 1].depth, facts);
@@ -72,7 +71,7 @@ pub(super) fn counters(args: &LinearArgs) -> usize {
 }
 
 /// Bytes of the sums that all splits of a product x W^T leave; with `keeps_parts` also a single one.
-pub fn partial_bytes(m: i32, widths: &[i32], depth: i32, keeps_parts: bool, facts: &Facts) -> usize {
+pub(super) fn few_bytes(m: i32, widths: &[i32], depth: i32, keeps_parts: bool, facts: &Facts) -> usize {
     if !facts.is_hopper() || m > FEW_ROWS {
         return 0;
     }
@@ -86,6 +85,7 @@ pub fn partial_bytes(m: i32, widths: &[i32], depth: i32, keeps_parts: bool, fact
 #[cfg(test)]
 mod tests {
     use super::super::plan::tests::{args, gpu};
+    use super::super::plan::{Form, cut, product};
     use super::*;
 
     #[test]
@@ -128,12 +128,12 @@ mod tests {
                     let (n, size) = splits(widths, depth, &facts);
                     assert!(n >= 1 && size % 64 == 0 && n * size >= depth && (n - 1) * size < depth.max(1));
                     for m in [1, 16, 17, 32, 33, 64, 65, 128] {
-                        let product = cut(args(m, depth, widths), 256, false, &facts);
+                        let product = cut(args(m, depth, widths), Form::Forward, 256, false, &facts);
                         assert_eq!((product.splits, product.split_depth), (n, size), "{m} {widths:?} {depth}");
                         assert_eq!(product.partial, if n > 1 { 256 } else { 0 });
                         let columns = widths.iter().sum::<i32>();
                         let bytes = if n > 1 { 4 * n * m * columns } else { 0 };
-                        assert_eq!(partial_bytes(m, widths, depth, false, &facts), bytes as usize);
+                        assert_eq!(few_bytes(m, widths, depth, false, &facts), bytes as usize);
                     }
                 }
             }
@@ -144,7 +144,7 @@ mod tests {
     fn few_rows_take_the_least_tile_that_holds_them() {
         let (older, hopper) = (gpu((8, 6), 80), gpu((9, 0), 132));
         for (m, rows) in [(1, 16), (16, 16), (17, 32), (32, 32), (33, 64), (64, 64), (65, 128), (128, 128)] {
-            let product = cut(args(m, 4096, &[4096]), 256, false, &hopper);
+            let product = cut(args(m, 4096, &[4096]), Form::Forward, 256, false, &hopper);
             let plan = few_product(&product, &hopper);
             assert_eq!(plan.hopper, Some(HopperTile::Few { rows }));
             assert_eq!(
@@ -153,14 +153,14 @@ mod tests {
             );
         }
         // nothing is cut of other products
-        let uncut = |product: LinearArgs, facts| cut(product, 256, true, facts) == product;
+        let uncut = |product: LinearArgs, facts| cut(product, Form::Forward, 256, true, facts) == product;
         assert!(uncut(args(16, 4096, &[4096]), &older) && uncut(args(129, 4096, &[4096]), &hopper));
         assert!(uncut(args(16, 4095, &[4096]), &hopper));
         // as many columns as there are counters for, and one more
         let wide = |columns| product(&args(1, 64, &[columns]), Form::Forward, &hopper).hopper;
         assert_eq!(wide(4095 * 128), Some(HopperTile::Few { rows: 16 }));
         assert_eq!(wide(4095 * 128 + 8), None);
-        assert_eq!(partial_bytes(16, &[4096], 4096, true, &older), 0);
-        assert_eq!(partial_bytes(129, &[4096], 4096, true, &hopper), 0);
+        assert_eq!(few_bytes(16, &[4096], 4096, true, &older), 0);
+        assert_eq!(few_bytes(129, &[4096], 4096, true, &hopper), 0);
     }
 }

@@ -16,9 +16,14 @@ pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &Linear
             return run_few(gpu, op, args, (&plan.launch, rows), &LinearFewArgs::default());
         }
         Some(HopperTile::Wide { columns }) => {
-            let maps = product_maps(gpu, args, form, columns)?;
-            // SAFETY: as below; the maps describe the same operands.
-            unsafe { gpu.launch(op, &plan.launch, &maps)? }
+            let adds_up = plan::adds_up(args, columns as i32);
+            let counters = if adds_up { gpu.counters()? } else { 0 };
+            let product = LinearSm90Args { counters, ..product_maps(gpu, args, form, columns)? };
+            // SAFETY: as below; the maps describe the same operands, and there are as many counters.
+            unsafe { gpu.launch(op, &plan.launch, &product)? }
+            if adds_up {
+                return Ok(());
+            }
         }
         // SAFETY: the kernel takes LinearArgs; it reads and writes what the arguments describe (see above).
         None => unsafe { gpu.launch(op, &plan.launch, args)? },
@@ -72,8 +77,13 @@ pub(super) fn run_gated(
 /// A product with the maps of its operands and of y, in tiles of so many columns.
 fn product_maps(gpu: &Accelerator, args: &LinearArgs, form: Form, columns: u32) -> Result<LinearSm90Args> {
     let nothing = TensorMap([0; 16]);
-    let mut maps =
-        LinearSm90Args { product: *args, left: [nothing; PIECES], right: [nothing; PIECES], y: [nothing; BANDS] };
+    let mut maps = LinearSm90Args {
+        product: *args,
+        left: [nothing; PIECES],
+        right: [nothing; PIECES],
+        y: [nothing; BANDS],
+        counters: 0,
+    };
     for (i, piece, band) in args.pieces() {
         let (depth, m, width) = (piece.depth as u64, args.m as u64, band.width as u64);
         let right = |sizes, boxes| map(gpu, piece.right, sizes, piece.right_stride, boxes);
