@@ -6,19 +6,21 @@
 // 1 - top_p; the first token, from the largest down, at which the sum of probabilities exceeds `uniform`.
 // Source of the semantics: transformers 5.x, generation/logits_process.py; presence as vLLM's.
 //
-// | tensor          | shape    | dtype | layout                                                       |
-// |-----------------|----------|-------|--------------------------------------------------------------|
-// | logits          | [B, V]   | f32   | ids from n_valid on are never chosen                         |
-// | seen, generated | [B, any] | i32   | -1 and ids from n_valid on are padding                       |
-// | uniform         | [B]      | f32   | in [0, 1)                                                    |
-// | flags           | [B, V]   | u32   | bit 0: seen, bit 1: generated; only where there is a penalty |
-// | keys, ids       | [B, V]   | u32   | the tokens that may be chosen, in the order of their ids     |
-// | y               | [B]      | i32   | -1 where a logit is NaN, or none is a number                 |
+// | tensor          | shape         | dtype | layout                                                       |
+// |-----------------|---------------|-------|--------------------------------------------------------------|
+// | logits          | [B, V]        | f32   | ids from n_valid on are never chosen                         |
+// | seen, generated | [B, any]      | i32   | -1 and ids from n_valid on are padding                       |
+// | uniform         | [B]           | f32   | in [0, 1)                                                    |
+// | keys, ids       | [B, V]        | u32   | the tokens that may be chosen, in the order of their ids     |
+// | parts           | [B, chunks]   | Part  | what each chunk of V came to                                 |
+// | counters        | [B]           | u32   | 0 before and after                                           |
+// | y               | [B]           | i32   | -1 where a logit is NaN, or none is a number                 |
 //
 // Numerics: penalties in f32, probabilities and their sums in f64. A NaN among the logits gives -1.
 //
-// Ownership: a block owns a sequence. V logits cross device memory about seven times, mostly from L2; with top_k the
-// lists are short and the rest is cheap.
+// Ownership: a block owns a chunk of a sequence's V and keeps its logits in shared memory; the last to come to an end owns
+// the sequence. Logits cross device memory once. With top_k each chunk lists its own k largest, since those of the whole
+// are among them: what is left for the last block is short.
 //
 // The simple algorithm: sort, and walk. Deviations:
 //  1. No sort: a key orders as its logit does, and the key at which a running sum crosses a value is found 8 bits at a
@@ -27,11 +29,18 @@
 //     list has V entries, and choosing takes milliseconds.
 //  3. Equal logits stand in the list in the order of their ids, in which a sort would leave them.
 // Unmeasured: no GPU was at hand.
-// Deterministic: atomics only on whole numbers. There is no backward.
+// Deterministic: atomics only on whole numbers; which block comes last decides nothing else. There is no backward.
 #include "common/prim.cuh"
 
 namespace sample {
 constexpr int THREADS = 256;
+
+constexpr int CHUNK = 4096;
+
+// What a chunk came to: key and id of its largest, the first of equals; how many may be chosen, and how many it listed.
+struct Part {
+  uint32_t key, id, count, listed, nan;
+};
 
 struct SampleArgs {
   const float* logits;
@@ -39,105 +48,77 @@ struct SampleArgs {
   const int32_t* generated;
   const float* uniform;
   int32_t* y;
-  uint32_t* flags;
   uint32_t* keys;
   uint32_t* ids;
+  Part* parts;
+  uint32_t* counters;
   int64_t v;
   int64_t n_valid;
   int64_t n_seen;
   int64_t n_generated;
   int64_t top_k;
+  int32_t first;  // row of the launch's first sequence
   int32_t greedy;
   float temperature;
   float top_p;
   float repetition;
   float presence;
-  int32_t pad;
 };
-LAYOUT(SampleArgs, logits, seen, generated, uniform, y, flags, keys, ids, v, n_valid, n_seen, n_generated, top_k, greedy, temperature,
-       top_p, repetition, presence, pad);
+LAYOUT(SampleArgs, logits, seen, generated, uniform, y, keys, ids, parts, counters, v, n_valid, n_seen, n_generated, top_k,
+       first, greedy, temperature, top_p, repetition, presence);
 
 DEV bool finite(float x) { return (__float_as_uint(x) & 0x7fffffffu) < 0x7f800000u; }
-// Orders as the numbers do.
+// Orders as the numbers do, both zeros the same; 0 is no number's.
 DEV uint32_t key_of(float x) {
-  const uint32_t u = __float_as_uint(x);
+  const uint32_t u = x == 0.0f ? 0u : __float_as_uint(x);
   return u & 0x80000000u ? ~u : u | 0x80000000u;
 }
 DEV float number_of(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
-// What one block works on.
+// What the block that comes last works on.
 struct Row {
-  const float* logits;
-  uint32_t* flags;
   uint32_t* keys;
   uint32_t* ids;
 };
 
-DEV float penalised(const SampleArgs& a, const Row& row, int64_t i) {
-  float l = row.logits[i];
-  if (!row.flags) return l;
-  const uint32_t flags = row.flags[i];
-  if (flags & 1u) l = l < 0.0f ? l * a.repetition : l / a.repetition;
-  if (flags & 2u) l -= a.presence;
-  return l;
-}
-
-DEV void mark(const SampleArgs& a, const Row& row, const int32_t* of, int64_t n, uint32_t bit) {
+// Marks those of a list of tokens that lie in the block's chunk, a bit each.
+DEV void mark(uint32_t* bits, const int32_t* of, int64_t n, int64_t begin, int64_t end) {
   for (int64_t i = threadIdx.x; i < n; i += THREADS) {
-    if (of[i] >= 0 && of[i] < a.n_valid) atomicOr(&row.flags[of[i]], bit);
+    const int64_t at = of[i];
+    if (at >= begin && at < end) atomicOr(&bits[(at - begin) >> 5], 1u << ((at - begin) & 31));
   }
 }
 
-struct Best {
-  float max;
-  int64_t at;     // of the largest, the first; -1: none is a number
-  int64_t count;  // of finite ones
-  bool nan;
-};
-
-// Over all logits, in every thread. FINITE: infinities count for nothing.
-template <bool FINITE> DEV Best best(const SampleArgs& a, const Row& row) {
-  SHARED(float, s_max, [THREADS]);
-  SHARED(int64_t, s_at, [THREADS]);
-  SHARED(int64_t, s_count, [THREADS]);
-  SHARED(int32_t, s_nan, [THREADS]);
+// The larger key, of equals the smaller id; sums of the rest.
+DEV Part join(const Part& a, const Part& b) {
+  const bool take = b.key > a.key || (b.key == a.key && b.id < a.id);
+  return {take ? b.key : a.key, take ? b.id : a.id, a.count + b.count, a.listed + b.listed, a.nan | b.nan};
+}
+// Of all threads, in every thread.
+DEV Part join_all(const Part& mine) {
+  SHARED(Part, s_parts, [THREADS]);
   const int me = threadIdx.x;
-  Best b{0.0f, -1, 0, false};
-  for (int64_t i = me; i < a.n_valid; i += THREADS) {
-    const float l = penalised(a, row, i);
-    b.nan |= l != l;
-    const bool number = finite(l);
-    b.count += number;
-    if (FINITE ? !number : l != l || (!number && l < 0.0f)) continue;
-    if (b.at < 0 || l > b.max) b.max = l, b.at = i;
-  }
-  s_max[me] = b.max, s_at[me] = b.at, s_count[me] = b.count, s_nan[me] = b.nan;
+  __syncthreads();  // all have read what an earlier call left
+  s_parts[me] = mine;
   for (int half = THREADS / 2; half; half /= 2) {
     __syncthreads();
-    if (me < half) {
-      const int other = me + half;
-      const bool take = s_at[other] >= 0 && (s_at[me] < 0 || s_max[other] > s_max[me] || (s_max[other] == s_max[me] && s_at[other] < s_at[me]));
-      if (take) s_max[me] = s_max[other], s_at[me] = s_at[other];
-      s_count[me] += s_count[other];
-      s_nan[me] |= s_nan[other];
-    }
+    if (me < half) s_parts[me] = join(s_parts[me], s_parts[me + half]);
   }
   __syncthreads();
-  return Best{s_max[0], s_at[0], s_count[0], s_nan[0] != 0};
+  return s_parts[0];
 }
 
-// The k-th largest key of the finite logits: at each step the bin that holds it.
-DEV uint32_t kth_key(const SampleArgs& a, const Row& row, int64_t k) {
+// The k-th largest of n keys, of which 0 is none: at each step the bin that holds it.
+DEV uint32_t kth_key(const uint32_t* keys, int64_t n, int64_t k) {
   SHARED(uint32_t, s_counts, [256]);
   SHARED(uint32_t, s_found, [2]);
   uint32_t prefix = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
     s_counts[threadIdx.x] = 0;  // thread 0 has read the last step's: all waited for what it found
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < a.n_valid; i += THREADS) {
-      const float l = penalised(a, row, i);
-      const uint32_t key = key_of(l);
-      if (finite(l) && ((uint64_t)key >> (shift + 8)) == prefix) atomicAdd(&s_counts[key >> shift & 255u], 1u);
+    for (int64_t i = threadIdx.x; i < n; i += THREADS) {
+      const uint32_t key = keys[i];
+      if (key && ((uint64_t)key >> (shift + 8)) == prefix) atomicAdd(&s_counts[key >> shift & 255u], 1u);
     }
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -152,28 +133,46 @@ DEV uint32_t kth_key(const SampleArgs& a, const Row& row, int64_t k) {
   return prefix;
 }
 
-// Lists the finite logits whose key is at least `low`; their number.
-DEV int64_t list(const SampleArgs& a, const Row& row, uint32_t low) {
+// Lists those of n keys that are at least `low`, with their ids: `ids`, or `first` and on. How many they are. The list may
+// take the place of the keys.
+DEV int64_t list(const Row& row, const uint32_t* keys, const uint32_t* ids, uint32_t first, int64_t n, uint32_t low) {
   SHARED(uint32_t, s_counts, [THREADS / 32]);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  int64_t n = 0;
-  for (int64_t first = 0; first < a.n_valid; first += THREADS) {
-    const int64_t i = first + threadIdx.x;
-    const float l = i < a.n_valid ? penalised(a, row, i) : 0.0f;
-    const bool take = i < a.n_valid && finite(l) && key_of(l) >= low;
+  int64_t listed = 0;
+  for (int64_t from = 0; from < n; from += THREADS) {
+    const int64_t i = from + threadIdx.x;
+    const uint32_t key = i < n ? keys[i] : 0u, id = i < n && ids ? ids[i] : first + (uint32_t)i;
+    const bool take = key && key >= low;
     const uint32_t taken = __ballot_sync(0xffffffffu, take);
     __syncthreads();
     if (lane == 0) s_counts[warp] = (uint32_t)__popc(taken);
     __syncthreads();
-    int64_t at = n + __popc(taken & ((1u << lane) - 1u));
+    int64_t at = listed + __popc(taken & ((1u << lane) - 1u));
     for (int w = 0; w < THREADS / 32; w++) {
       at += w < warp ? s_counts[w] : 0;
-      n += s_counts[w];
+      listed += s_counts[w];
     }
-    if (take) row.keys[at] = key_of(l), row.ids[at] = (uint32_t)i;
+    if (take) row.keys[at] = key, row.ids[at] = id;
   }
   __syncthreads();
-  return n;
+  return listed;
+}
+
+// Brings what the chunks listed, `listed` in all, together at the front of the row.
+DEV void gather(const Row& row, const Part* parts, int64_t listed) {
+  int64_t chunk = 0, before = 0;  // listed by those before it
+  for (int64_t from = 0; from < listed; from += THREADS) {
+    const int64_t to = from + threadIdx.x;
+    uint32_t key = 0, id = 0;
+    if (to < listed) {
+      while (to - before >= parts[chunk].listed) before += parts[chunk++].listed;
+      const int64_t at = chunk * CHUNK + to - before;
+      key = row.keys[at], id = row.ids[at];
+    }
+    __syncthreads();  // nothing that is still to be read lies before the end of what is written now
+    if (to < listed) row.keys[to] = key, row.ids[to] = id;
+  }
+  __syncthreads();
 }
 
 DEV double mass(const SampleArgs& a, uint32_t key, double max) {
@@ -244,24 +243,64 @@ DEV double total(const SampleArgs& a, const Row& row, int64_t n, double max) {
 
 KERNEL(sample_fwd_f32, 256, 1, const __grid_constant__ sample::SampleArgs a) {
   using namespace sample;
-  const int64_t b = blockIdx.x;
-  const Row row{a.logits + b * a.v, a.flags ? a.flags + b * a.v : nullptr, a.keys + b * a.v, a.ids + b * a.v};
-  if (row.flags) {
-    for (int64_t i = threadIdx.x; i < a.n_valid; i += THREADS) row.flags[i] = 0;
+  SHARED(uint32_t, s_keys, [CHUNK]);
+  SHARED(uint32_t, s_seen, [CHUNK / 32]);
+  SHARED(uint32_t, s_generated, [CHUNK / 32]);
+  SHARED(uint32_t, s_before, [1]);
+  const int64_t b = a.first + (int64_t)blockIdx.y, begin = (int64_t)blockIdx.x * CHUNK;
+  const int n = (int)min((int64_t)CHUNK, a.n_valid - begin);
+  const bool penalised = a.repetition != 1.0f || a.presence != 0.0f;
+  const float* logits = a.logits + b * a.v + begin;
+  if (penalised) {
+    for (int i = threadIdx.x; i < CHUNK / 32; i += THREADS) s_seen[i] = s_generated[i] = 0;
     __syncthreads();
-    mark(a, row, a.seen + b * a.n_seen, a.n_seen, 1u);
-    mark(a, row, a.generated + b * a.n_generated, a.n_generated, 2u);
+    mark(s_seen, a.seen + b * a.n_seen, a.n_seen, begin, begin + n);
+    mark(s_generated, a.generated + b * a.n_generated, a.n_generated, begin, begin + n);
     __syncthreads();
   }
-  const Best top = a.greedy ? best<false>(a, row) : best<true>(a, row);
-  int32_t chosen = (int32_t)top.at;
-  if (!a.greedy && !top.nan && top.at >= 0) {
-    const bool cut = a.top_k > 0 && a.top_k < top.count;
-    const int64_t n = list(a, row, cut ? kth_key(a, row, a.top_k) : 0u);
-    const double max = (double)top.max / (double)a.temperature;
-    double sum = total(a, row, n, max);
-    if (a.top_p < 1.0f) sum = find<false>(a, row, n, max, sum - (1.0 - (double)a.top_p) * sum).sum;
-    chosen = (int32_t)find<true>(a, row, n, max, (double)a.uniform[b] * sum).id;
+  // of the numbers each that may be chosen has a key: those that are finite, and where the largest is wanted +infinity
+  Part part{0, 0xffffffffu, 0, 0, 0};
+  UNROLL4 for (int i = threadIdx.x; i < n; i += THREADS) {
+    float l = logits[i];
+    if (penalised) {
+      if (s_seen[i >> 5] >> (i & 31) & 1u) l = l < 0.0f ? l * a.repetition : l / a.repetition;
+      if (s_generated[i >> 5] >> (i & 31) & 1u) l -= a.presence;
+    }
+    const bool may = finite(l) || (a.greedy && l > 0.0f);
+    const uint32_t key = may ? key_of(l) : 0u;
+    s_keys[i] = key;
+    part.nan |= l != l;
+    part.count += may;
+    if (key > part.key) part.key = key, part.id = (uint32_t)(begin + i);
   }
-  if (threadIdx.x == 0) a.y[b] = top.nan ? -1 : chosen;
+  part = join_all(part);
+  const Row row{a.keys + b * a.v, a.ids + b * a.v};
+  if (!a.greedy) {
+    const Row own{row.keys + begin, row.ids + begin};
+    const uint32_t low = a.top_k > 0 && a.top_k < (int64_t)part.count ? kth_key(s_keys, n, a.top_k) : 0u;
+    part.listed = (uint32_t)list(own, s_keys, nullptr, (uint32_t)begin, n, low);
+  }
+  Part* parts = a.parts + b * gridDim.x;
+  if (threadIdx.x == 0) parts[blockIdx.x] = part;
+  __syncthreads();  // all of the block's list is written
+  if (threadIdx.x == 0) s_before[0] = arrive_counter(&a.counters[blockIdx.y], gridDim.x);
+  __syncthreads();
+  if (s_before[0] != gridDim.x - 1) return;
+
+  Part top{0, 0xffffffffu, 0, 0, 0};
+  for (int c = threadIdx.x; c < (int)gridDim.x; c += THREADS) top = join(top, parts[c]);
+  top = join_all(top);
+  int32_t chosen = top.nan || !top.key ? -1 : (int32_t)top.id;
+  if (!a.greedy && chosen >= 0) {
+    int64_t listed = top.listed;
+    gather(row, parts, listed);
+    if (a.top_k > 0 && a.top_k < (int64_t)top.count) {
+      listed = list(row, row.keys, row.ids, 0, listed, kth_key(row.keys, listed, a.top_k));
+    }
+    const double max = (double)number_of(top.key) / (double)a.temperature;
+    double sum = total(a, row, listed, max);
+    if (a.top_p < 1.0f) sum = find<false>(a, row, listed, max, sum - (1.0 - (double)a.top_p) * sum).sum;
+    chosen = (int32_t)find<true>(a, row, listed, max, (double)a.uniform[b] * sum).id;
+  }
+  if (threadIdx.x == 0) a.y[b] = chosen;
 }

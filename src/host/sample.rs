@@ -48,8 +48,10 @@ pub fn penalise(logits: &mut [f32], seen: &[i32], generated: &[i32], choice: &Ch
 /// The probability of each token that may be chosen, largest first: (token, probability).
 pub fn distribution(logits: &[f32], choice: &Choice) -> Vec<(usize, f64)> {
     let temperature = choice.temperature.unwrap_or(1.0) as f64;
+    // both zeros are one score: equals stand in the order of their ids
+    let score = |l: &f32| *l as f64 / temperature + 0.0;
     let mut scores: Vec<(usize, f64)> =
-        logits.iter().enumerate().map(|(i, l)| (i, *l as f64 / temperature)).filter(|(_, s)| s.is_finite()).collect();
+        logits.iter().map(score).enumerate().filter(|(_, score)| score.is_finite()).collect();
     scores.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     if choice.top_k > 0 && choice.top_k < scores.len() {
         let last = scores[choice.top_k - 1].1;

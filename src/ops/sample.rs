@@ -2,6 +2,7 @@
 
 use super::{Op, THREADS, require, shape, whole};
 use crate::base::{DType, Error, Result};
+use crate::device::accelerator::COUNTERS;
 use crate::device::{Device, Facts, Launch, Memory};
 use crate::host;
 use crate::tensor::Tensor;
@@ -16,20 +17,21 @@ crate::arguments! {
         generated: u64,
         uniform: u64,
         y: u64,
-        flags: u64,
         keys: u64,
         ids: u64,
+        parts: u64,
+        counters: u64,
         v: i64,
         n_valid: i64,
         n_seen: i64,
         n_generated: i64,
         top_k: i64,
+        first: i32,
         greedy: i32,
         temperature: f32,
         top_p: f32,
         repetition: f32,
         presence: f32,
-        pad: i32,
     }
 }
 
@@ -60,9 +62,20 @@ pub struct Sample {
     pub y: Tensor,
 }
 
+/// Logits of a block, and bytes of what it leaves of them: `CHUNK` and `Part` of `cuda/sample.cu`.
+const CHUNK: usize = 4096;
+const PART_BYTES: usize = 5 * 4;
+
 impl Sample {
-    fn penalises(&self) -> bool {
-        self.choice.repetition_penalty != 1.0 || self.choice.presence_penalty != 0.0
+    /// How a device with kernels runs it: a block for each chunk of a sequence, of as many sequences as have a counter. Each
+    /// launch with its first sequence.
+    pub fn plan(&self) -> Vec<(usize, Launch)> {
+        let b = self.logits.shape.rows();
+        let launch = |first: usize| {
+            let grid = [self.n_valid.div_ceil(CHUNK) as u32, (b - first).min(COUNTERS) as u32, 1];
+            (first, Launch { kernel: "sample_fwd_f32", grid, block: THREADS as u32, shared_bytes: 0 })
+        };
+        (0..b).step_by(COUNTERS).map(launch).collect()
     }
 }
 
@@ -94,9 +107,10 @@ impl Op for Sample {
     }
 
     fn scratch(&self, _facts: &Facts) -> Result<Vec<usize>> {
-        let words = |wanted: bool| if wanted { self.logits.shape.elements() * DType::I32.bytes() } else { 0 };
-        let draws = words(self.choice.temperature.is_some());
-        Ok(vec![words(self.penalises()), draws, draws])
+        let draws = self.choice.temperature.is_some();
+        let list = if draws { self.logits.shape.elements() * DType::I32.bytes() } else { 0 };
+        let parts = self.logits.shape.rows() * self.n_valid.div_ceil(CHUNK) * PART_BYTES;
+        Ok(vec![list, list, parts])
     }
 
     fn forward(&self, device: &mut Device) -> Result<()> {
@@ -121,33 +135,36 @@ impl Op for Sample {
             }
             Device::Launch(gpu) => {
                 let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
-                let (b, v) = (self.logits.shape.rows(), self.logits.shape.width());
-                let (penalty, draws) = (self.penalises(), self.choice.temperature.is_some());
-                let [flags, keys, ids] = gpu.scratch(&self.scratch(gpu.facts())?)?;
-                let arguments = SampleArgs {
+                let [keys, ids, parts] = gpu.scratch(&self.scratch(gpu.facts())?)?;
+                let mut arguments = SampleArgs {
                     logits: at.of(&self.logits)?,
                     seen: at.of(&self.seen)?,
                     generated: at.of(&self.generated)?,
                     uniform: at.of(&self.uniform)?,
                     y: at.of(&self.y)?,
-                    flags: if penalty { flags } else { 0 },
                     keys,
                     ids,
-                    v: v as i64,
+                    parts,
+                    counters: gpu.counters()?,
+                    v: self.logits.shape.width() as i64,
                     n_valid: self.n_valid as i64,
                     n_seen: self.seen.shape.width() as i64,
                     n_generated: self.generated.shape.width() as i64,
                     top_k: self.choice.top_k as i64,
-                    greedy: !draws as i32,
+                    first: 0,
+                    greedy: self.choice.temperature.is_none() as i32,
                     temperature: self.choice.temperature.unwrap_or(1.0),
                     top_p: self.choice.top_p,
                     repetition: self.choice.repetition_penalty,
                     presence: self.choice.presence_penalty,
-                    pad: 0,
                 };
-                // SAFETY: a row of each tensor and of the scratch memory for each of b blocks: the contract. The lists are
-                // used only where there is a temperature, the flags where there is a penalty.
-                unsafe { gpu.launch("sample", &Launch::of("sample_fwd_f32", b as u32, THREADS as u32), &arguments) }
+                for (first, launch) in self.plan() {
+                    arguments.first = first as i32;
+                    // SAFETY: a row of each tensor and of the scratch memory for each sequence, and a counter for each of a
+                    // launch: the contract and the plan. The lists are used only where there is a temperature.
+                    unsafe { gpu.launch("sample", &launch, &arguments)? }
+                }
+                Ok(())
             }
         }
     }

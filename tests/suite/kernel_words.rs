@@ -245,6 +245,47 @@ fn the_same_tokens_are_chosen() {
     }
 }
 
+/// A vocabulary of several chunks, of which the last has few tokens or one; lists that end in one of them and lists of all.
+#[test]
+fn tokens_of_several_chunks_are_chosen() {
+    let free = Choice { temperature: Some(0.7), ..Choice::GREEDY };
+    let penalties = Choice { repetition_penalty: 1.3, presence_penalty: 0.5, ..Choice::GREEDY };
+    let choices = [
+        Choice::GREEDY,
+        penalties,
+        Choice { top_k: 20, top_p: 0.8, ..free },
+        Choice { top_k: 5000, temperature: Some(1.5), ..penalties },
+        free,
+    ];
+    for (seed, (sizes, choices)) in
+        [((2, 10_000), &choices[..3]), ((2, 4609), &choices), ((1, 9217), &choices[..4])].into_iter().enumerate()
+    {
+        for choice in choices {
+            let mut case = Case::new(seed as u64);
+            let op = sample(&mut case, sizes, None, *choice);
+            assert!(op.plan()[0].1.grid[0] > 1);
+            case.agrees(&op);
+            // equals of the largest in every chunk, and more of them than are to be kept
+            let (b, v) = sizes;
+            let steps = (0..b * v).map(|i| ((i * 7) % 5) as f32 - 2.0).collect();
+            let mut case = Case::new(seed as u64 + 100);
+            let op = sample(&mut case, sizes, Some(steps), *choice);
+            case.agrees(&op);
+        }
+    }
+}
+
+#[test]
+fn more_sequences_than_counters_take_several_launches() {
+    let mut case = Case::new(9);
+    let op = sample(&mut case, (8200, 3), None, Choice { top_k: 2, ..Choice::GREEDY });
+    assert_eq!(
+        op.plan().iter().map(|(first, launch)| (*first, launch.grid[1])).collect::<Vec<_>>(),
+        [(0, 8192), (8192, 8)]
+    );
+    case.agrees(&op);
+}
+
 #[test]
 fn tokens_at_the_edges_are_chosen() {
     let free = Choice { temperature: Some(0.7), ..Choice::GREEDY };
@@ -253,7 +294,15 @@ fn tokens_at_the_edges_are_chosen() {
     // an infinite logit is the greedy choice, and never drawn
     let mut infinite: Vec<f32> = (0..40).map(|i| i as f32 * 0.1).collect();
     (infinite[0], infinite[7]) = (f32::NEG_INFINITY, f32::INFINITY);
-    for (logits, choice) in [(falling, Choice::GREEDY), (infinite.clone(), Choice::GREEDY), (infinite, free)] {
+    // both zeros are the largest
+    let zeros: Vec<f32> = (0..40).map(|i| [-1.0, -0.0, 0.0][i % 3]).collect();
+    for (logits, choice) in [
+        (falling, Choice::GREEDY),
+        (infinite.clone(), Choice::GREEDY),
+        (infinite, free),
+        (zeros.clone(), Choice::GREEDY),
+        (zeros, Choice { top_k: 3, ..free }),
+    ] {
         let mut case = Case::new(7);
         let op = sample(&mut case, (1, logits.len()), Some(logits), choice);
         case.agrees(&op);
