@@ -94,11 +94,10 @@ DEV Part join(const Part& a, const Part& b) {
   const bool take = b.key > a.key || (b.key == a.key && b.id < a.id);
   return {take ? b.key : a.key, take ? b.id : a.id, a.count + b.count, a.listed + b.listed, a.nan | b.nan};
 }
-// Of all threads, in every thread.
+// Of all threads, in every thread. Between two calls the block waits for all to have read the first's.
 DEV Part join_all(const Part& mine) {
   SHARED(Part, s_parts, [THREADS]);
   const int me = threadIdx.x;
-  __syncthreads();  // all have read what an earlier call left
   s_parts[me] = mine;
   for (int half = THREADS / 2; half; half /= 2) {
     __syncthreads();
@@ -158,7 +157,8 @@ DEV int64_t list(const Row& row, const uint32_t* keys, const uint32_t* ids, uint
   return listed;
 }
 
-// Brings what the chunks listed, `listed` in all, together at the front of the row.
+// Brings what the chunks listed, `listed` in all, together at the front of the row: a thread every 256th, which it may read
+// at once.
 DEV void gather(const Row& row, const Part* parts, int64_t listed) {
   int64_t chunk = 0, before = 0;  // listed by those before it
   for (int64_t from = 0; from < listed; from += THREADS) {
@@ -172,7 +172,6 @@ DEV void gather(const Row& row, const Part* parts, int64_t listed) {
     __syncthreads();  // nothing that is still to be read lies before the end of what is written now
     if (to < listed) row.keys[to] = key, row.ids[to] = id;
   }
-  __syncthreads();
 }
 
 DEV double mass(const SampleArgs& a, uint32_t key, double max) {
