@@ -280,9 +280,10 @@ KERNEL(sample_fwd_f32, 256, 1, const __grid_constant__ sample::SampleArgs a) {
     part.listed = (uint32_t)list(own, s_keys, nullptr, (uint32_t)begin, n, low);
   }
   Part* parts = a.parts + b * gridDim.x;
-  if (threadIdx.x == 0) parts[blockIdx.x] = part;
-  __syncthreads();  // all of the block's list is written
-  if (threadIdx.x == 0) s_before[0] = arrive_counter(&a.counters[blockIdx.y], gridDim.x);
+  if (threadIdx.x == 0) {  // since all of the block's list was written
+    parts[blockIdx.x] = part;
+    s_before[0] = arrive_counter(&a.counters[blockIdx.y], gridDim.x);
+  }
   __syncthreads();
   if (s_before[0] != gridDim.x - 1) return;
 

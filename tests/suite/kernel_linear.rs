@@ -321,6 +321,8 @@ fn as_many_weights_as_a_launch_has_room_for() {
     let of = (PLAIN, Trained::Everything, Some(Accumulate::Overwrite));
     let op = backward(&mut case, (130, 128, &[(128, 0, true), (136, 0, false), (128, 0, false), (200, 0, false)]), of);
     case.agrees(&op);
+    let (_, ran) = case.bits_on(&op, (9, 0));
+    assert!(ran.iter().any(|(kernel, _)| *kernel == "linear_bwd_dw_128x128_sm90_bf16"), "{ran:?}");
 }
 
 #[test]
