@@ -1,13 +1,14 @@
 //! What the tests share: the one comparison ([`close`]), a device that counts its bytes ([`counted`]), reference values
-//! ([`golden`]), central differences ([`differences`]), kernels against the host ([`kernels`]), numbers to compute with ([`random`]), whole training runs
-//! ([`run`]), an HTTP server that misbehaves ([`server`]), weights as files hold them ([`stored`]) and a small model in
-//! training ([`tiny`]).
+//! ([`golden`]), central differences ([`differences`]), kernels against the host ([`kernels`]), those with planted bugs
+//! ([`planted`]), numbers to compute with ([`random`]), whole training runs ([`run`]), an HTTP server that misbehaves
+//! ([`server`]), weights as files hold them ([`stored`]) and a small model in training ([`tiny`]).
 
 pub mod close;
 pub mod counted;
 pub mod differences;
 pub mod golden;
 pub mod kernels;
+pub mod planted;
 pub mod random;
 pub mod run;
 pub mod server;
