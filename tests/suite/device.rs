@@ -141,7 +141,7 @@ fn too_little_memory_is_said_before_the_first_step() {
 
 #[test]
 fn intermediate_results_have_their_memory_before_the_first_step() {
-    // 1 MB of logits, two lists of as many 4-byte numbers to draw from, and 32 KiB of counters
+    // 1 MB of logits, two lists of as many 4-byte numbers to draw from, 32 KiB of counters, and what chunks leave
     let (mut tape, v) = (Tape::new(Precision::Bf16), 250_000);
     let choice = Choice { temperature: Some(1.0), ..Choice::GREEDY };
     let [seen, generated, y] = [0, 0, 1].map(|n| tape.input(DType::I32, [1, n]));
@@ -149,12 +149,12 @@ fn intermediate_results_have_their_memory_before_the_first_step() {
     let y = Tensor { shape: [1].into(), ..y };
     tape.push(Sample { logits, seen, generated, uniform, choice, n_valid: v, y }).expect("a choice");
     let said = tape.begin(&mut Small::device(2_500_000)).expect_err("3 MB in 2.5").to_string();
-    assert!(said.contains("intermediate results of a kernel") && said.contains("2.03 MB"), "{said}");
+    assert!(said.contains("intermediate results of a kernel") && said.contains("2.04 MB"), "{said}");
     let mut device = Small::device(4_000_000);
     tape.begin(&mut device).expect("3 MB in 4");
     let Device::Launch(gpu) = &mut device else { panic!("a device that runs kernels") };
     let (free, sizes) = (gpu.free_bytes(), tape.records()[0].op().scratch(gpu.facts()).expect("sizes"));
-    let [_, keys, ids] = gpu.scratch(&sizes).expect("what was reserved");
+    let [keys, ids, _] = gpu.scratch(&sizes).expect("what was reserved");
     assert!(ids - keys >= 4 * v as u64 && gpu.free_bytes() == free, "{free:?}");
     let said = gpu.scratch::<2>(&sizes).expect_err("three ranges").to_string();
     assert!(said.contains("2 ranges"), "{said}");
