@@ -194,8 +194,8 @@ impl Accelerator {
         Err(Error::Contract { op: "counters", argument: "count", wanted, got })
     }
 
-    /// That what lies between the ranges of scratch memory that were last lent is as it was. Errors: a
-    /// kernel wrote past the end of one.
+    /// That what lies between the ranges of scratch memory that were last lent is as it was. Errors: a kernel wrote past the
+    /// end of one.
     fn check_scratch(&self) -> Result<()> {
         for (i, place) in self.lent.iter().enumerate() {
             let mut behind = vec![0; range_bytes(place.bytes) - place.bytes];
@@ -314,6 +314,7 @@ mod tests {
             gpu.scratch.write(begin + at, &[super::NOT_WRITTEN]).expect("a write");
         }
     }
+
     #[test]
     fn counters_start_at_zero_and_have_to_be_back_there() {
         let mut device = Device::emulated((9, 0)).expect("an emulator");

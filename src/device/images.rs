@@ -47,8 +47,8 @@ mod tests {
     }
 
     /// Which instructions a kernel has to have: those of its products, those that bring their operands, of the large
-    /// products those that take y away, and where blocks wait for each other's parts those of an arrival that releases and
-    /// acquires.
+    /// products those that take y away, and where the last block finishes what others left those of an arrival that
+    /// releases and acquires.
     fn meant(kernel: &str) -> Vec<&'static str> {
         let tiles = ["_128x128_", "_64x64_", "_16x32_"].iter().any(|tile| kernel.contains(tile));
         let padded = ["_w32_", "_w64_", "_w80_", "_w128_"].iter().any(|width| kernel.contains(width));

@@ -37,7 +37,7 @@ fn lives(tape: &Tape) -> (Vec<usize>, Vec<Vec<Life>>) {
         };
         let inside = |t: &&Tensor| t.arena == Arena::Activations;
         // of two records that run as one the second writes while the first reads; what the first takes over is its own
-        let reads = Life { first: i, last: i + usize::from(tape.followed(i).is_some()) };
+        let reads = Life { first: i, last: i + usize::from(tape.joined.get(i + 1) == Some(&true)) };
         let writes = Life { first: i - usize::from(tape.joined[i]), last: i };
         let taken = |t: &Tensor| op.in_place().is_some_and(|(from, _)| from.same_value(t));
         for t in op.inputs().iter().filter(inside) {

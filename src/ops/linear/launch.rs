@@ -118,8 +118,9 @@ pub(super) fn forward(op: &Linear, followed: Option<&Followed>, gpu: &mut Accele
         run_few(gpu, "linear", &product, (&plan.launch, rows), &followed.arguments(&at)?)?;
         return Ok(true);
     }
-    let gated = followed.and_then(Followed::gated).zip(plan::gated(&product, &plan, gpu.facts()));
-    if let Some((gated, launch)) = gated {
+    if let Some(gated) = followed.and_then(Followed::gated)
+        && let Some(launch) = plan::gated(&product, &plan, gpu.facts())
+    {
         run_gated(gpu, "linear", &product, &launch, at.of(gated)?)?;
         return Ok(true);
     }
