@@ -41,7 +41,9 @@ namespace attention {
 constexpr uint32_t kWideBytes = kTileBytes<kWide>;
 constexpr int kNarrow = 64;                // queries of a step in backward_dkv
 constexpr uint32_t kNarrowBytes = kTileBytes<kNarrow>;
-constexpr uint32_t kStatisticsBytes = kNarrow * 2 * 4;
+// Of a step's queries, two numbers each. A box begins at a multiple of 16 bytes, so at an even query: it has two more.
+constexpr uint32_t kStatisticsBytes = (kNarrow + 2) * 2 * 4;
+constexpr uint32_t kStatisticsPlace = (kStatisticsBytes + 127) & ~127u;
 
 // Barriers of a walk: what stays has come; a place's tile has come; a place is free (the last two: two each, 8 bytes
 // apart).
@@ -162,7 +164,8 @@ DEV void compute_dkv(const AttentionBackwardArgs& a, const Span& span, const Wal
   mbar_wait(walk.stays, 0);
   for (int step = 0, i = begin; step < a.group * n_tiles; step++) {
     uint8_t* s_queries = s_tiles + 2 * kWideBytes + (step & 1) * 2 * kNarrowBytes;
-    float* s_statistics = (float*)(s_tiles + 2 * kWideBytes + 4 * kNarrowBytes + (step & 1) * kStatisticsBytes);
+    float* s_statistics =
+        (float*)(s_tiles + 2 * kWideBytes + 4 * kNarrowBytes + (step & 1) * kStatisticsPlace) + (span.from & 1) * 2;
     const uint32_t queries = smem_u32(s_queries);
     walk.wait_here(step);
     const int end = n - i * kNarrow;
@@ -204,7 +207,8 @@ DEV void compute_dkv(const AttentionBackwardArgs& a, const Span& span, const Wal
     add_weighted<W, kNarrow>(dk, weights_ds, queries);
     wgmma_commit();
     wgmma_wait<0>();
-    __syncwarp();                          // all of the warp have read the statistics
+    fence_proxy_async();                   // the statistics were read, before TMA writes there again
+    __syncwarp();
     walk.leave(step);
     if (++i == begin + n_tiles) i = begin;
   }
@@ -240,12 +244,12 @@ template <int W> DEV void backward_dkv(const AttentionBackwardSm90Args& args) {
       for (int head = blockIdx.x * a.group; head < (int)(blockIdx.x + 1) * a.group; head++) {
         for (int i = begin; i < begin + n_tiles; i++, step++) {
           const uint32_t queries = keys + 2 * kWideBytes + (step & 1) * 2 * kNarrowBytes;
-          const uint32_t statistics = keys + 2 * kWideBytes + 4 * kNarrowBytes + (step & 1) * kStatisticsBytes;
+          const uint32_t statistics = keys + 2 * kWideBytes + 4 * kNarrowBytes + (step & 1) * kStatisticsPlace;
           const uint32_t here = walk.expect(step, 2 * kNarrowBytes + kStatisticsBytes);
           const int from = span.from + i * kNarrow;
           copy_rows<kNarrow>(queries, &args.q, here, head, from);
           copy_rows<kNarrow>(queries + kNarrowBytes, &args.dy, here, head, from);
-          tma_load_2d(statistics, &args.statistics, here, from * 2, head);
+          tma_load_2d(statistics, &args.statistics, here, (from & ~1) * 2, head);
         }
       }
     }

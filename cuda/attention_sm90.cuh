@@ -43,8 +43,8 @@ DEV void wgmma_rows(float (&d)[64], uint64_t a, uint64_t b, int scale_d) { wgmma
 template <int W, int A_ROWS, int B_ROWS> DEV void multiply_rows(float (&d)[B_ROWS / 2], uint32_t a, uint32_t b) {
   UNROLL for (int kk = 0; kk < W / 16; kk++) {
     const uint32_t half = kk >> 2, at = (kk & 3) * 32;
-    wgmma_rows(d, wgmma_desc_sw128(a + half * kHalfBytes<A_ROWS> + at, 0, 1024),
-               wgmma_desc_sw128(b + half * kHalfBytes<B_ROWS> + at, 0, 1024), kk > 0);
+    wgmma_rows(d, wgmma_desc_sw128(a + half * kHalfBytes<A_ROWS> + at, kAlongK, 1024),
+               wgmma_desc_sw128(b + half * kHalfBytes<B_ROWS> + at, kAlongK, 1024), kk > 0);
   }
 }
 

@@ -121,9 +121,11 @@ CONFORMANCE_WGMMA(n160_kk_sw128, 160, 0, 0, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n176_kk_sw128, 176, 0, 0, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n176_kn_sw128, 176, 0, 1, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n192_kk_sw128, 192, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n192_kn_sw128, 192, 0, 1, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n256_kk_sw128, 256, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n256_kn_sw128, 256, 0, 1, wgmma_desc_sw128)
 
-// A from registers: x begins with [128][4] of them, the n bytes of B follow. y as above, with D not added to.
+// A from registers: x begins with [128][4] of them, the n bytes of shared memory follow. y as above, with D not added to.
 template <int N, int TB> DEV void wgmma_from_registers(const ConformanceArgs& a) {
   DYN_SMEM(raw);
   const uint32_t* registers = (const uint32_t*)a.x + threadIdx.x * 4;
@@ -132,7 +134,7 @@ template <int N, int TB> DEV void wgmma_from_registers(const ConformanceArgs& a)
   b.x = a.x + 2048;
   const uint32_t base = fill_operands(b, raw);
   float d[N / 2];
-  const uint64_t rows = wgmma_desc_sw128(base, (uint32_t)a.option[2], (uint32_t)a.option[3]);
+  const uint64_t rows = wgmma_desc_sw128(base + (uint32_t)a.option[4], (uint32_t)a.option[2], (uint32_t)a.option[3]);
   wgmma_fence();
   if constexpr (N == 64) wgmma_m64n64k16_rs<TB>(d, r_a, rows, 0);
   if constexpr (N == 80) wgmma_m64n80k16_rs<TB>(d, r_a, rows, 0);

@@ -224,8 +224,8 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
         const uint32_t right = base + ring.stage * STAGE_BYTES + LEFT_BYTES;
         wgmma_fence();
         UNROLL for (int kk = 0; kk < HOPPER_K / 16; kk++) {
-          const uint64_t a = wgmma_desc_sw128(left + kk * (LEFT_ALONG_K ? 32 : 2048), ATOM_BYTES, 1024);
-          const uint64_t b = wgmma_desc_sw128(right + kk * (RIGHT_ALONG_K ? 32 : 2048), ATOM_BYTES, 1024);
+          const uint64_t a = wgmma_desc_sw128(left + kk * (LEFT_ALONG_K ? 32 : 2048), LEFT_ALONG_K ? kAlongK : ATOM_BYTES, 1024);
+          const uint64_t b = wgmma_desc_sw128(right + kk * (RIGHT_ALONG_K ? 32 : 2048), RIGHT_ALONG_K ? kAlongK : ATOM_BYTES, 1024);
           wgmma<BN, !LEFT_ALONG_K, !RIGHT_ALONG_K>(d, a, b, accumulate);
           accumulate = 1;
         }
@@ -256,7 +256,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
           float v[32];
           wgmma_fence();
           UNROLL for (int kk = 0; kk < HOPPER_K / 16; kk++) {
-            const uint64_t a = wgmma_desc_sw128(left + kk * 32, ATOM_BYTES, 1024);
+            const uint64_t a = wgmma_desc_sw128(left + kk * 32, kAlongK, 1024);
             const uint64_t b = wgmma_desc_sw128(right + n * ATOM_BYTES + kk * 2048, ATOM_BYTES, 1024);
             wgmma_m64n64k16<0, 1>(v, a, b, kk > 0);
           }

@@ -39,13 +39,15 @@ template <int N> DEV void wgmma_wait() {
 }
 
 // Matrix descriptors (PTX ISA, "Shared Memory Matrix Layout"): byte offsets between the 8-row groups of an operand.
-// K-major (K contiguous): rows are 128, 64 or 32 bytes, `sbo` is the step between groups of 8 rows, `lbo` is not used.
+// K-major (K contiguous): rows are 128, 64 or 32 bytes, `sbo` is the step between groups of 8 rows, `lbo` is not used and
+// one unit of it by convention: kAlongK.
 // MN-major: a row is one k with 64, 32 or 16 elements, `lbo` steps over those columns, `sbo` over 8 values of k.
 // Without swizzle an operand is made of 8 x 16-byte matrices: `lbo` steps along K, `sbo` along M or N, in both majors.
 DEV uint64_t wgmma_desc(uint32_t addr, uint32_t lbo, uint32_t sbo, uint32_t swizzle_bits) {
   return (uint64_t)((addr & 0x3ffffu) >> 4) | (uint64_t)(lbo >> 4) << 16 | (uint64_t)(sbo >> 4) << 32 |
          (uint64_t)swizzle_bits << 62;
 }
+constexpr uint32_t kAlongK = 16;
 DEV uint64_t wgmma_desc_sw128(uint32_t addr, uint32_t lbo, uint32_t sbo) { return wgmma_desc(addr, lbo, sbo, 1); }
 DEV uint64_t wgmma_desc_sw64(uint32_t addr, uint32_t lbo, uint32_t sbo) { return wgmma_desc(addr, lbo, sbo, 2); }
 DEV uint64_t wgmma_desc_sw32(uint32_t addr, uint32_t lbo, uint32_t sbo) { return wgmma_desc(addr, lbo, sbo, 3); }

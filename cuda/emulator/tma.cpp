@@ -18,6 +18,13 @@ const Map& map_at(const void* p, int rank, const char* what) {
   return *m;
 }
 
+// PTX ISA, "Bounding Box": its address is a multiple of 16 bytes. Base and strides are (the map was encoded), so the first
+// coordinate decides.
+void check_corner(const Map& m, const int* corner, const char* what) {
+  const int64_t at = (int64_t)corner[0] * m.element_bytes;
+  if (at & 15) fail("%s: the box begins %lld bytes into its row, no multiple of 16", what, (long long)at);
+}
+
 uint32_t box_bytes(const Map& m) {
   uint32_t bytes = m.element_bytes;
   for (int i = 0; i < m.rank; i++) bytes *= m.box[i];
@@ -130,6 +137,7 @@ void tma_load(uint32_t destination, const void* map, uint32_t barrier, int rank,
   mbarrier_at(barrier, "TMA load");
   check_mbarrier_published(barrier);
   check_place(m, destination, "TMA load");
+  check_corner(m, corner, "TMA load");
   const uint32_t bytes = box_bytes(m);
   if (race_hooks) {
     race_hooks->load_issued(self()->linear, destination - kSharedBase, bytes, barrier);
@@ -153,6 +161,10 @@ void tma_load(uint32_t destination, const void* map, uint32_t barrier, int rank,
 void tma_store(const void* map, uint32_t source, int rank, const int* corner) {
   const Map& m = map_at(map, rank, "TMA store");
   check_place(m, source, "TMA store");
+  check_corner(m, corner, "TMA store");
+  // CUDA Programming Guide, on writes from shared memory: the rest of a box may lie outside, its corner may not be negative
+  for (int d = 0; d < rank; d++)
+    if (corner[d] < 0) fail("TMA store: a box that begins at coordinate %d of dimension %d", corner[d], d);
   Thread* me = self();
   if (race_hooks) race_hooks->store_issued(me->linear, me->store_groups, source - kSharedBase, box_bytes(m));
   me->used = true;

@@ -214,7 +214,8 @@ fn hopper_cases() -> Vec<Case> {
     all
 }
 
-/// A tensor of 24 rows of 72 bf16, boxes of 8 rows as wide as the swizzle, inside, across each corner and outside.
+/// A tensor of 24 rows of 72 bf16, boxes of 8 rows as wide as the swizzle, inside, across each corner and outside; those of
+/// stores begin at no negative coordinate.
 fn tma_cases() -> Vec<Case> {
     let mut all = Vec::new();
     let swizzles = [
@@ -233,7 +234,7 @@ fn tma_cases() -> Vec<Case> {
             swizzle,
         };
         let bytes = (width * 8 * 2) as usize;
-        for [x, y] in [[8, 3], [-8, -3], [64, 20], [100, 0]] {
+        for [x, y] in [[8, 3], [-8, -3], [64, 20], [104, 0]] {
             let place = Case {
                 n: bytes as i32,
                 option: [x, y, 0, 0, 0],
@@ -248,6 +249,9 @@ fn tma_cases() -> Vec<Case> {
                 y_bytes: bytes,
                 ..place.clone()
             });
+            if x < 0 {
+                continue;
+            }
             all.push(Case {
                 name: format!("tma_store_2d_swizzle_{name}_at_{x}_{y}"),
                 kernel: "conformance_tma_store_2d",
@@ -266,7 +270,7 @@ fn tma_cases() -> Vec<Case> {
         box_sizes: vec![8, 3, 2],
         swizzle: Swizzle::None,
     };
-    for option in [[0, 0, 0, 0, 0], [8, 4, -1, 0, 0]] {
+    for option in [[0, 0, 0, 0, 0], [8, 4, -1, 0, 0], [8, 4, 3, 0, 0]] {
         let place = Case { n: 192, option, shared_bytes: 192 + 1024, ..case("", "", 32, vec![], 0) };
         let at = format!("{}_{}_{}", option[0], option[1], option[2]);
         all.push(Case {
@@ -277,6 +281,9 @@ fn tma_cases() -> Vec<Case> {
             y_bytes: 192,
             ..place.clone()
         });
+        if option[2] < 0 {
+            continue;
+        }
         all.push(Case {
             name: format!("tma_store_3d_at_{at}"),
             kernel: "conformance_tma_store_3d",
@@ -290,11 +297,11 @@ fn tma_cases() -> Vec<Case> {
 }
 
 /// Where B begins in shared memory.
-pub const WGMMA_B: i32 = 8192;
+const WGMMA_B: i32 = 8192;
 
 /// (kernel, N, leading and stride byte offsets of A, then of B).
 #[rustfmt::skip]
-const WGMMA: [(&str, i32, [i32; 4]); 26] = [
+const WGMMA: [(&str, i32, [i32; 4]); 28] = [
     ("conformance_wgmma_n64_kk_sw128", 64, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n64_mk_sw128", 64, [2048, 1024, 16, 1024]),
     ("conformance_wgmma_n64_kn_sw128", 64, [16, 1024, 2048, 1024]),
@@ -316,11 +323,24 @@ const WGMMA: [(&str, i32, [i32; 4]); 26] = [
     ("conformance_wgmma_n176_kk_sw128", 176, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n176_kn_sw128", 176, [16, 1024, 2048, 1024]),
     ("conformance_wgmma_n192_kk_sw128", 192, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n192_kn_sw128", 192, [16, 1024, 2048, 1024]),
     ("conformance_wgmma_n256_kk_sw128", 256, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n256_kn_sw128", 256, [16, 1024, 2048, 1024]),
     ("conformance_wgmma_rs64_k_sw128", 64, [0, 0, 16, 1024]),
     ("conformance_wgmma_rs64_n_sw128", 64, [0, 0, 2048, 1024]),
     ("conformance_wgmma_rs80_n_sw128", 80, [0, 0, 2048, 1024]),
     ("conformance_wgmma_rs128_n_sw128", 128, [0, 0, 2048, 1024]),
+];
+
+/// Steps of k within an atom of a swizzle: B begins so many bytes behind its place.
+const WGMMA_STEPS: [(&str, i32); 7] = [
+    ("wgmma_n64_kk_sw128", 32),
+    ("wgmma_n64_kk_sw128", 64),
+    ("wgmma_n64_kk_sw128", 96),
+    ("wgmma_n64_kk_sw64", 32),
+    ("wgmma_n64_kn_sw128", 2048),
+    ("wgmma_n64_kn_sw128", 6144),
+    ("wgmma_rs64_n_sw128", 2048),
 ];
 
 fn wgmma_cases() -> Vec<Case> {
@@ -332,10 +352,17 @@ fn wgmma_cases() -> Vec<Case> {
         let x = pattern_bf16(x_bytes as usize / 2);
         all.push(Case {
             n: bytes,
-            option: [a_leading, a_stride, b_leading, b_stride, WGMMA_B],
+            option: [a_leading, a_stride, b_leading, b_stride, if from_registers { 0 } else { WGMMA_B }],
             shared_bytes: bytes as u32 + 1024,
             ..case(&kernel["conformance_".len()..], kernel, 128, x, 128 * 4 * n as usize / 2)
         });
+    }
+    for (of, step) in WGMMA_STEPS {
+        if let Some(mut case) = all.iter().find(|c| c.name == of).cloned() {
+            case.name = format!("{of}_step_{step}");
+            case.option[4] += step;
+            all.push(case);
+        }
     }
     all
 }

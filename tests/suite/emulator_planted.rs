@@ -211,7 +211,7 @@ enum Catch {
 #[test]
 fn planted_bugs_are_caught() {
     use Catch::{Both, Plain, Race};
-    let bugs: [(Program, &str, Catch, &str); 47] = [
+    let bugs: [(Program, &str, Catch, &str); 49] = [
         (copies, "planted_copies_no_wait", Both, "race:"),
         (copies, "planted_copies_no_barrier_before_read", Both, "race:"),
         (copies, "planted_copies_no_barrier_before_refill", Both, "race:"),
@@ -258,6 +258,8 @@ fn planted_bugs_are_caught() {
         (hopper, "planted_hopper_no_barrier_before_store", Race, ""),
         (hopper, "planted_hopper_no_store_wait", Both, ""),
         (hopper, "planted_hopper_no_last_release", Both, "deadlock"),
+        (hopper, "planted_hopper_box_between", Both, "no multiple of 16"),
+        (hopper, "planted_hopper_box_before", Both, "TMA store: a box that begins at coordinate -"),
         (stored, "planted_stored_no_wait", Plain, "wrong"),
     ];
     let (Some(plain), Some(race)) = (Emulator::open("planted"), Emulator::open("planted-race")) else { return };

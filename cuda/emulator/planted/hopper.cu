@@ -27,6 +27,8 @@ enum Bug {
   kNoBarrierBeforeStore,
   kNoStoreWait,
   kNoLastRelease,
+  kBoxBetween,
+  kBoxBefore,
 };
 constexpr int kTile = 128, kDepth = 64, kStages = 4, kThreads = 384;
 constexpr uint32_t kOperand = kTile * kDepth * 2, kOut = kTile * kTile * 2;
@@ -39,7 +41,8 @@ template <int BUG> DEV void produce(const PlantedHopperArgs& p, uint32_t s_a, ui
     for (int k = 0; k < steps; k++) {
       if (BUG != kNoEmptyWait) mbar_wait(empty + 8 * stage, BUG == kProducerPhase ? phase : phase ^ 1);
       mbar_arrive_expect_tx(full + 8 * stage, BUG == kExpectedBytes ? kOperand : 2 * kOperand);
-      tma_load_2d(s_a + stage * kOperand, &p.a, full + 8 * stage, k * kDepth, t / tiles_n * kTile);
+      tma_load_2d(s_a + stage * kOperand, &p.a, full + 8 * stage, k * kDepth + (BUG == kBoxBetween ? 4 : 0),
+                  t / tiles_n * kTile);
       tma_load_2d(s_b + stage * kOperand, &p.b, full + 8 * stage, k * kDepth, t % tiles_n * kTile);
       if (++stage == kStages) stage = 0, phase ^= 1;
     }
@@ -62,7 +65,7 @@ template <int BUG> DEV void store(const PlantedHopperArgs& p, const float (&d)[6
   if (BUG != kNoProxyFence) fence_proxy_async();
   if (BUG != kNoBarrierBeforeStore) bar_sync_id(1 + group, 128);
   if (first) {
-    tma_store_2d(&p.c, s_out, n0, m0 + group * 64);
+    tma_store_2d(&p.c, s_out, n0, m0 + group * 64 - (BUG == kBoxBefore ? p.m : 0));
     tma_store_2d(&p.c, s_out + 8192, n0 + 64, m0 + group * 64);
     bulk_commit();
   }
@@ -169,6 +172,8 @@ PLANTED(no_proxy_fence, kNoProxyFence)
 PLANTED(no_barrier_before_store, kNoBarrierBeforeStore)
 PLANTED(no_store_wait, kNoStoreWait)
 PLANTED(no_last_release, kNoLastRelease)
+PLANTED(box_between, kBoxBetween)
+PLANTED(box_before, kBoxBefore)
 #define PLANTED_PLAIN(name, bug) \
   KERNEL(planted_stored_##name, 128, 1, const __grid_constant__ Plain a) { planted_hopper::stored_operands<planted_hopper::bug>(a); }
 PLANTED_PLAIN(correct, kPlainNone)

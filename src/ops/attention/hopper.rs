@@ -33,6 +33,12 @@ const ROWS: usize = 128;
 const THREADS: u32 = 384;
 /// Rows of a box, and its columns.
 const BOX: u32 = 64;
+
+/// Numbers of a box of statistics: two a query, and room for the query before, since a box begins at a multiple of 16 bytes.
+const STATISTICS: u32 = 2 * (BOX + 2);
+
+/// Bytes that such a box has for itself: TMA writes to multiples of 128.
+const STATISTICS_BYTES: u32 = (STATISTICS * 4).next_multiple_of(128);
 /// Bytes of a tile of [`ROWS`] rows, and what aligns the first.
 const TILE_BYTES: u32 = ROWS as u32 * 2 * 128;
 const SHARED_ALIGNMENT: u32 = 1024;
@@ -71,7 +77,7 @@ pub(super) fn backward(f: &Attention, facts: &Facts) -> Result<Option<[Launch; 2
     let dkv = ["attention_bwd_dkv_w80_sm90_bf16", "attention_bwd_dkv_w128_sm90_bf16"][i];
     // queries and dy, keys and values twice; keys and values, twice half a tile of queries and of dy and their statistics
     let dq = launch(op, dq, f.heads.queries, 6 * TILE_BYTES, f)?;
-    let dkv = launch(op, dkv, f.heads.keys, 4 * TILE_BYTES + 2 * 2 * BOX * 4, f)?;
+    let dkv = launch(op, dkv, f.heads.keys, 4 * TILE_BYTES + 2 * STATISTICS_BYTES, f)?;
     Ok(Some([dq, dkv]))
 }
 
@@ -122,7 +128,7 @@ pub(super) fn backward_arguments(
         address: gradients.statistics,
         sizes: &[numbers as u64, heads as u64],
         strides_bytes: &[(numbers * size_of::<f32>()) as u64],
-        box_sizes: &[2 * BOX, 1],
+        box_sizes: &[STATISTICS, 1],
         swizzle: Swizzle::None,
     })?;
     Ok(AttentionBackwardSm90Args {
