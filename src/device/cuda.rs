@@ -14,12 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Bytes of pinned memory that copies to and from the device go through.
 const STAGING: usize = 32 << 20;
 
-/// Static and dynamic shared memory that a kernel may use without asking for more.
-const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
-
 const CANNOT_TIME: &str = "cannot time what runs";
 
-/// A loaded kernel, and the dynamic shared memory that it was last allowed.
+/// A loaded kernel, and the dynamic shared memory that it was last allowed. How much it may take without asking depends on
+/// its static one.
 #[derive(Clone, Copy)]
 struct Function {
     handle: sys::CUfunction,
@@ -176,7 +174,7 @@ impl Cuda {
                     device: self.facts.name.clone(),
                     reason: format!("this build of vlm has no kernel {} for it", launch.kernel),
                 })?;
-                Function { handle, shared_bytes: SHARED_WITHOUT_ASKING }
+                Function { handle, shared_bytes: 0 }
             }
         };
         if launch.shared_bytes > function.shared_bytes {
@@ -274,6 +272,7 @@ impl Launcher for Cuda {
     unsafe fn read(&self, from: u64, bytes: &mut [u8]) -> Result<()> {
         self.bind()?;
         let mut state = self.lock();
+        self.refuse(&mut state, "bytes for the host")?;
         for (i, piece) in bytes.chunks_mut(STAGING).enumerate() {
             self.wait(&mut state)?;
             // SAFETY: nothing else uses the staging memory after the wait; the caller promises the range at `from`.
