@@ -354,17 +354,19 @@ impl Planner<'_> {
         Ok((all.0, roof.map(|_| all.1)))
     }
 
-    /// That `plan` fits into `budget` bytes. Errors: a table of what needs how much, and what would make it fit; `asked`
-    /// names where the budget comes from.
-    pub fn refusal(&self, plan: &Plan, budget: usize, asked: &str, batch_size: usize) -> Result<()> {
+    /// That `plan` fits into `budget` bytes: what --memory asks for, else those that are free. Errors: a table of what needs
+    /// how much, and what would make it fit.
+    pub fn refusal(&self, plan: &Plan, budget: usize, asked: bool, batch_size: usize) -> Result<()> {
         if plan.bytes() <= budget {
             return Ok(());
         }
-        let mut said = format!(
-            "{asked} {budget}: this run needs more bytes than that\n{}\nit would fit with --memory {}",
-            table(plan),
-            plan.least()
-        );
+        let least = plan.least();
+        let (whose, with) = match asked {
+            true => (format!("--memory {budget}"), format!("--memory {least}")),
+            false => (format!("the device has {budget} bytes free"), format!("{least} bytes free")),
+        };
+        let mut said =
+            format!("{whose}: this run needs more bytes than that\n{}\nit would fit with {with}", table(plan));
         let fixed = plan.fixed();
         let fits = |batch: &[&Example]| -> Result<bool> {
             Ok(fixed + self.forward(batch)?.fit(Some(0))?.bytes.max(plan.tower_bytes) <= budget)

@@ -161,9 +161,9 @@ pub fn train(
         evaluated: &evaluated,
         batch,
     };
-    let (budget, asked) = budget(settings, &device);
+    let budget = budget(settings, &device);
     let plan = planner.plan(&order, budget, None)?;
-    planner.refusal(&plan, budget, asked, settings.batch_size)?;
+    planner.refusal(&plan, budget, settings.memory.is_some(), settings.batch_size)?;
     if let Kind::Lora(_) = kind {
         planner.every_tensor_is_reached(&order)?;
     }
@@ -241,24 +241,24 @@ pub fn dry_run(
     let batch = settings.batch_size;
     let planner =
         Planner { model: &model, trainable, precision, facts, measured: &measured, evaluated: &evaluated, batch };
-    let (budget, asked) = budget(settings, device);
+    let budget = budget(settings, device);
     let roof = match stated {
         Some(roof) => roof,
         None => Roof::measure(device, precision, config.text.hidden_size)?,
     };
     let plan = planner.plan(&inputs.order, budget, Some(roof))?;
-    planner.refusal(&plan, budget, asked, settings.batch_size)?;
+    planner.refusal(&plan, budget, settings.memory.is_some(), settings.batch_size)?;
     if let Kind::Lora(_) = inputs.kind {
         planner.every_tensor_is_reached(&inputs.order)?;
     }
     Ok(plan)
 }
 
-/// Bytes that the arenas may take together, and who says so.
-fn budget(settings: &Settings, device: &Device) -> (usize, &'static str) {
+/// Bytes that the arenas may take together.
+fn budget(settings: &Settings, device: &Device) -> usize {
     match settings.memory {
-        Some(bytes) => (usize::try_from(bytes).unwrap_or(usize::MAX), "--memory"),
-        None => (device.free_bytes().unwrap_or(usize::MAX), "the device's free memory,"),
+        Some(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+        None => device.free_bytes().unwrap_or(usize::MAX),
     }
 }
 

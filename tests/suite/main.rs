@@ -18,6 +18,7 @@ mod demo;
 mod device;
 mod documents;
 mod drawn;
+mod driver;
 mod dropout;
 mod emulated_model;
 mod emulator_conformance;
