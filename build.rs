@@ -39,9 +39,12 @@ const CXX_FLAGS: [&str; 12] = [
     "-Icuda",
     "-c",
 ];
-const NVCC_FLAGS: [&str; 8] = [
+/// `-fmad=false`: a product and a sum are rounded each, as in the emulator and on the host, and `fmaf` stands where one
+/// rounding is meant. Else kernels that compute the same, joined or apart, could differ in their last bits.
+const NVCC_FLAGS: [&str; 9] = [
     "-std=c++17",
     "-O3",
+    "-fmad=false",
     "-lineinfo",
     "-Icuda",
     "-Xptxas=-v,-warn-spills",

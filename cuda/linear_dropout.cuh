@@ -104,7 +104,7 @@ template <class T> struct DroppedSums : Undropped {
       }
       multiply_step<T, LEFT_ALONG_K, RIGHT_ALONG_K>(v, left, right, warp_m, warp_n, lane);
       UNROLL for (int i = 0; i < T::MI; i++) UNROLL for (int j = 0; j < T::NB; j++) UNROLL for (int q = 0; q < 4; q++) {
-        acc[i][j][q] += v[i][j][q] * (kept[i] >> (4 * j + q) & 1 ? d.kept : 0.f);
+        acc[i][j][q] = fmaf(v[i][j][q], kept[i] >> (4 * j + q) & 1 ? d.kept : 0.f, acc[i][j][q]);
       }
     } else {
       multiply_step<T, LEFT_ALONG_K, RIGHT_ALONG_K>(acc, left, right, warp_m, warp_n, lane);

@@ -263,7 +263,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
           wgmma_commit();
           wgmma_wait<0>();
           const uint32_t kept = kept_sums<8>(key, tile.n0 + n * 64, dropout.from, lane);
-          UNROLL for (int j = 0; j < 32; j++) d[n * 32 + j] += v[j] * (kept >> j & 1 ? dropout.kept : 0.f);
+          UNROLL for (int j = 0; j < 32; j++) d[n * 32 + j] = fmaf(v[j], kept >> j & 1 ? dropout.kept : 0.f, d[n * 32 + j]);
         }
         if (leads) mbar_arrive(empty + 8 * ring.stage);
         ring.advance();

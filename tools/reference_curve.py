@@ -10,9 +10,12 @@ import json
 import warnings
 from pathlib import Path
 
-import numpy as np
-import scipy
-from scipy.optimize import OptimizeWarning, curve_fit
+try:
+    import numpy as np
+    import scipy
+    from scipy.optimize import OptimizeWarning, curve_fit
+except ImportError as absent:
+    raise SystemExit(f"{absent.name} is not installed\n{__doc__}")
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
 BOUNDS = ([0, 0, 0], [np.inf, 5, 1])

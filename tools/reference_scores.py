@@ -13,12 +13,15 @@ import argparse
 import json
 import warnings
 
-import numpy as np
-import sklearn
-import statsmodels
-from sklearn import metrics as m
-from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.proportion import proportion_confint
+try:
+    import numpy as np
+    import sklearn
+    import statsmodels
+    from sklearn import metrics as m
+    from statsmodels.stats.contingency_tables import mcnemar
+    from statsmodels.stats.proportion import proportion_confint
+except ImportError as absent:
+    raise SystemExit(f"{absent.name} is not installed\n{__doc__}")
 
 
 def single(rng, n, k):
