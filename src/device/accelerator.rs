@@ -230,7 +230,10 @@ impl Accelerator {
     pub fn reserve(&mut self, activations: usize, scratch: usize, weights: &[&Weight]) -> Result<()> {
         self.fits(activations, scratch, weights)?;
         self.grow_scratch(scratch)?;
-        self.weights.place(&self.launcher, weights)
+        self.weights.place(&self.launcher, weights)?;
+        let (weights, scratch) = (size(self.weights.bytes()), size(self.scratch.bytes()));
+        tracing::debug!("{}: {weights} of weights, {scratch} for intermediate results", self.facts().name);
+        Ok(())
     }
 
     fn fits(&self, activations: usize, scratch: usize, weights: &[&Weight]) -> Result<()> {

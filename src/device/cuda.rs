@@ -124,6 +124,7 @@ impl Cuda {
                 .modules
                 .push(module.map_err(|e| self.error(&format!("cannot load the kernels of {}", image.name), e))?);
         }
+        tracing::debug!("{}: {} images of kernels are loaded", self.facts.name, state.modules.len());
         Ok(())
     }
 

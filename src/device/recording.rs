@@ -82,6 +82,7 @@ impl Device {
         let moved = stamp != gpu.memory.stamp();
         match (recorded, done) {
             (Some(recorded), Ok(())) if !moved => {
+                tracing::debug!("{} launches are recorded", launches.values().sum::<u64>());
                 Ok(Some(Recording { recorded, launches, stamp, _launcher: gpu.launcher.clone() }))
             }
             (recorded, done) => {

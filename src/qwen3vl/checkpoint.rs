@@ -58,6 +58,7 @@ impl Checkpoint {
         let mut checkpoint = Checkpoint { dir: dir.into(), config, files, places };
         checkpoint.drop_tied_head()?;
         checkpoint.account()?;
+        tracing::debug!("{}: {} tensors in {} files", dir.display(), checkpoint.places.len(), checkpoint.files.len());
         Ok(checkpoint)
     }
 

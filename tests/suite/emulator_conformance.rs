@@ -4,6 +4,7 @@
 //! `tests/golden/conformance`.
 
 use crate::support::kernels::has_gpu;
+use crate::support::repository;
 use half::bf16;
 use std::process::Command;
 use std::sync::Arc;
@@ -117,7 +118,7 @@ fn on_gpu(case: &Case) {
 /// The committed outputs of a GPU, where there are any.
 #[test]
 fn primitives_give_what_a_gpu_gave() {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/conformance");
+    let folder = repository().join("tests/golden/conformance");
     if !folder.exists() {
         println!("skipped: no outputs of a GPU in {}", folder.display());
         return;

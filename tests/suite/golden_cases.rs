@@ -1,6 +1,7 @@
 //! The whole model against transformers and PEFT: two small checkpoints and what those computed for them.
 //! tests/golden/README.md says where the values come from and how far they are from float64.
 
+use crate::support::repository;
 use std::path::{Path, PathBuf};
 use vlm::base::Precision;
 use vlm::data::messages::read_messages;
@@ -25,7 +26,7 @@ pub const CASES: [(&str, &str); 4] =
 const BOTH: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
 pub fn cases() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases")
+    repository().join("tests/golden/cases")
 }
 
 /// A model of the cases, ready to run.

@@ -4,6 +4,7 @@
 use crate::batches::text;
 use crate::golden_cases::{Opened, cases, greedy};
 use crate::support::kernels::has_gpu;
+use crate::support::program;
 use std::ffi::c_void;
 use std::process::Command;
 use std::sync::Arc;
@@ -396,7 +397,7 @@ fn records(opens: Opens) {
 fn the_program_says_how_often() {
     let ask = |replay: &str| {
         let model = cases().join("single");
-        let done = Command::new(env!("CARGO_BIN_EXE_vlm"))
+        let done = Command::new(program())
             .args([
                 "generate",
                 "--device",

@@ -16,10 +16,21 @@ pub mod stored;
 pub mod tiny;
 
 use proptest::prelude::ProptestConfig;
+use std::path::PathBuf;
 
 /// So many shapes; a failing one is printed, and kept in no file.
 pub fn shapes(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
+/// The folder with `tests/golden`: this repository, or where tools/gpu-check was packed to.
+pub fn repository() -> PathBuf {
+    std::env::var_os("VLM_TEST_REPOSITORY").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
+}
+
+/// The program: cargo's, or what was packed.
+pub fn program() -> PathBuf {
+    std::env::var_os("VLM_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_vlm").into(), PathBuf::from)
 }
 
 /// The objects of a JSONL file.
