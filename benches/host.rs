@@ -173,6 +173,7 @@ fn training(c: &mut Criterion, dir: &Path) {
             trainer.gradient_norm().expect("a norm");
             let optimizer = Optimizer {
                 number,
+                vision_number: Some(number),
                 learning_rate: 1e-4,
                 vision_learning_rate: 1e-4,
                 betas: [0.9, 0.999],

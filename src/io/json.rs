@@ -50,6 +50,12 @@ impl Fields {
         self.left.shift_remove(key).filter(|value| !value.is_null())
     }
 
+    /// Whether the key is there, and says null, where that means something else than its absence. To be asked before it is
+    /// taken.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.left.get(key).is_some_and(Value::is_null)
+    }
+
     pub fn usize(&mut self, key: &str) -> Result<Option<usize>> {
         self.typed(key, "a whole number that is not negative", as_usize)
     }

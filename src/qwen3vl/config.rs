@@ -152,13 +152,15 @@ fn read_text(text: &mut Fields) -> Result<TextConfig> {
     same(text, "hidden_act", &["silu".into()])?;
     let rope = rope(text)?;
     let n_heads = size(text, "num_attention_heads", 32)?;
+    // a missing key is the default, and null as many as there are query heads (configuration_qwen3_vl.py)
+    let kv_heads_are_null = text.is_null("num_key_value_heads");
     let config = TextConfig {
         vocab_size: size(text, "vocab_size", 151_936)?,
         hidden_size: size(text, "hidden_size", 4096)?,
         intermediate_size: size(text, "intermediate_size", 22_016)?,
         n_layers: at_most(text, "num_hidden_layers", 32, MAX_LAYERS)?,
         n_heads,
-        n_kv_heads: size(text, "num_key_value_heads", 32)?,
+        n_kv_heads: size(text, "num_key_value_heads", if kv_heads_are_null { n_heads } else { 32 })?,
         head_dim: size(text, "head_dim", 128)?,
         rms_norm_eps: positive(text, "rms_norm_eps", 1e-6)? as f32,
         rope_theta: rope.theta,

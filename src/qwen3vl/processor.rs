@@ -1,5 +1,5 @@
-//! The image processor's constants, from `preprocessor_config.json`, or where that is missing from the
-//! `image_processor` object of `processor_config.json`.
+//! The image processor's constants, from the `image_processor` object of `processor_config.json`, or where there is none
+//! from `preprocessor_config.json`: transformers 5.17 looks in this order (image_processing_base.py).
 //!
 //! Every key is either used, known to change nothing, or an error: a file that asks for other maths must not be
 //! answered with ours.
@@ -14,26 +14,36 @@ use std::path::Path;
 /// Errors name file and key: neither file is there, a key that is needed is missing, or one asks for something that
 /// this program does not do.
 pub fn read_patch_spec(dir: &Path) -> Result<PatchSpec> {
-    let own = dir.join("preprocessor_config.json");
     let shared = dir.join("processor_config.json");
-    let (path, prefix) = if own.exists() { (own, "") } else { (shared, "image_processor.") };
-    if !path.exists() {
-        return Err(Error::file(
-            dir,
-            "has neither preprocessor_config.json nor processor_config.json; copy it from the model that this one \
-             was made from",
-        ));
-    }
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-    let root: Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("is not JSON: {e}")))?;
-    let object = if prefix.is_empty() { Some(&root) } else { root.get("image_processor") };
-    let Some(Value::Object(keys)) = object else {
+    let own = dir.join("preprocessor_config.json");
+    let mut nested = if shared.exists() { read_json(&shared)? } else { Value::Null };
+    let nested = nested.get_mut("image_processor").map(Value::take).filter(|v| !v.is_null());
+    let (path, prefix, found) = match (nested, own.exists()) {
+        (Some(nested), _) => (shared, "image_processor.", nested),
+        (None, true) => (own.clone(), "", read_json(&own)?),
+        (None, false) if shared.exists() => {
+            return Err(Error::file(&shared, "wanted an image_processor object, found none"));
+        }
+        (None, false) => {
+            return Err(Error::file(
+                dir,
+                "has neither preprocessor_config.json nor processor_config.json; copy it from the model that this \
+                 one was made from",
+            ));
+        }
+    };
+    let Value::Object(keys) = &found else {
         let wanted = if prefix.is_empty() { "an object" } else { "an image_processor object" };
-        return Err(Error::file(&path, format!("wanted {wanted}, found none")));
+        return Err(Error::file(&path, format!("wanted {wanted}, got {found}")));
     };
     let file = ConfigFile { path: &path, prefix, keys };
     file.check()?;
     file.spec()
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is not JSON: {e}")))
 }
 
 struct ConfigFile<'a> {

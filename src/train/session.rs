@@ -126,6 +126,8 @@ struct Session<'a> {
     best: Option<Best>,
     /// Steps in a row whose loss passes an overfit check.
     below: u64,
+    /// Steps so far that had photos.
+    vision_steps: u32,
     /// Of earlier processes of this run.
     seconds_before: f64,
     started: Instant,
@@ -205,7 +207,10 @@ pub fn train(
         )));
     }
     let features = Store::new(&mut trainer.engine.device, plan.features)?;
+    let pictured = |step: &Step| step.micro_batches.iter().flatten().any(|at| all[*at].images().next().is_some());
+    let vision_steps = order.steps_after(0).take_while(|s| s.number <= done).filter(pictured).count();
     let mut session = Session {
+        vision_steps: u32::try_from(vision_steps).unwrap_or(u32::MAX),
         settings,
         checkpoint: &checkpoint,
         kind,
@@ -503,8 +508,11 @@ impl Session<'_> {
         }
         let total = order.total_steps();
         let lr = self.settings.schedule(total).lr(step.number);
+        let pictured = batches.iter().flatten().any(|e| !e.sequence.grids.is_empty());
+        self.vision_steps = self.vision_steps.saturating_add(u32::from(pictured));
         self.trainer.update(&Optimizer {
             number: u32::try_from(step.number).unwrap_or(u32::MAX),
+            vision_number: pictured.then_some(self.vision_steps),
             learning_rate: lr,
             vision_learning_rate: self.settings.vision_schedule(total).lr(step.number),
             betas: self.settings.betas,

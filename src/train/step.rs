@@ -106,6 +106,10 @@ const TAPES: usize = 32;
 pub struct Optimizer {
     /// From 1.
     pub number: u32,
+    /// The same for the tower and its mergers, where only steps count that have photos. None: this one has none. PyTorch has
+    /// no gradients then, and its AdamW leaves these parameters and their moments alone, where gradients of zero would have
+    /// them decay and drift on.
+    pub vision_number: Option<u32>,
     pub learning_rate: f64,
     pub vision_learning_rate: f64,
     pub betas: [f64; 2],
@@ -218,8 +222,9 @@ impl Trainer {
     /// Moves the parameters, with the norm that [`Trainer::gradient_norm`] left on the device.
     pub fn update(&mut self, o: &Optimizer) -> Result<()> {
         for group in &self.trainable.groups {
+            let Some(number) = (if group.vision { o.vision_number } else { Some(o.number) }) else { continue };
             let step = adamw::Step {
-                number: o.number,
+                number,
                 learning_rate: if group.vision { o.vision_learning_rate } else { o.learning_rate },
                 beta1: o.betas[0],
                 beta2: o.betas[1],

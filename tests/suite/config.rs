@@ -165,6 +165,10 @@ fn keys_that_change_the_maths_are_refused_and_others_pass() {
     let mut null = small_config();
     null["text_config"]["sliding_window"] = Value::Null;
     assert_eq!(read(&null).unwrap(), plain);
+    // null is as many as there are query heads, no mention 32
+    null["text_config"]["num_key_value_heads"] = Value::Null;
+    let read_heads = read(&null).unwrap().text;
+    assert_eq!((read_heads.n_heads, read_heads.n_kv_heads), (4, 4));
 }
 
 #[test]

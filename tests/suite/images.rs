@@ -257,9 +257,13 @@ fn constants_are_read_from_either_file() {
     let want = PatchSpec { min_pixels: 1024, max_pixels: 4096, std: [0.25, 0.5, 1.0], ..PatchSpec::default() };
     let folder = written("processor_config.json", &json!({"image_processor": all, "video_processor": {"fps": 2}}));
     assert_eq!(read_patch_spec(folder.path()).unwrap(), want);
-    // Where both are there, the first one counts.
+    // Where both are there the nested object counts, unless there is none.
     std::fs::write(folder.path().join("preprocessor_config.json"), published().to_string()).unwrap();
-    assert_eq!(read_patch_spec(folder.path()).unwrap(), PatchSpec::default());
+    assert_eq!(read_patch_spec(folder.path()).unwrap(), want);
+    for other in [json!({"processor_class": "Qwen3VLProcessor"}), json!({"image_processor": null})] {
+        std::fs::write(folder.path().join("processor_config.json"), other.to_string()).unwrap();
+        assert_eq!(read_patch_spec(folder.path()).unwrap(), PatchSpec::default());
+    }
 }
 
 #[test]

@@ -38,6 +38,27 @@ fn a_run_with_dropout_that_is_stopped_goes_on_to_the_same_bits() {
     assert_ne!(log(&whole.out), log(&without.out));
 }
 
+/// The tower's own count of steps is known again after a stop: it follows from the order of the samples.
+#[test]
+fn a_run_over_lines_without_photos_goes_on_to_the_same_bits() {
+    let bench = Bench::new();
+    let lines = fs::read_to_string(bench.path("train.jsonl")).unwrap();
+    let written = r#"{"messages": [{"role": "user", "content": "Which?"}, {"role": "assistant", "content": "none"}]}"#;
+    bench.write("train.jsonl", &format!("{written}\n{lines}{written}\n"));
+    let settings = |out: &str| {
+        bench.settings(|s| {
+            (s.lora_vision, s.lora_merger, s.batch_size, s.epochs) = (true, true, 1, Some(2));
+            (s.weight_decay, s.learning_rate, s.out) = (0.3, 1e-2, bench.path(out));
+        })
+    };
+    let (whole, parts) = (settings("whole"), settings("parts"));
+    assert!(matches!(bench.run(&whole, Start::New, None), Ok(End::Done { steps: 10, .. })));
+    assert_eq!(bench.run(&parts, Start::New, Some(7)).unwrap(), End::Interrupted { steps: 7 });
+    assert!(matches!(bench.run(&parts, Start::Resume, None), Ok(End::Done { steps: 10, .. })));
+    assert!(adapter(&whole.out) == adapter(&parts.out));
+    assert_eq!(log(&whole.out), log(&parts.out));
+}
+
 #[test]
 fn seconds_and_dollars_stand_in_run_json() {
     let bench = Bench::new();

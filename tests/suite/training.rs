@@ -1,11 +1,14 @@
 //! The training step against a run of PEFT (tests/golden/cases/uneven.train.mixed: text, vision, merger and deepstack
 //! targets, rsLoRA, weight decay): first gradients, then loss and norm of every step, then the final adapter.
 
+use crate::batches::text;
+use crate::support::tiny::{What, step, trainer};
 use std::path::{Path, PathBuf};
 use vlm::base::Precision;
 use vlm::base::rng::Stream;
 use vlm::data::dataset::{OnBad, read_dataset};
 use vlm::device::Device;
+use vlm::host::adamw;
 use vlm::infer::engine::Engine;
 use vlm::io::safetensors::SafetensorsFile;
 use vlm::io::{HostData, HostTensor};
@@ -16,7 +19,7 @@ use vlm::qwen3vl::names;
 use vlm::qwen3vl::prepare::Preparer;
 use vlm::qwen3vl::processor::read_patch_spec;
 use vlm::qwen3vl::template::Ending;
-use vlm::qwen3vl::trainable::Trainable;
+use vlm::qwen3vl::trainable::{Group, Trainable};
 use vlm::train::step::{Example, Optimizer, Trainer};
 
 fn cases() -> PathBuf {
@@ -108,6 +111,7 @@ pub fn follow(mut device: Device, precision: Precision, bounds: [f64; 4]) -> (Ve
         let lr = row["lr"].as_f64().unwrap();
         let optimizer = Optimizer {
             number: step as u32,
+            vision_number: Some(step as u32),
             learning_rate: lr,
             vision_learning_rate: lr,
             betas: [0.9, 0.999],
@@ -128,6 +132,64 @@ pub fn follow(mut device: Device, precision: Precision, bounds: [f64; 4]) -> (Ve
     }
     let bits = trained.iter().map(|(_, t)| numbers(t).iter().map(|x| x.to_bits()).collect());
     (bits.collect(), trainer.engine.device)
+}
+
+/// A step without photos gives the tower and its mergers no gradients, as in PyTorch: they and their moments stay as they
+/// are, undecayed, and the step after it is their second.
+#[test]
+fn a_step_without_photos_leaves_the_tower_alone() {
+    let (mut trainer, examples) = trainer("uneven", What::Lora(0.0), Precision::F32);
+    let sequence = text(9);
+    let labels = vec![true; sequence.ids.len()];
+    let written = Example { id: 9, sequence, labels, features: None };
+    let mut number = 0;
+    let mut update = |trainer: &mut Trainer, example: &Example, vision_number: Option<u32>| {
+        number += 1;
+        step(trainer, &[example], Stream::new(0, &[]));
+        trainer.gradient_norm().unwrap();
+        let optimizer = Optimizer {
+            number,
+            vision_number,
+            learning_rate: 1e-2,
+            vision_learning_rate: 1e-2,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.3,
+            max_norm: None,
+        };
+        trainer.update(&optimizer).unwrap();
+    };
+    // values, gradients and moments, of the tower's groups and of the others
+    let state = |trainer: &mut Trainer, vision: bool| -> Vec<[Vec<f32>; 4]> {
+        let groups: Vec<_> = trainer.trainable.groups.iter().filter(|g| g.vision == vision).copied().collect();
+        let memory = trainer.engine.device.memory();
+        let read = |g: &Group| [g.value, g.gradient, g.first, g.second].map(|t| memory.read_f32(t).unwrap());
+        groups.iter().map(read).collect()
+    };
+    update(&mut trainer, &examples[0], Some(1));
+    let (before, others) = (state(&mut trainer, true), state(&mut trainer, false));
+    update(&mut trainer, &written, None);
+    let between = state(&mut trainer, true);
+    assert!(!before.is_empty() && between.iter().all(|[_, gradient, ..]| gradient.iter().all(|g| *g == 0.0)));
+    for (before, after) in before.iter().zip(&between) {
+        assert!(before[0] == after[0] && before[2..] == after[2..], "a value or a moment has moved");
+    }
+    assert!(others[0][0] != state(&mut trainer, false)[0][0], "the language model has learnt");
+    update(&mut trainer, &examples[1], Some(2));
+    for ([value, _, first, second], after) in between.iter().zip(&state(&mut trainer, true)) {
+        let second_step = adamw::Step {
+            number: 2,
+            learning_rate: 1e-2,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.3,
+            gradient_scale: 1.0,
+        };
+        let (mut value, mut first, mut second) = (value.clone(), first.clone(), second.clone());
+        adamw::adamw(&second_step, &mut value, &after[1], &mut first, &mut second);
+        assert!(value == after[0] && first == after[2] && second == after[3], "not its second step");
+    }
 }
 
 #[test]
