@@ -104,7 +104,7 @@
 //! | 2 | `tensor` | handles of values and weights | `base` |
 //! | 1 | `host` | the words' loops: the specification | `base` |
 //! | 1 | `data` | photos and text to arrays, datasets | `base` |
-//! | 1 | `io` | memory maps, safetensors, JSON, atomic files | `base` |
+//! | 1 | `io` | memory maps, safetensors, JSON, atomic files, locks | `base` |
 //! | 0 | `base` | errors, shapes, element types, environment, random numbers, the date | nothing |
 
 pub mod base;

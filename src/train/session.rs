@@ -9,7 +9,7 @@ use super::metrics::{EvalMetrics, StepMetrics, words_are_timed};
 use super::mfu;
 use super::order::{Order, Spread, Step, pick};
 use super::plan::{Plan, Planner, Roof};
-use super::run_folder::{RunFolder, Start, identity_of};
+use super::run_folder::{self, RunFolder, Start, identity_of};
 use super::settings::Settings;
 use super::step::{Example, Optimizer, Trainer};
 use crate::base::rng::Stream;
@@ -156,6 +156,7 @@ pub fn train(
         model: &model,
         trainable: &trainable,
         precision,
+    run_folder::may_begin(&settings.out, begin.start)?;
         facts,
         measured: &measured,
         evaluated: &evaluated,

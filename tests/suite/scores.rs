@@ -254,6 +254,11 @@ fn an_evaluation_that_was_stopped_ends_with_the_same_numbers() {
     assert_ne!(predictions("whole"), predictions("alone"), "batches have no say, and this test could not fail");
     for n_kept in 0..=3 {
         let whole = predictions("whole");
+    for start in [Start::New, Start::Resume, Start::Overwrite] {
+        let error = said(Folder::open(&out, identity("n"), start));
+        assert!(error.starts_with("another vlm is writing into ") && error.contains("out: wait for it"), "{error}");
+    }
+    drop(folder);
         let kept: String = whole.split_inclusive('\n').take(n_kept).chain(["{\"line\": "]).collect();
         let parts = dir.path().join(format!("parts-{n_kept}"));
         fs::create_dir(&parts).unwrap();
