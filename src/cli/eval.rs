@@ -10,7 +10,7 @@ use crate::base::{Error, Result};
 use crate::classify::endpoint::Said;
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::classify::folder::{Folder, Start};
-use crate::classify::metrics::metrics;
+use crate::classify::metrics::{distinct, metrics};
 use crate::classify::records::{Record, Usage};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
 use crate::train::{config_file, fingerprint};
@@ -191,12 +191,24 @@ impl Eval {
             return Ok(classes);
         }
         for s in &data.samples {
+        let spellings: BTreeSet<&String> = data.samples.iter().filter_map(|s| s.label.as_ref()).collect();
+        if !self.multi_label && spellings.len() > classes.names.len() {
+            let (labels, n) = (spellings.len(), classes.names.len());
+            eprintln!(
+                "vlm: the set has {labels} labels of {n} classes: those that differ only in case, in spaces around them or in \
+                 a final full stop are one class"
+            );
+        }
             let one = Classes::of(&self.data, std::slice::from_ref(s), self.multi_label)?;
-            if let Some(label) = one.names.iter().find(|l| !self.choices.contains(l)) {
+            if let Some(label) = one.names.iter().find(|l| classes.class(l).is_none()) {
                 return Err(Error::line(&self.data, s.line, format!("the label {label:?} is not among --choices")));
-            }
+        if distinct(self.choices.clone()).len() < self.choices.len() {
+            let said = "--choices: two of them are one answer, as case and a final full stop do not count";
+            return Err(Error::Usage(said.into()));
         }
         classes.names = self.choices.clone();
+            }
+        }
         Ok(classes)
     }
 
