@@ -9,6 +9,7 @@
 //! | a conversation is read, its pictures found | `src/data/messages.rs` | `read_messages` |
 //! | photos of other shapes become a labelled set | `src/data/import/mod.rs` | `import` |
 //! | or a labelled set, line by line | `src/data/dataset.rs` | `read_dataset` |
+//! | whose photos are whole | `src/data/whole.rs` | `whole` |
 //! | or photos are drawn, with what is on them | `src/data/drawn/photos.rs` | `write_set` |
 //! | a file becomes upright RGB on white | `src/data/image/decode.rs` | `load` |
 //! | JPEG as libjpeg-turbo decodes it | `src/data/image/jpeg/mod.rs` | `decode` |

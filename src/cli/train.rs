@@ -67,7 +67,7 @@ pub struct Given {
     /// What to ask where the lines only hold an image and a label
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Leave lines out that cannot be read, and count them
+    /// Leave lines and photos out that cannot be read, and name them
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     skip_bad: bool,
@@ -196,8 +196,13 @@ impl Train {
         let mut bar = Progress::new("steps");
         let mut last = Instant::now();
         let mut shares = Shares::default();
+        let mut photos = None;
         let mut said = |said: Said| match said {
             Said::Note(text) => bar.note(&text),
+            Said::Checked(n, all) => {
+                photos.get_or_insert_with(|| Progress::new("photos checked")).at(n as u64, all as u64);
+                photos = photos.take().filter(|_| n < all);
+            }
             Said::Eval(e) => bar.note(&format!(
                 "step {}: {} of {} right, {:.1} %, loss {:.4}",
                 e.step,

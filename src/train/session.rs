@@ -16,6 +16,7 @@ use crate::base::rng::Stream;
 use crate::base::{Error, Precision, Result};
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
+use crate::data::whole::whole;
 use crate::device::{Device, Facts};
 use crate::infer::engine::Engine;
 use crate::io::{HostData, HostTensor, host_tensor};
@@ -49,6 +50,8 @@ pub struct Watch<'a> {
 pub enum Said {
     /// A sentence for a person.
     Note(String),
+    /// So many samples of so many have whole photos, or were left out.
+    Checked(usize, usize),
     Step(StepMetrics, u64),
     Eval(EvalMetrics),
 }
@@ -270,14 +273,6 @@ impl Inputs {
         spec.min_pixels = settings.min_pixels.unwrap_or(spec.min_pixels);
         spec.max_pixels = settings.max_pixels.unwrap_or(spec.max_pixels);
         let preparer = Preparer::open(&settings.model, &checkpoint.config, spec)?;
-        let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
-        let data = read_dataset(&settings.data, settings.prompt.as_deref(), on_bad)?;
-        data.skipped.iter().for_each(|e| (watch.said)(Said::Note(format!("left out: {e}"))));
-        let samples = chosen(settings, data.samples)?;
-        let evaluation = match &settings.eval_data {
-            Some(file) => Some(Evaluation::of(file, read_dataset(file, settings.prompt.as_deref(), on_bad)?.samples)?),
-            None => None,
-        };
         let init = settings.init_adapter.as_ref().map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
         let (kind, trainable) = if settings.full {
             (Kind::Full, Trainable::full(&checkpoint))
@@ -302,12 +297,26 @@ fn measured_evaluation(
     Samples { file, all: samples, preparer, most_tokens }.measure()
 }
 
+        let samples = chosen(settings, whole_samples(&settings.data, settings, watch)?)?;
+        let evaluation = match &settings.eval_data {
+            Some(file) => Some(Evaluation::of(file, whole_samples(file, settings, watch)?)?),
+            None => None,
+        };
 impl Evaluation {
     fn of(file: &Path, samples: Vec<Sample>) -> Result<Evaluation> {
         let classes = Classes::of(file, &samples, false)?.names;
         if classes.len() > MOST_CHOICES {
             let said = format!("has {} answers; a run is evaluated on at most {MOST_CHOICES}", classes.len());
             return Err(Error::file(file, said));
+/// The samples of a file, their photos decoded once: in the middle of a run it would be too late to find a damaged one.
+fn whole_samples(file: &Path, settings: &Settings, watch: &mut Watch) -> Result<Vec<Sample>> {
+    let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
+    let data = read_dataset(file, settings.prompt.as_deref(), on_bad)?;
+    let data = whole(file, data, on_bad, &mut |n, all| (watch.said)(Said::Checked(n, all)))?;
+    data.skipped.iter().for_each(|e| (watch.said)(Said::Note(format!("left out: {e}"))));
+    Ok(data.samples)
+}
+
         }
         Ok(Evaluation { file: file.into(), samples, classes })
     }

@@ -313,13 +313,27 @@ fn evaluation_and_its_refusals() {
     fails(&format!("{again} --choices dent,rust"), &paths, &["set.jsonl, line 2", "\"scratch\"", "--choices"]);
     let said = json_of(&format!("{again} --choices dent,rust,scratch --batch-size 1 --json"), &paths);
     assert_eq!(said["choices"], json!(["dent", "rust", "scratch"]));
-    // a photo that breaks half way: no summary of an earlier run stays beside the new predictions
+    // a photo that cannot be decoded stops it before anything is done, and leaves an earlier result alone
     let (broken, good) = (dir.path().join("broken.png"), line("dent"));
     fs::write(&broken, png(100_000, 100_000)).unwrap();
     write(&[&good, &json!({"image": broken, "label": "dent"}).to_string()]);
-    fails(&format!("{again} --batch-size 1"), &paths, &["set.jsonl, line 2", "broken.png"]);
-    assert!(!out.join("summary.json").exists());
-    assert_eq!(fs::read_to_string(out.join("predictions.jsonl")).unwrap().lines().count(), 1);
+    let before = fs::read(out.join("summary.json")).unwrap();
+    fails(&format!("{again} --batch-size 1"), &paths, &["set.jsonl, line 2", "broken.png", "--skip-bad"]);
+    assert_eq!(fs::read(out.join("summary.json")).unwrap(), before);
+    let done = vlm(&format!("{again} --skip-bad --json"), &paths);
+    let said: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!((&said["skipped"], &said["metrics"]["n"]), (&json!(1), &json!(1)));
+    let left_out = done.stderr.lines().find(|l| l.starts_with("vlm: left out: ")).unwrap();
+    assert!(left_out.contains("set.jsonl, line 2: ") && left_out.contains("broken.png"), "{left_out}");
+    write(&[&json!({"image": broken, "label": "dent"}).to_string()]);
+    fails(&format!("{again} --skip-bad"), &paths, &["set.jsonl: none of its 1 samples has whole photos"]);
+    // labels that are compared as one are one class
+    write(&[&line("dent"), &line("Dent."), &line("scratch")]);
+    let done = vlm(&format!("{again} --json"), &paths);
+    let said: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(said["choices"], json!(["Dent.", "scratch"]));
+    assert!(done.stderr.contains("the set has 3 labels of 2 classes: "), "{}", done.stderr);
+    misused(&format!("{again} --choices dent,DENT,scratch"), &paths, &["--choices", "are one answer"]);
     write(&[&line("dent"), &line("scratch")]);
     let said = json_of(&format!("{again} --generate --max-new-tokens 2 --temperature 0 --json"), &paths);
     assert_eq!((&said["method"], &said["choices"]), (&json!("generate"), &Value::Null));
