@@ -271,7 +271,11 @@ impl Train {
             plan.flops / 1e12
         );
         if let Some(seconds) = plan.seconds {
-            said += &format!("about {seconds:.0} s at what the device reaches, reading photos and evaluations apart");
+            let apart = match plan.preparing_seconds {
+                Some(s) => format!("{s:.0} s to read photos included; evaluations and checkpoints come on top"),
+                None => "reading photos, evaluations and checkpoints apart".into(),
+            };
+            said += &format!("about {seconds:.0} s at what the device reaches, {apart}");
             said += &dollars.map_or("\n".into(), |dollars| format!("; {dollars:.2} dollars\n"));
         }
         super::print(&said)

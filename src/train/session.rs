@@ -250,7 +250,7 @@ pub fn dry_run(
         Some(roof) => roof,
         None => Roof::measure(device, precision, config.text.hidden_size)?,
     };
-    let plan = planner.plan(&inputs.order, budget, Some(roof))?;
+    let mut plan = planner.plan(&inputs.order, budget, Some(roof))?;
     planner.refusal(&plan, budget, settings.memory.is_some(), settings.batch_size)?;
     if let Kind::Lora(_) = inputs.kind {
         planner.every_tensor_is_reached(&inputs.order)?;
@@ -267,6 +267,10 @@ fn budget(settings: &Settings, device: &Device) -> usize {
 }
 
 impl Inputs {
+    if stated.is_none() {
+        let step = batch.saturating_mul(settings.grad_accumulation);
+        plan.add_preparing(samples.seconds_each(step)?, device.facts().is_none());
+    }
     fn read(settings: &Settings, watch: &mut Watch) -> Result<Inputs> {
         let checkpoint = Checkpoint::open(&settings.model)?;
         let mut spec = read_patch_spec(&settings.model)?;
