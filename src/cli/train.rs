@@ -8,7 +8,7 @@ use crate::base::Result;
 use crate::train::config_file;
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::Start;
-use crate::train::session::{self, Begin, End, Said, Watch};
+use crate::train::session::{self, Begin, End, Said, Watch, Why};
 use crate::train::settings::Settings;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -236,9 +236,22 @@ impl Train {
         drop(bar);
         let result = if settings.full { session::model_folder(&settings.out) } else { settings.out.clone() };
         match end {
-            End::Done { steps, loss } => {
+            End::Done { steps, loss, why, best } => {
                 let loss = loss.map_or(String::new(), |l| format!(", loss {l:.4}"));
-                super::print(&format!("{steps} steps{loss}; the result is in {}\n{shares}", result.display()))
+                let done = match why {
+                    Why::Steps => format!("{steps} steps{loss}"),
+                    Why::Passed { samples, answered } => format!(
+                        "the overfit check is passed: {samples} samples are learnt by heart after {steps} steps{loss}{}; \
+                         data and settings can work",
+                        if answered { ", every answer right" } else { "" }
+                    ),
+                    Why::Early { evaluations } => {
+                        format!("{steps} steps{loss}, stopped early by --early-stop {evaluations}")
+                    }
+                };
+                let best =
+                    best.map_or(String::new(), |step| format!(", as it was at step {step}, the best evaluation"));
+                super::print(&format!("{done}; the result is in {}{best}\n{shares}", result.display()))
             }
             End::Interrupted { steps } => {
                 interrupt::exit(&format!(" after step {steps} and saved; the same command with --resume goes on"))

@@ -93,7 +93,7 @@ fn attempt(trial: &Trial, host: &mut Host) -> Result<Option<Row>> {
     let begin = Begin { start: Start::Resume, first_gradients: None, dollars_per_hour: None };
     let outcome = match session::train(&trial.settings, device, precision, &begin, &mut watch) {
         Ok(End::Interrupted { .. }) => return Ok(None),
-        Ok(End::Done { steps, loss }) => Outcome::of(&trial.settings.out, steps, loss)?,
+        Ok(End::Done { steps, loss, .. }) => Outcome::of(&trial.settings.out, steps, loss)?,
         // what these settings made of it: a loss that is no number, a batch that does not fit
         Err(e @ (Error::Line { .. } | Error::Unsupported(_))) => Outcome::failed(e.to_string()),
         Err(e) => return Err(e),
