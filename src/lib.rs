@@ -9,6 +9,7 @@
 //! | a conversation is read, its pictures found | `src/data/messages.rs` | `read_messages` |
 //! | photos of other shapes become a labelled set | `src/data/import/mod.rs` | `import` |
 //! | or a labelled set, line by line | `src/data/dataset.rs` | `read_dataset` |
+//! | whose photos are whole | `src/data/whole.rs` | `whole` |
 //! | or photos are drawn, with what is on them | `src/data/drawn/photos.rs` | `write_set` |
 //! | a file becomes upright RGB on white | `src/data/image/decode.rs` | `load` |
 //! | JPEG as libjpeg-turbo decodes it | `src/data/image/jpeg/mod.rs` | `decode` |
@@ -104,7 +105,7 @@
 //! | 2 | `tensor` | handles of values and weights | `base` |
 //! | 1 | `host` | the words' loops: the specification | `base` |
 //! | 1 | `data` | photos and text to arrays, datasets | `base` |
-//! | 1 | `io` | memory maps, safetensors, JSON, atomic files | `base` |
+//! | 1 | `io` | memory maps, safetensors, JSON, atomic files, locks | `base` |
 //! | 0 | `base` | errors, shapes, element types, environment, random numbers, the date | nothing |
 
 pub mod base;

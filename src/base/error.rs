@@ -30,6 +30,9 @@ pub enum Error {
     /// A device that runs kernels refused something.
     #[error("{device}: {reason}")]
     Device { device: String, reason: String },
+    /// A folder that another process writes into.
+    #[error("another vlm is writing into {}: wait for it, or choose another --out", folder.display())]
+    Busy { folder: PathBuf },
     /// Asked for something that this program does not do; says what to do instead.
     #[error("{0}")]
     Unsupported(String),

@@ -1,6 +1,6 @@
 //! Predictions for a labelled set, in batches: the next batch's photos are decoded while one is computed.
 
-use super::metrics::{OTHER, normalised, parts};
+use super::metrics::{OTHER, distinct, normalised, parts};
 use super::records::Record;
 use crate::base::{Error, Result, error::Context};
 use crate::data::dataset::Sample;
@@ -34,14 +34,15 @@ pub enum Method {
 /// What can be answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Classes {
-    /// Sorted, each once.
+    /// Each once, sorted where they are a set's labels.
     pub names: Vec<String>,
     /// Whether a photo can have several, written as a list with commas.
     pub several: bool,
 }
 
 impl Classes {
-    /// The distinct labels of a set; every sample needs one.
+    /// The labels of a set, each once; every sample needs one. Those that are compared as the same are one class, by their
+    /// commonest spelling.
     pub fn of(data: &Path, samples: &[Sample], several: bool) -> Result<Classes> {
         let mut names = Vec::new();
         for s in samples {
@@ -52,17 +53,17 @@ impl Classes {
                 true => names.extend(parts(label)),
             }
         }
-        names.sort();
-        names.dedup();
-        Ok(Classes { names, several })
+        Ok(Classes { names: distinct(names), several })
+    }
+
+    /// The class that a label or an answer names: the one that [`normalised`] makes the same of.
+    pub fn class(&self, text: &str) -> Option<&String> {
+        self.names.iter().find(|name| normalised(name) == normalised(text))
     }
 
     /// The labels of an answer, by the names that the classes have; one that is no class is [`OTHER`].
     pub fn read(&self, answer: &str) -> Vec<String> {
-        let name = |text: &str| {
-            let same = self.names.iter().find(|c| normalised(c) == normalised(text));
-            same.cloned().unwrap_or_else(|| OTHER.into())
-        };
+        let name = |text: &str| self.class(text).cloned().unwrap_or_else(|| OTHER.into());
         if !self.several {
             return vec![name(answer)];
         }
@@ -74,7 +75,8 @@ impl Classes {
         names
     }
 
-    /// A written answer as a record: what it names, and whether that is right.
+    /// A written answer as a record: what it names, and whether that is right. A record has labels and predictions by the
+    /// names of the classes, so that whoever counts compares them as they stand.
     pub fn judge(&self, sample: &Sample, answer: String) -> Record {
         let mut record = self.record(sample, self.read(&answer));
         record.answer = Some(answer);
@@ -94,8 +96,8 @@ impl Classes {
             (record.labels, record.predictions) = (Some(labels), Some(predictions));
         } else {
             record.prediction = predictions.into_iter().next().unwrap_or_else(|| OTHER.into());
-            record.right = normalised(&label) == normalised(&record.prediction);
-            record.label = label;
+            record.label = self.class(&label).cloned().unwrap_or(label);
+            record.right = record.label == record.prediction;
         }
         record
     }

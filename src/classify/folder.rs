@@ -8,6 +8,7 @@
 
 use super::records::{PREDICTIONS, Record, SUMMARY, written};
 use crate::base::{Error, Result};
+use crate::io::lock::FolderLock;
 use crate::io::log_file::LogFile;
 use crate::io::{atomic, json};
 use serde_json::{Map, Value, json};
@@ -36,12 +37,16 @@ pub struct Folder {
     records: Vec<Record>,
     /// Seconds of earlier sittings.
     pub seconds: f64,
+    _lock: FolderLock,
 }
 
 impl Folder {
     /// Opens or makes `dir`. `identity` holds everything that has a say in the answers. Errors: the folder holds an
-    /// evaluation (`New`); a finished one, or one of another identity, with the differences named (`Resume`).
+    /// evaluation (`New`); a finished one, or one of another identity, with the differences named (`Resume`); another
+    /// process writes into it.
     pub fn open(dir: &Path, identity: Map<String, Value>, start: Start) -> Result<Folder> {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        let lock = FolderLock::take(dir)?;
         let [predictions, summary, about] = [PREDICTIONS, SUMMARY, IDENTITY].map(|name| dir.join(name));
         let (mut records, mut seconds) = (Vec::new(), 0.0);
         match start {
@@ -67,7 +72,6 @@ impl Folder {
             }
             _ => (),
         }
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
         if start == Start::Overwrite {
             // the summary first: an old one beside new predictions would lie, should this run end early
             for old in [&summary, &predictions, &about].into_iter().filter(|f| f.exists()) {
@@ -80,7 +84,7 @@ impl Folder {
         }
         let canonical = dir.canonicalize().map_err(|e| Error::io("use as a folder", dir, e))?;
         let log = LogFile::open(&predictions, whole)?;
-        let folder = Folder { dir: dir.into(), canonical, identity, log, records, seconds };
+        let folder = Folder { dir: dir.into(), canonical, identity, log, records, seconds, _lock: lock };
         folder.remember(folder.seconds)?;
         Ok(folder)
     }

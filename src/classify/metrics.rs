@@ -202,6 +202,20 @@ pub fn normalised(answer: &str) -> String {
     answer.strip_suffix('.').unwrap_or(answer).trim_end().to_lowercase()
 }
 
+/// The names that differ once they are [`normalised`], sorted; of several spellings the commonest, and of equally common
+/// ones the first.
+pub fn distinct(names: Vec<String>) -> Vec<String> {
+    let mut spellings: BTreeMap<String, BTreeMap<String, usize>> = BTreeMap::new();
+    for name in names {
+        *spellings.entry(normalised(&name)).or_default().entry(name).or_default() += 1;
+    }
+    // of equal ones max_by_key takes the last
+    let commonest = |s: BTreeMap<String, usize>| s.into_iter().rev().max_by_key(|(_, n)| *n).map(|(name, _)| name);
+    let mut names: Vec<String> = spellings.into_values().filter_map(commonest).collect();
+    names.sort();
+    names
+}
+
 /// The labels of an answer that names several: parts between commas, semicolons or line breaks, trimmed, without empty
 /// ones, each once.
 pub fn parts(answer: &str) -> Vec<String> {
@@ -266,5 +280,8 @@ mod tests {
         assert_eq!(normalised("."), "");
         assert_eq!(parts(" dent, Scratch;\nDENT.,, crack "), ["dent", "Scratch", "crack"]);
         assert!(parts(" , ").is_empty());
+        let names = |names: &[&str]| distinct(names.iter().map(|n| n.to_string()).collect());
+        assert_eq!(names(&["b", "a", " a", "B", "a.", "A", "b", "a"]), ["a", "b"]);
+        assert_eq!(names(&["b", "B", "a.b", "ab"]), ["B", "a.b", "ab"]);
     }
 }

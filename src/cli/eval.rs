@@ -10,9 +10,10 @@ use crate::base::{Error, Result};
 use crate::classify::endpoint::Said;
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::classify::folder::{Folder, Start};
-use crate::classify::metrics::metrics;
+use crate::classify::metrics::{distinct, metrics};
 use crate::classify::records::{Record, Usage};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
+use crate::data::whole::whole;
 use crate::train::{config_file, fingerprint};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -64,7 +65,7 @@ pub struct Eval {
     /// What this machine costs an hour: the summary then has what the evaluation cost
     #[arg(long, value_name = "X")]
     dollars_per_hour: Option<f64>,
-    /// Leave lines out that cannot be read, and count them
+    /// Leave lines and photos out that cannot be read, and count them
     #[arg(long)]
     skip_bad: bool,
     /// Go on with an evaluation in the folder that was stopped
@@ -88,6 +89,9 @@ impl Eval {
         }
         let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
         let data = read_dataset(&self.data, self.prompt.as_deref(), on_bad)?;
+        let mut bar = Progress::new("photos checked");
+        let data = whole(&self.data, data, on_bad, &mut |n, all| bar.at(n as u64, all as u64))?;
+        drop(bar);
         data.skipped.iter().for_each(|e| eprintln!("vlm: left out: {e}"));
         let classes = self.classes(&data)?;
         let Some(model) = &self.model else { return self.ask(&data, &classes) };
@@ -187,16 +191,28 @@ impl Eval {
     /// What can be answered: the labels of the set, or the choices, of which every label has to be one.
     fn classes(&self, data: &Dataset) -> Result<Classes> {
         let mut classes = Classes::of(&self.data, &data.samples, self.multi_label)?;
+        let spellings: BTreeSet<&String> = data.samples.iter().filter_map(|s| s.label.as_ref()).collect();
+        if !self.multi_label && spellings.len() > classes.names.len() {
+            let (labels, n) = (spellings.len(), classes.names.len());
+            eprintln!(
+                "vlm: the set has {labels} labels of {n} classes: those that differ only in case, in spaces around them or in \
+                 a final full stop are one class"
+            );
+        }
         if self.choices.is_empty() {
             return Ok(classes);
         }
+        if distinct(self.choices.clone()).len() < self.choices.len() {
+            let said = "--choices: two of them are one answer, as case and a final full stop do not count";
+            return Err(Error::Usage(said.into()));
+        }
+        classes.names = self.choices.clone();
         for s in &data.samples {
             let one = Classes::of(&self.data, std::slice::from_ref(s), self.multi_label)?;
-            if let Some(label) = one.names.iter().find(|l| !self.choices.contains(l)) {
+            if let Some(label) = one.names.iter().find(|l| classes.class(l).is_none()) {
                 return Err(Error::line(&self.data, s.line, format!("the label {label:?} is not among --choices")));
             }
         }
-        classes.names = self.choices.clone();
         Ok(classes)
     }
 

@@ -47,7 +47,7 @@ impl SweepCommand {
                     e.step, e.eval_correct, e.eval_samples
                 ));
             }
-            Said::Note(_) => (),
+            Said::Note(_) | Said::Checked(..) => (),
         };
         let mut done = |row: &Row| {
             if let Outcome::Failed { reason } = &row.outcome {

@@ -8,7 +8,7 @@ use crate::base::Result;
 use crate::train::config_file;
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::Start;
-use crate::train::session::{self, Begin, End, Said, Watch};
+use crate::train::session::{self, Begin, End, Said, Watch, Why};
 use crate::train::settings::Settings;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -67,7 +67,7 @@ pub struct Given {
     /// What to ask where the lines only hold an image and a label
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Leave lines out that cannot be read, and count them
+    /// Leave lines and photos out that cannot be read, and name them
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     skip_bad: bool,
@@ -196,8 +196,13 @@ impl Train {
         let mut bar = Progress::new("steps");
         let mut last = Instant::now();
         let mut shares = Shares::default();
+        let mut photos = None;
         let mut said = |said: Said| match said {
             Said::Note(text) => bar.note(&text),
+            Said::Checked(n, all) => {
+                photos.get_or_insert_with(|| Progress::new("photos checked")).at(n as u64, all as u64);
+                photos = photos.take().filter(|_| n < all);
+            }
             Said::Eval(e) => bar.note(&format!(
                 "step {}: {} of {} right, {:.1} %, loss {:.4}",
                 e.step,
@@ -231,9 +236,22 @@ impl Train {
         drop(bar);
         let result = if settings.full { session::model_folder(&settings.out) } else { settings.out.clone() };
         match end {
-            End::Done { steps, loss } => {
+            End::Done { steps, loss, why, best } => {
                 let loss = loss.map_or(String::new(), |l| format!(", loss {l:.4}"));
-                super::print(&format!("{steps} steps{loss}; the result is in {}\n{shares}", result.display()))
+                let done = match why {
+                    Why::Steps => format!("{steps} steps{loss}"),
+                    Why::Passed { samples, answered } => format!(
+                        "the overfit check is passed: {samples} samples are learnt by heart after {steps} steps{loss}{}; \
+                         data and settings can work",
+                        if answered { ", every answer right" } else { "" }
+                    ),
+                    Why::Early { evaluations } => {
+                        format!("{steps} steps{loss}, stopped early by --early-stop {evaluations}")
+                    }
+                };
+                let best =
+                    best.map_or(String::new(), |step| format!(", as it was at step {step}, the best evaluation"));
+                super::print(&format!("{done}; the result is in {}{best}\n{shares}", result.display()))
             }
             End::Interrupted { steps } => {
                 interrupt::exit(&format!(" after step {steps} and saved; the same command with --resume goes on"))
@@ -266,7 +284,11 @@ impl Train {
             plan.flops / 1e12
         );
         if let Some(seconds) = plan.seconds {
-            said += &format!("about {seconds:.0} s at what the device reaches, reading photos and evaluations apart");
+            let apart = match plan.preparing_seconds {
+                Some(s) => format!("{s:.0} s to read photos included; evaluations and checkpoints come on top"),
+                None => "reading photos, evaluations and checkpoints apart".into(),
+            };
+            said += &format!("about {seconds:.0} s at what the device reaches, {apart}");
             said += &dollars.map_or("\n".into(), |dollars| format!("; {dollars:.2} dollars\n"));
         }
         super::print(&said)

@@ -42,6 +42,14 @@ pub fn look(source: &ImageSource, side: Option<usize>) -> Result<Look> {
     })
 }
 
+/// A photo, decoded. Errors: those of [`image::load`].
+pub fn load(source: &ImageSource) -> Result<Rgb> {
+    match source {
+        ImageSource::File(path) => image::load(path),
+        ImageSource::Bytes { name, bytes } => image::decode(bytes, Path::new(name)),
+    }
+}
+
 /// A photo's encoded bytes, and what to call it in messages.
 pub fn content(source: &ImageSource) -> Result<(Cow<'_, [u8]>, PathBuf)> {
     Ok(match source {

@@ -1,6 +1,7 @@
 //! Photos and text to arrays: [`image`] decodes, resizes and cuts pictures into patches, [`messages`] and [`dataset`]
 //! read conversations, [`import`] makes datasets of folders, tables and annotations, [`census`] says what is in one,
-//! [`split`] cuts it into parts, [`pairs`] holds near-duplicates.
+//! [`whole`] whether its photos
+//! are, [`split`] cuts it into parts, [`pairs`] holds near-duplicates.
 //!
 //! Floor 1: uses `base` only. Start at [`image`].
 
@@ -17,3 +18,4 @@ pub mod paths;
 pub mod rewrite;
 pub mod sheet;
 pub mod split;
+pub mod whole;

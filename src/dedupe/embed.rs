@@ -7,7 +7,7 @@ use super::cache::{Cache, Key};
 use super::plant::{Change, planted};
 use crate::base::rng::Stream;
 use crate::base::{Error, Precision, Result};
-use crate::data::image::{self, PatchSpec, Patches};
+use crate::data::image::{PatchSpec, Patches};
 use crate::data::look;
 use crate::data::messages::ImageSource;
 use crate::infer::engine::Engine;
@@ -168,8 +168,7 @@ fn features(engine: &mut Engine, patches: Patches) -> Result<Vec<f32>> {
 }
 
 fn patches(wanted: &Wanted, spec: &PatchSpec) -> Result<Patches> {
-    let (bytes, name) = look::content(wanted.source)?;
-    let photo = image::decode(&bytes, &name)?;
+    let photo = look::load(wanted.source)?;
     match wanted.change {
         None => spec.patches(&photo),
         Some((change, seed)) => spec.patches(&planted(&photo, change, Stream::new(seed, &[change as u64]))?),

@@ -12,6 +12,7 @@ use crate::data::messages::ImageSource;
 use crate::data::pairs::{self, Member, Pair};
 use crate::data::paths;
 use crate::data::rewrite::Lines;
+use crate::data::whole;
 use crate::io::atomic;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -131,7 +132,7 @@ pub fn search(
                 features.push(found);
             }
             (Err(e), OnBad::Skip) => skipped.push(Error::line(&set.file, line, e.to_string())),
-            (Err(e), OnBad::Fail) => return Err(Error::line(&set.file, line, e.to_string())),
+            (Err(e), OnBad::Fail) => return whole::refused(&set.file, line, &e),
         }
     }
     let space = Space::of(&features);

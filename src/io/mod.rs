@@ -1,10 +1,12 @@
-//! Files: memory maps, safetensors, JSON with sentences for errors, and writing that never leaves half a file.
+//! Files: memory maps, safetensors, JSON with sentences for errors, writing that never leaves half a file, and one writer
+//! a folder.
 //!
 //! Floor 1: uses `base` only. Start at [`safetensors`]; [`atomic`] is how everything is written.
 
 pub mod atomic;
 pub mod host_tensor;
 pub mod json;
+pub mod lock;
 pub mod log_file;
 pub mod mapped;
 pub mod safetensors;

@@ -6,6 +6,7 @@ use super::prompt::PromptBuilder;
 use super::template::Ending;
 use crate::base::{Error, Result};
 use crate::data::image::{self, PatchSpec};
+use crate::data::look;
 use crate::data::messages::{Conversation, ImageSource};
 use rayon::prelude::*;
 use std::path::Path;
@@ -43,13 +44,7 @@ impl Preparer {
         let sources: Vec<&ImageSource> = conversation.images().collect();
         let patches = sources
             .into_par_iter()
-            .map(|source| {
-                let rgb = match source {
-                    ImageSource::File(path) => image::load(path)?,
-                    ImageSource::Bytes { name, bytes } => image::decode(bytes, Path::new(name))?,
-                };
-                self.spec.patches(&rgb)
-            })
+            .map(|source| self.spec.patches(&look::load(source)?))
             .collect::<Result<Vec<_>>>()?;
         let mut prepared = self.prompt(conversation, patches.iter().map(|p| p.grid).collect(), ending)?;
         prepared.sequence.pixels = match patches.len() {
@@ -64,8 +59,8 @@ impl Preparer {
         let grid = |source: &ImageSource| {
             let (width, height) = match source {
                 ImageSource::File(path) => image::dimensions(path)?,
-                ImageSource::Bytes { name, bytes } => {
-                    let rgb = image::decode(bytes, Path::new(name))?;
+                ImageSource::Bytes { .. } => {
+                    let rgb = look::load(source)?;
                     (rgb.width, rgb.height)
                 }
             };

@@ -13,6 +13,10 @@ use rayon::prelude::*;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::mpsc::SyncSender;
+use std::time::Instant;
+
+/// So many samples are timed at the most.
+const TIMED: usize = 32;
 
 /// The samples of a run.
 pub struct Samples<'a> {
@@ -33,6 +37,22 @@ impl Samples<'_> {
     /// All samples without their pixels, to plan with: of pictures only the headers are read.
     pub fn measure(&self) -> Result<Vec<Example>> {
         (0..self.all.len()).into_par_iter().map(|at| self.example(at, Preparer::measure)).collect()
+    }
+
+    /// Seconds that one sample takes to be prepared where a step's are prepared together: the mean of some, the better of two
+    /// tries.
+    pub fn seconds_each(&self, step: usize) -> Result<f64> {
+        let n = self.all.len();
+        let some: Vec<usize> = (0..n).step_by(n.div_ceil(TIMED).max(1)).collect();
+        let mut best = f64::INFINITY;
+        for _ in 0..2 {
+            let start = Instant::now();
+            for together in some.chunks(step.max(1)) {
+                together.par_iter().try_for_each(|at| self.prepare(*at).map(|_| ()))?;
+            }
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok(best / some.len().max(1) as f64)
     }
 
     fn example(

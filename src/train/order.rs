@@ -116,6 +116,22 @@ impl Order {
         })
     }
 
+    /// How often each sample is seen.
+    pub fn passes(&self) -> Vec<u64> {
+        let whole = self.total_steps / self.steps_per_epoch();
+        let mut passes = vec![whole; self.n_samples];
+        let rest = self.steps_after(whole * self.steps_per_epoch());
+        rest.flat_map(|step| step.micro_batches).flatten().for_each(|at| passes[at] += 1);
+        passes
+    }
+
+    /// Of all steps; an epoch has as many as its samples make.
+    pub fn n_micro_batches(&self) -> u64 {
+        let whole = self.total_steps / self.steps_per_epoch();
+        let rest = self.steps_after(whole * self.steps_per_epoch()).map(|step| step.micro_batches.len() as u64).sum();
+        whole.saturating_mul(self.n_samples.div_ceil(self.batch_size) as u64).saturating_add(rest)
+    }
+
     /// Every sample once, in the order of epoch `epoch`, counted from 0.
     pub fn epoch(&self, epoch: u64) -> Vec<usize> {
         let mut samples: Vec<usize> = (0..self.n_samples).collect();

@@ -23,6 +23,10 @@ use std::time::Instant;
 /// So many batches are costed at the most; a longer run is reckoned from these.
 const COSTED: usize = 64;
 
+/// So many steps are looked at one by one, or an epoch where that is more; of a longer run, which has nearly any batch some
+/// day, the largest is one of its largest samples.
+const WALKED: u64 = 1 << 16;
+
 /// What the words reach on a device.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Roof {
@@ -119,9 +123,14 @@ pub struct Plan {
     pub steps: u64,
     pub samples: usize,
     pub tokens: u64,
-    /// Of all steps and passes of the frozen tower, evaluations and the reading of photos apart.
+    /// Samples that are read and prepared, in all: those whose features are kept once each.
+    pub prepared: u64,
+    /// Of all steps and passes of the frozen tower, evaluations apart.
     pub flops: f64,
+    /// The same, and where `preparing_seconds` are known these too.
     pub seconds: Option<f64>,
+    /// Of them, or beside the device's work: what reading photos takes. None where another machine's speed was stated.
+    pub preparing_seconds: Option<f64>,
 }
 
 impl Plan {
@@ -133,6 +142,13 @@ impl Plan {
     /// The least that a budget can be.
     fn least(&self) -> usize {
         self.fixed() + self.features_bytes_at_least + self.step_bytes_at_least.max(self.tower_bytes)
+    }
+
+    /// Adds what reading samples takes, from the seconds of each: on the host by the cores that compute, else beside.
+    pub fn add_preparing(&mut self, seconds_each: f64, on_host: bool) {
+        let preparing = seconds_each * self.prepared as f64;
+        self.preparing_seconds = Some(preparing);
+        self.seconds = self.seconds.map(|s| if on_host { s + preparing } else { s.max(preparing) });
     }
 
     /// What no recomputing makes smaller, and no number of features.
@@ -190,9 +206,11 @@ impl Planner<'_> {
         let Some((fitted, batch)) = largest else {
             return Err(Error::Usage("there are no samples to train on".into()));
         };
-        let (flops, seconds) = self.cost(order, rest, features_kept, roof)?;
-        let per_sample = |at: &usize| self.measured[*at].sequence.ids.len() as u64;
-        let tokens = order.steps_after(0).flat_map(|step| step.micro_batches.concat()).map(|at| per_sample(&at)).sum();
+        let passes = order.passes();
+        let prepared = passes.iter().enumerate().map(|(at, n)| if at < features_kept { 1.min(*n) } else { *n });
+        let prepared = prepared.fold(0, u64::saturating_add);
+        let (flops, seconds) = self.cost(order, rest, prepared, roof)?;
+        let tokens = self.measured.iter().zip(&passes).map(|(e, n)| n.saturating_mul(e.sequence.ids.len() as u64));
         Ok(Plan {
             weight_bytes,
             trained_bytes,
@@ -211,9 +229,11 @@ impl Planner<'_> {
             largest_tokens: batch.iter().map(|e| e.sequence.ids.len()).sum(),
             steps: order.total_steps(),
             samples: self.measured.len(),
-            tokens,
+            tokens: tokens.fold(0, u64::saturating_add),
+            prepared,
             flops,
             seconds,
+            preparing_seconds: None,
         })
     }
 
@@ -222,12 +242,23 @@ impl Planner<'_> {
         let sizes: [fn(&Example) -> usize; 3] =
             [|e| e.sequence.ids.len(), |e| patches(&e.sequence), Example::label_tokens];
         let mut largest: [(usize, Vec<usize>); 3] = Default::default();
-        for batch in order.steps_after(0).flat_map(|step| step.micro_batches) {
+        let of_batch = |batch: &[usize], size: fn(&Example) -> usize| {
+            1 + batch.iter().map(|at| size(&self.measured[*at])).sum::<usize>()
+        };
+        for batch in walked(order) {
             for (most, size) in largest.iter_mut().zip(sizes) {
-                let of_batch = 1 + batch.iter().map(|at| size(&self.measured[*at])).sum::<usize>();
-                if of_batch > most.0 {
-                    *most = (of_batch, batch.clone());
+                let n = of_batch(&batch, size);
+                if n > most.0 {
+                    *most = (n, batch.clone());
                 }
+            }
+        }
+        if order.total_steps() > n_walked(order) {
+            for (most, size) in largest.iter_mut().zip(sizes) {
+                let mut by_size: Vec<usize> = (0..self.measured.len()).collect();
+                by_size.sort_by_key(|at| std::cmp::Reverse(size(&self.measured[*at])));
+                by_size.truncate(self.batch);
+                *most = (of_batch(&by_size, size), by_size);
             }
         }
         let batches: BTreeSet<Vec<usize>> = largest.into_iter().map(|(_, batch)| batch).collect();
@@ -291,7 +322,8 @@ impl Planner<'_> {
             return Room { spare: 0, ..evaluation };
         }
         let whole = Room { kept: trained.clone(), ..evaluation.clone() };
-        let of_step = order.steps_after(0).map(|step| step.n_samples()).max().unwrap_or(0);
+        // none has more than the first
+        let of_step = order.steps_after(0).next().map_or(0, |step| step.n_samples());
         let (spare, spare_rows) = (of_step.max(evaluation.spare), most(&trained).max(evaluation.spare_rows));
         let mut part = Room { spare, spare_rows, ..evaluation };
         if whole.bytes() <= budget.max(part.bytes()) {
@@ -322,8 +354,9 @@ impl Planner<'_> {
         Ok(tape)
     }
 
-    /// FLOPs of the run and, under a roof, its seconds: each operation takes what its products or its bytes take.
-    fn cost(&self, order: &Order, budget: usize, kept: usize, roof: Option<Roof>) -> Result<(f64, Option<f64>)> {
+    /// FLOPs of the run and, under a roof, its seconds: each operation takes what its products or its bytes take. A frozen
+    /// tower sees `prepared` samples.
+    fn cost(&self, order: &Order, budget: usize, prepared: u64, roof: Option<Roof>) -> Result<(f64, Option<f64>)> {
         let of = |tape: &Tape| {
             let costs = tape.records().iter().map(|r| r.op().cost()).map(|c| (c.flops as f64, c.bytes as f64));
             costs.fold((0.0, 0.0), |(flops, seconds), (f, b)| {
@@ -333,7 +366,7 @@ impl Planner<'_> {
             })
         };
         let spread = |n: usize| (0..n).step_by(n.div_ceil(COSTED).max(1));
-        let batches: Vec<Vec<usize>> = order.steps_after(0).flat_map(|step| step.micro_batches).collect();
+        let batches: Vec<Vec<usize>> = walked(order).collect();
         let mut all = (0.0, 0.0);
         let mut add = |tapes: Vec<Tape>, times: f64| {
             let n = tapes.len().max(1) as f64;
@@ -341,15 +374,12 @@ impl Planner<'_> {
             all = (all.0 + sum.0 / n * times, all.1 + sum.1 / n * times);
         };
         let steps = spread(batches.len()).map(|i| Ok(self.forward(&self.of(&batches[i]))?.fit(Some(budget))?.tape));
-        add(steps.collect::<Result<_>>()?, batches.len() as f64);
+        add(steps.collect::<Result<_>>()?, order.n_micro_batches() as f64);
         if !self.trainable.trains_vision() {
-            let mut passes = vec![0usize; self.measured.len()];
-            batches.iter().flatten().for_each(|at| passes[*at] += 1);
-            let passes: usize = passes.iter().enumerate().map(|(at, n)| if at < kept { (*n).min(1) } else { *n }).sum();
             let pictured: Vec<&Example> = self.measured.iter().filter(|e| !e.sequence.grids.is_empty()).collect();
             let part = pictured.len() as f64 / self.measured.len() as f64;
             let tapes = spread(pictured.len()).map(|i| self.tower(&pictured[i].sequence)).collect::<Result<_>>()?;
-            add(tapes, passes as f64 * part);
+            add(tapes, prepared as f64 * part);
         }
         Ok((all.0, roof.map(|_| all.1)))
     }
@@ -386,6 +416,16 @@ impl Planner<'_> {
         };
         Err(Error::Unsupported(said))
     }
+}
+
+fn n_walked(order: &Order) -> u64 {
+    WALKED.max(order.steps_per_epoch())
+}
+
+/// The micro-batches of the steps that are looked at.
+fn walked(order: &Order) -> impl Iterator<Item = Vec<usize>> {
+    let n = usize::try_from(n_walked(order)).unwrap_or(usize::MAX);
+    order.steps_after(0).take(n).flat_map(|step| step.micro_batches)
 }
 
 /// A line for each arena.

@@ -19,6 +19,7 @@ use super::settings::Settings;
 use super::{config_file, events};
 use crate::base::{Error, Result};
 use crate::io::atomic;
+use crate::io::lock::FolderLock;
 use crate::io::log_file::LogFile;
 use serde_json::{Map, Value};
 use std::fs;
@@ -55,6 +56,7 @@ pub struct RunFolder {
     events: LogFile,
     /// A checkpoint that is being written.
     saving: Option<JoinHandle<Result<()>>>,
+    _lock: FolderLock,
 }
 
 /// An opened folder, and where the run in it is.
@@ -77,27 +79,47 @@ pub fn identity_of(settings: &Settings, inputs: super::fingerprint::Fingerprints
     Ok(Identity { settings, inputs })
 }
 
+/// Whether a run may begin in `dir`: asked before what takes long. Errors: another process writes into the folder; it is
+/// not empty (`New`); it holds something and no run (`Resume`).
+pub fn may_begin(dir: &Path, start: Start) -> Result<()> {
+    if dir.exists() {
+        // let go at once: nothing is written yet
+        FolderLock::take(dir)?;
+    }
+    check(dir, start)
+}
+
+fn check(dir: &Path, start: Start) -> Result<()> {
+    let holds = entries(dir)?;
+    let of_run = |name: &String| [CONFIG, METRICS, CHECKPOINTS].contains(&name.as_str());
+    let reason = match start {
+        Start::New if !holds.is_empty() => {
+            "the folder is not empty; give --resume to go on with a run in it, --overwrite to replace it, or name another"
+        }
+        Start::Resume if !holds.iter().all(|name| is_partial(name)) && !holds.iter().any(of_run) => {
+            "the folder holds no run to resume, and is not empty; name another"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::file(dir, reason))
+}
+
 impl RunFolder {
     /// Opens `settings.out`. `wall_time` (seconds since 1970) stands in TensorBoard's file only.
     ///
-    /// Errors: the folder is not empty (`New`); it holds something and no run (`Resume`); its checkpoints are all
-    /// damaged; settings or data are not those of the checkpoint, with every difference named.
+    /// Errors: those of [`may_begin`], which is asked again; its checkpoints are all damaged; settings or data are not those
+    /// of the checkpoint, with every difference named.
     pub fn open(settings: &Settings, identity: Identity, start: Start, wall_time: f64) -> Result<Opened> {
         let dir = settings.out.as_path();
-        let holds = entries(dir)?;
+        may_begin(dir, start)?;
+        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        let lock = FolderLock::take(dir)?;
+        // another may have begun and ended in between
+        check(dir, start)?;
         match start {
-            Start::New if !holds.is_empty() => {
-                let reason = "the folder is not empty; give --resume to go on with a run in it, --overwrite to replace it, or \
-                              name another";
-                return Err(Error::file(dir, reason));
-            }
             Start::New => (),
             Start::Overwrite => remove_run(dir)?,
             Start::Resume => {
-                let of_run = |name: &String| [CONFIG, METRICS, CHECKPOINTS].contains(&name.as_str());
-                if !holds.iter().all(|name| is_partial(name)) && !holds.iter().any(of_run) {
-                    return Err(Error::file(dir, "the folder holds no run to resume, and is not empty; name another"));
-                }
                 remove_partial(dir)?;
                 remove_partial(&dir.join(CHECKPOINTS))?;
             }
@@ -134,7 +156,7 @@ impl RunFolder {
         }
         // The last: with it on disk, the folder's other entries are.
         config_file::write(&dir.join(CONFIG), settings)?;
-        let folder = RunFolder { dir: dir.into(), identity, metrics, events, saving: None };
+        let folder = RunFolder { dir: dir.into(), identity, metrics, events, saving: None, _lock: lock };
         Ok(Opened { folder, resumed, warnings })
     }
 

@@ -9,13 +9,14 @@ use super::metrics::{EvalMetrics, StepMetrics, words_are_timed};
 use super::mfu;
 use super::order::{Order, Spread, Step, pick};
 use super::plan::{Plan, Planner, Roof};
-use super::run_folder::{RunFolder, Start, identity_of};
+use super::run_folder::{self, RunFolder, Start, identity_of};
 use super::settings::Settings;
 use super::step::{Example, Optimizer, Trainer};
 use crate::base::rng::Stream;
 use crate::base::{Error, Precision, Result};
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
+use crate::data::whole::whole;
 use crate::device::{Device, Facts};
 use crate::infer::engine::Engine;
 use crate::io::{HostData, HostTensor, host_tensor};
@@ -49,6 +50,8 @@ pub struct Watch<'a> {
 pub enum Said {
     /// A sentence for a person.
     Note(String),
+    /// So many samples of so many have whole photos, or were left out.
+    Checked(usize, usize),
     Step(StepMetrics, u64),
     Eval(EvalMetrics),
 }
@@ -65,10 +68,22 @@ pub struct Begin {
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum End {
-    /// All steps done, or stopped early by its evaluations.
-    Done { steps: u64, loss: Option<f64> },
+    /// `best`: the step of the evaluation whose weights are kept, where there were evaluations.
+    Done { steps: u64, loss: Option<f64>, why: Why, best: Option<u64> },
     /// Saved after a signal; `--resume` goes on.
     Interrupted { steps: u64 },
+}
+
+/// Why a run that is done ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// All its steps are done.
+    Steps,
+    /// The overfit check is passed: so many samples are learnt. Whether their answers, which are right, were looked at: they
+    /// have to be a closed set.
+    Passed { samples: usize, answered: bool },
+    /// So many evaluations brought nothing better.
+    Early { evaluations: u64 },
 }
 
 /// Where the best evaluation was.
@@ -143,6 +158,7 @@ pub fn train(
     watch: &mut Watch,
 ) -> Result<End> {
     let started = Instant::now();
+    run_folder::may_begin(&settings.out, begin.start)?;
     let Inputs { checkpoint, preparer, samples: all, evaluation, kind, init, trainable, order } =
         Inputs::read(settings, watch)?;
     let most_tokens = checkpoint.config.text.max_position_embeddings;
@@ -251,10 +267,14 @@ pub fn dry_run(
         Some(roof) => roof,
         None => Roof::measure(device, precision, config.text.hidden_size)?,
     };
-    let plan = planner.plan(&inputs.order, budget, Some(roof))?;
+    let mut plan = planner.plan(&inputs.order, budget, Some(roof))?;
     planner.refusal(&plan, budget, settings.memory.is_some(), settings.batch_size)?;
     if let Kind::Lora(_) = inputs.kind {
         planner.every_tensor_is_reached(&inputs.order)?;
+    }
+    if stated.is_none() {
+        let step = batch.saturating_mul(settings.grad_accumulation);
+        plan.add_preparing(samples.seconds_each(step)?, device.facts().is_none());
     }
     Ok(plan)
 }
@@ -274,14 +294,6 @@ impl Inputs {
         spec.min_pixels = settings.min_pixels.unwrap_or(spec.min_pixels);
         spec.max_pixels = settings.max_pixels.unwrap_or(spec.max_pixels);
         let preparer = Preparer::open(&settings.model, &checkpoint.config, spec)?;
-        let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
-        let data = read_dataset(&settings.data, settings.prompt.as_deref(), on_bad)?;
-        data.skipped.iter().for_each(|e| (watch.said)(Said::Note(format!("left out: {e}"))));
-        let samples = chosen(settings, data.samples)?;
-        let evaluation = match &settings.eval_data {
-            Some(file) => Some(Evaluation::of(file, read_dataset(file, settings.prompt.as_deref(), on_bad)?.samples)?),
-            None => None,
-        };
         let init = settings.init_adapter.as_ref().map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
         let (kind, trainable) = if settings.full {
             (Kind::Full, Trainable::full(&checkpoint))
@@ -290,10 +302,24 @@ impl Inputs {
             let trainable = Trainable::lora(&lora.modules, lora.config.rank, lora.scale).with_dropout(settings.dropout);
             (Kind::Lora(Box::new(lora)), trainable)
         };
+        let samples = chosen(settings, whole_samples(&settings.data, settings, watch)?)?;
+        let evaluation = match &settings.eval_data {
+            Some(file) => Some(Evaluation::of(file, whole_samples(file, settings, watch)?)?),
+            None => None,
+        };
         let (batch, accumulation) = (settings.batch_size, settings.grad_accumulation);
         let order = Order::new(samples.len(), batch, accumulation, settings.sequence(), settings.length())?;
         Ok(Inputs { checkpoint, preparer, samples, evaluation, kind, init, trainable, order })
     }
+}
+
+/// The samples of a file, their photos decoded once: in the middle of a run it would be too late to find a damaged one.
+fn whole_samples(file: &Path, settings: &Settings, watch: &mut Watch) -> Result<Vec<Sample>> {
+    let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
+    let data = read_dataset(file, settings.prompt.as_deref(), on_bad)?;
+    let data = whole(file, data, on_bad, &mut |n, all| (watch.said)(Said::Checked(n, all)))?;
+    data.skipped.iter().for_each(|e| (watch.said)(Said::Note(format!("left out: {e}"))));
+    Ok(data.samples)
 }
 
 /// The samples that a run is evaluated on, without pixels.
@@ -360,7 +386,7 @@ impl Session<'_> {
         let keep = self.features.keeps();
         let total = order.total_steps();
         let per_epoch = order.steps_per_epoch();
-        let (mut at, mut loss, mut passed) = (done, None, false);
+        let (mut at, mut loss, mut why) = (done, None, Why::Steps);
         std::thread::scope(|scope| {
             let (send, receive) = sync_channel(1);
             scope.spawn(move || samples.ahead(order, done, keep, send));
@@ -377,13 +403,20 @@ impl Session<'_> {
                 let step_loss = metrics.loss;
                 (watch.said)(Said::Step(metrics, total));
                 (at, loss) = (step.number, Some(step_loss));
-                let overfitted = self.settings.overfit.is_some() && self.overfitted(samples, step_loss, per_epoch)?;
-                let last = at == total || overfitted;
-                let ends_epoch = at.is_multiple_of(per_epoch);
-                let mut stop = overfitted;
-                if last || self.settings.eval_every.map_or(ends_epoch, |n| at.is_multiple_of(n)) {
-                    stop |= self.evaluate(samples.preparer, &step, watch)?;
+                if self.settings.overfit.is_some()
+                    && let Some(passed) = self.overfitted(samples, step_loss, per_epoch)?
+                {
+                    why = passed;
                 }
+                let last = at == total || why != Why::Steps;
+                let ends_epoch = at.is_multiple_of(per_epoch);
+                if (last || self.settings.eval_every.map_or(ends_epoch, |n| at.is_multiple_of(n)))
+                    && let Some(since) = self.evaluate(samples.preparer, &step, watch)?
+                    && !last
+                {
+                    why = Why::Early { evaluations: since };
+                }
+                let stop = why != Why::Steps;
                 let interrupted = (watch.interrupted)();
                 let due = self.settings.save_every.map_or(ends_epoch, |n| at.is_multiple_of(n));
                 if due || last || stop || interrupted {
@@ -394,9 +427,6 @@ impl Session<'_> {
                     self.summary(at, loss)?;
                     return Ok(End::Interrupted { steps: at });
                 }
-                if overfitted {
-                    passed = true;
-                }
                 if stop {
                     break;
                 }
@@ -406,27 +436,30 @@ impl Session<'_> {
             }
             self.folder.saved()?;
             self.summary(at, loss)?;
-            if let (Some(n), false, Some(loss)) = (self.settings.overfit, passed, loss) {
+            if let (Some(n), Why::Steps, Some(loss)) = (self.settings.overfit, why, loss) {
                 let right =
                     self.answers(samples)?.map_or(String::new(), |right| format!(", {right} of {n} answers right"));
                 return Err(Error::Unsupported(format!(
                     "the overfit check failed: after {at} steps the loss is {loss:.4}{right}; wanted are a loss below \
-                     {OVERFIT_LOSS} on each of the {n} samples' batches and every answer right; raise --learning-rate, \
-                     --rank or --max-steps, or look for labels that contradict each other"
+                     {OVERFIT_LOSS} on each of the {n} samples' batches and every answer right; before that, more photos \
+                     do not help: raise --learning-rate, --rank or --max-steps, or look for labels that contradict each \
+                     other"
                 )));
             }
-            Ok(End::Done { steps: at, loss })
+            Ok(End::Done { steps: at, loss, why, best: self.best.map(|best| best.step) })
         })
     }
 
-    /// Whether all samples are learnt: every batch of one pass over them has a loss below the bound, and every answer is
-    /// right.
-    fn overfitted(&mut self, samples: &Samples, loss: f64, per_epoch: u64) -> Result<bool> {
+    /// [`Why::Passed`] where all samples are learnt: every batch of one pass over them has a loss below the bound, and every
+    /// answer is right.
+    fn overfitted(&mut self, samples: &Samples, loss: f64, per_epoch: u64) -> Result<Option<Why>> {
         self.below = if loss < OVERFIT_LOSS { self.below + 1 } else { 0 };
         if self.below < per_epoch {
-            return Ok(false);
+            return Ok(None);
         }
-        Ok(self.answers(samples)?.is_none_or(|right| right == samples.all.len()))
+        let (right, n) = (self.answers(samples)?, samples.all.len());
+        let passed = right.is_none_or(|right| right == n);
+        Ok(passed.then_some(Why::Passed { samples: n, answered: right.is_some() }))
     }
 
     /// How many of the samples are answered right; None where their answers are no closed set.
@@ -550,9 +583,10 @@ impl Session<'_> {
         Ok(gradients.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect())
     }
 
-    /// Scores the evaluation set; keeps the result where it is the best so far. True: stop here.
-    fn evaluate(&mut self, preparer: &Preparer, step: &Step, watch: &mut Watch) -> Result<bool> {
-        let Some(Evaluation { file, samples, classes }) = &self.evaluation else { return Ok(false) };
+    /// Scores the evaluation set; keeps the result where it is the best so far. Where it is time to stop: the number of
+    /// evaluations since the best.
+    fn evaluate(&mut self, preparer: &Preparer, step: &Step, watch: &mut Watch) -> Result<Option<u64>> {
+        let Some(Evaluation { file, samples, classes }) = &self.evaluation else { return Ok(None) };
         let start = Instant::now();
         let method = Method::Choices(classes.clone());
         let (mut correct, mut n) = (0, 0);
@@ -584,8 +618,8 @@ impl Session<'_> {
         if better {
             self.write_result()?;
         }
-        let since = self.best.map_or(0, |b| b.since);
-        Ok(self.settings.early_stop.is_some_and(|n| since >= n))
+        let since = self.best.map(|b| b.since);
+        Ok(since.filter(|since| self.settings.early_stop.is_some_and(|n| *since >= n)))
     }
 
     fn save(&mut self, step: &Step) -> Result<()> {

@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use vlm::io::lock::FolderLock;
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vlm"));
@@ -313,13 +314,27 @@ fn evaluation_and_its_refusals() {
     fails(&format!("{again} --choices dent,rust"), &paths, &["set.jsonl, line 2", "\"scratch\"", "--choices"]);
     let said = json_of(&format!("{again} --choices dent,rust,scratch --batch-size 1 --json"), &paths);
     assert_eq!(said["choices"], json!(["dent", "rust", "scratch"]));
-    // a photo that breaks half way: no summary of an earlier run stays beside the new predictions
+    // a photo that cannot be decoded stops it before anything is done, and leaves an earlier result alone
     let (broken, good) = (dir.path().join("broken.png"), line("dent"));
     fs::write(&broken, png(100_000, 100_000)).unwrap();
     write(&[&good, &json!({"image": broken, "label": "dent"}).to_string()]);
-    fails(&format!("{again} --batch-size 1"), &paths, &["set.jsonl, line 2", "broken.png"]);
-    assert!(!out.join("summary.json").exists());
-    assert_eq!(fs::read_to_string(out.join("predictions.jsonl")).unwrap().lines().count(), 1);
+    let before = fs::read(out.join("summary.json")).unwrap();
+    fails(&format!("{again} --batch-size 1"), &paths, &["set.jsonl, line 2", "broken.png", "--skip-bad"]);
+    assert_eq!(fs::read(out.join("summary.json")).unwrap(), before);
+    let done = vlm(&format!("{again} --skip-bad --json"), &paths);
+    let said: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!((&said["skipped"], &said["metrics"]["n"]), (&json!(1), &json!(1)));
+    let left_out = done.stderr.lines().find(|l| l.starts_with("vlm: left out: ")).unwrap();
+    assert!(left_out.contains("set.jsonl, line 2: ") && left_out.contains("broken.png"), "{left_out}");
+    write(&[&json!({"image": broken, "label": "dent"}).to_string()]);
+    fails(&format!("{again} --skip-bad"), &paths, &["set.jsonl: none of its 1 samples has whole photos"]);
+    // labels that are compared as one are one class
+    write(&[&line("dent"), &line("Dent."), &line("scratch")]);
+    let done = vlm(&format!("{again} --json"), &paths);
+    let said: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(said["choices"], json!(["Dent.", "scratch"]));
+    assert!(done.stderr.contains("the set has 3 labels of 2 classes: "), "{}", done.stderr);
+    misused(&format!("{again} --choices dent,DENT,scratch"), &paths, &["--choices", "are one answer"]);
     write(&[&line("dent"), &line("scratch")]);
     let said = json_of(&format!("{again} --generate --max-new-tokens 2 --temperature 0 --json"), &paths);
     assert_eq!((&said["method"], &said["choices"]), (&json!("generate"), &Value::Null));
@@ -492,4 +507,53 @@ fn a_closed_pipe_is_fine() {
         child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
         assert_eq!((child.wait().unwrap().code(), said.as_str()), (Some(0), ""), "{line}");
     }
+}
+
+/// Whoever keeps a folder open for long has it alone, and one that has ended holds it no more, however it ended.
+#[test]
+fn a_folder_that_another_vlm_writes_into_is_left_alone() {
+    let (model, data, dir) = (single(), cases().join("train.jsonl"), tempfile::tempdir().unwrap());
+    let (sweep, out) = (cases().join("sweep.toml"), dir.path().join("out"));
+    fs::create_dir(&out).unwrap();
+    let busy = format!("vlm: another vlm is writing into {}: wait for it, or choose another --out", out.display());
+    let lines: [(&str, &[&Path]); 6] = [
+        ("train --model {} --data {} --out {} --device cpu --resume", &[&model, &data, &out]),
+        ("train --model {} --data {} --out {} --device cpu --overwrite", &[&model, &data, &out]),
+        ("eval --model {} --data {} --out {} --device cpu --overwrite", &[&model, &data, &out]),
+        ("sweep --config {} --out {}", &[&sweep, &out]),
+        ("data dedupe --model {} {} --out {}", &[&model, &data, &out]),
+        ("bench one-dollar --shape tiny --out {}", &[&out]),
+    ];
+    let lock = FolderLock::take(&out).unwrap();
+    for (line, paths) in lines {
+        fails(line, paths, &[&busy]);
+    }
+    fails("demo --out {} --overwrite", &[&out], &[&busy]);
+    assert_eq!(fs::read_dir(&out).unwrap().count(), 0);
+    drop(lock);
+    works("train --model {} --data {} --out {} --device cpu --max-steps 1 --resume", &[&model, &data, &out]);
+}
+
+/// What a run that is done says of itself.
+#[test]
+fn a_run_says_why_it_ended() {
+    let (model, data, dir) = (single(), cases().join("train.jsonl"), tempfile::tempdir().unwrap());
+    let validation = dir.path().join("validation.jsonl");
+    let text = fs::read_to_string(&data).unwrap();
+    fs::write(&validation, text.replace("images/", &format!("{}/images/", cases().display()))).unwrap();
+    let (check, early, whole) = (dir.path().join("check"), dir.path().join("early"), dir.path().join("whole"));
+    let train = "train --model {} --data {} --out {} --device cpu";
+    let flags = "--overfit 3 --learning-rate 1e-2 --rank 8 --batch-size 1";
+    let said = works(&format!("{train} {flags}"), &[&model, &data, &check]);
+    assert!(said.starts_with("the overfit check is passed: 3 samples are learnt by heart after "), "{said}");
+    assert!(said.contains(", every answer right; data and settings can work; the result is in "), "{said}");
+    let flags = "--learning-rate 0 --epochs 9 --eval-data {} --early-stop 2";
+    let said = works(&format!("{train} {flags}"), &[&model, &data, &early, &validation]);
+    let ended = format!(
+        ", stopped early by --early-stop 2; the result is in {}, as it was at step 1, the best evaluation\n",
+        early.display()
+    );
+    assert!(said.starts_with("3 steps, loss ") && said.contains(&ended), "{said}");
+    let said = works(&format!("{train} --max-steps 1"), &[&model, &data, &whole]);
+    assert!(said.contains(&format!("; the result is in {}\n", whole.display())), "{said}");
 }

@@ -8,10 +8,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use vlm::classify::compare::{Group, OnDifferent, compare};
+use vlm::classify::evaluate::Classes;
 use vlm::classify::folder::{Folder, Start, write_json, write_records};
 use vlm::classify::metrics::{Metrics, metrics};
 use vlm::classify::records::{Evaluation, Record};
 use vlm::classify::statistics::mcnemar_exact;
+use vlm::data::dataset::{OnBad, read_dataset};
 
 /// Sums of at most 200 numbers in another order.
 const BOUND: f64 = 1e-13;
@@ -110,6 +112,33 @@ fn several_labels_a_photo_as_scikit_learn() {
         close(&what("macro"), &[m.macro_f1], &one("macro_f1"));
         close(&what("constant"), &[m.baselines.random.mean_average_precision.unwrap()], &one("constant_map"));
         assert_eq!(m.confusion, None);
+    }
+}
+
+/// Whatever an answer is right by, the rows and the matrix count by too: case, outer spaces and a final full stop do not
+/// matter.
+#[test]
+fn labels_that_are_compared_as_one_are_counted_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("set.jsonl");
+    let line = |label: &str| {
+        let turns =
+            [("user", "Which?"), ("assistant", label)].map(|(r, t)| serde_json::json!({"role": r, "content": t}));
+        serde_json::json!({"messages": turns}).to_string()
+    };
+    fs::write(&file, ["a", "A", " a", "a.", "b", "B", "a", "b"].map(line).join("\n")).unwrap();
+    let samples = read_dataset(&file, None, OnBad::Fail).unwrap().samples;
+    let classes = Classes::of(&file, &samples, false).unwrap();
+    assert_eq!(classes.names, ["a", "b"]);
+    for (answer, correct, right) in [("A.", 5, [5, 0]), (" b", 3, [0, 3]), ("c", 0, [0, 0])] {
+        let records: Vec<Record> = samples.iter().map(|s| classes.judge(s, answer.into())).collect();
+        let m = metrics(&classes.names, &records);
+        let rows: Vec<usize> = classes.names.iter().map(|c| m.per_class[c].correct).collect();
+        assert_eq!((m.correct, rows), (correct, right.to_vec()), "{answer}");
+        let confusion = m.confusion.unwrap();
+        assert_eq!([confusion.counts[0][0], confusion.counts[1][1]], right, "{answer}");
+        assert_eq!(confusion.labels[..2], classes.names);
+        assert_eq!(m.per_class.len(), 2);
     }
 }
 
@@ -225,6 +254,11 @@ fn an_evaluation_goes_on_with_the_same_and_nothing_else() {
     assert!(error.contains("finished"), "{error}");
     let folder = Folder::open(&out, identity("n"), Start::Overwrite).unwrap();
     assert!(folder.done().is_empty() && !out.join("summary.json").exists());
+    for start in [Start::New, Start::Resume, Start::Overwrite] {
+        let error = said(Folder::open(&out, identity("n"), start));
+        assert!(error.starts_with("another vlm is writing into ") && error.contains("out: wait for it"), "{error}");
+    }
+    drop(folder);
     fs::write(&predictions, "{}\n").unwrap();
     let error = said(Folder::open(&out, identity("n"), Start::Resume));
     assert!(error.contains("predictions.jsonl, line 1"), "{error}");

@@ -143,6 +143,21 @@ fn sweep(sweep: &Sweep, seen: &Seen, stop_after: usize) -> Result<Option<Vec<Row
     run(sweep, &mut host)
 }
 
+/// No other settings would mend it: the sweep ends, and once the photo is whole it begins.
+#[test]
+fn a_damaged_photo_is_no_trial_that_failed() {
+    let dir = sets();
+    let photo = dir.path().join("train1.png");
+    let whole = fs::read(&photo).unwrap();
+    fs::write(&photo, &whole[..whole.len() / 2]).unwrap();
+    let of = || read(dir.path(), "search = \"grid\"", "rank = [2, 4]");
+    let said = sweep(&of(), &Seen::default(), usize::MAX).unwrap_err().to_string();
+    assert!(said.contains("train.jsonl, line 2: ") && said.contains("train1.png"), "{said}");
+    fs::write(&photo, &whole).unwrap();
+    let rows = sweep(&of(), &Seen::default(), usize::MAX).unwrap().unwrap();
+    assert_eq!(rows.iter().map(result).map(|r| r.3).collect::<Vec<_>>(), [2, 2]);
+}
+
 /// What a trial's result says, the clock apart.
 fn result(row: &Row) -> (usize, u64, u64, u64, String) {
     match &row.outcome {

@@ -53,6 +53,53 @@ fn a_budget_is_kept_by_computing_twice_and_refused_with_a_table() {
     assert_eq!(log(&free.out), log(&kept.out));
 }
 
+/// A plan costs what an epoch costs, and adds up the same.
+#[test]
+fn a_run_of_any_length_is_planned_at_once() {
+    let bench = Bench::new();
+    let roof = Roof { flops_per_second: 1e9, bytes_per_second: 1e9, seconds_per_operation: 0.0 };
+    let plan = |vision: bool, epochs: u64| {
+        let settings = bench.settings(|s| (s.lora_vision, s.epochs) = (vision, Some(epochs)));
+        let mut watch = Watch { said: &mut |_| (), interrupted: &|| false };
+        dry_run(&settings, &mut Device::host(), Precision::F32, Some(roof), &mut watch).unwrap()
+    };
+    for vision in [false, true] {
+        let (once, long, endless) = (plan(vision, 1), plan(vision, 60_000), plan(vision, u64::MAX / 2));
+        assert_eq!((once.steps, long.steps, endless.steps), (2, 120_000, u64::MAX - 1));
+        assert_eq!((long.tokens, endless.tokens), (60_000 * once.tokens, u64::MAX));
+        assert_eq!((once.prepared, long.prepared), (3, if vision { 180_000 } else { 3 }));
+        // two of three samples make the largest batch, whichever come together in one epoch
+        assert!(long.step_bytes >= once.step_bytes && long.largest_samples == 2, "{long:?}");
+        assert_eq!(long.step_bytes, endless.step_bytes);
+        // a frozen tower works in the first epoch alone
+        let (one, many) = (once.flops, long.flops / 60_000.0);
+        assert!(many < 1.5 * one && (many > 0.5 * one || !vision), "{one} {many}");
+    }
+}
+
+/// Where the device is timed, so is the reading of photos.
+#[test]
+fn what_reading_photos_takes_is_part_of_the_seconds() {
+    let bench = Bench::new();
+    let plan = |epochs, stated| {
+        let settings = bench.settings(|s| (s.lora_vision, s.epochs) = (true, Some(epochs)));
+        let mut watch = Watch { said: &mut |_| (), interrupted: &|| false };
+        dry_run(&settings, &mut Device::host(), Precision::F32, stated, &mut watch).unwrap()
+    };
+    let timed = plan(3, None);
+    assert_eq!(timed.prepared, 9);
+    let (all, reading) = (timed.seconds.unwrap(), timed.preparing_seconds.unwrap());
+    assert!(reading > 0.0 && reading < all, "{reading} of {all}");
+    let mut stated = plan(3, Some(Roof { flops_per_second: 1e9, bytes_per_second: 1e9, seconds_per_operation: 0.0 }));
+    assert_eq!(stated.preparing_seconds, None);
+    let seconds = stated.seconds.unwrap();
+    // a device of its own waits for photos only where they take longer
+    stated.add_preparing(seconds / 18.0, false);
+    assert_eq!(stated.seconds, Some(seconds));
+    stated.add_preparing(seconds / 4.5, false);
+    assert!((stated.seconds.unwrap() / seconds - 2.0).abs() < 1e-9);
+}
+
 /// A device with kernels holds the weights, a copy of what is trained, and intermediate results: a plan counts them.
 #[test]
 fn what_only_a_device_with_kernels_holds_is_planned() {

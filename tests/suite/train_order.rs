@@ -30,6 +30,23 @@ fn steps_may_end_within_an_epoch_or_go_over_many() {
     assert_eq!(many[..2], few[..]);
 }
 
+/// What is counted without walking is what one finds walking.
+#[test]
+fn passes_and_batches_are_those_of_the_steps() {
+    for (n, batch, accumulation) in [(7, 2, 2), (1, 4, 1), (10, 4, 1), (12, 3, 2)] {
+        for length in [Length::Steps(1), Length::Steps(5), Length::Steps(17), Length::Epochs(4)] {
+            let order = Order::new(n, batch, accumulation, SHUFFLED, length).unwrap();
+            let batches: Vec<Vec<usize>> = order.steps_after(0).flat_map(|step| step.micro_batches).collect();
+            let passes = (0..n).map(|at| batches.iter().flatten().filter(|b| **b == at).count() as u64);
+            assert_eq!(order.passes(), passes.collect::<Vec<_>>());
+            assert_eq!(order.n_micro_batches(), batches.len() as u64);
+        }
+    }
+    let long = Order::new(7, 2, 2, SHUFFLED, Length::Steps(u64::MAX)).unwrap();
+    assert_eq!(long.n_micro_batches(), u64::MAX);
+    assert_eq!(long.passes().iter().max(), Some(&(u64::MAX / 2 + 1)));
+}
+
 /// Pearson's statistic of where samples land over many epochs: 24 orders of 4 samples, 23 degrees of freedom, whose
 /// 99.99 % point is 56.5 (scipy.stats.chi2.ppf).
 #[test]

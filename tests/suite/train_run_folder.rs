@@ -326,6 +326,20 @@ fn a_folder_that_is_not_empty_is_refused_or_replaced_as_asked() {
 }
 
 #[test]
+fn an_open_folder_is_opened_by_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let opened = open(dir.path(), Start::New).unwrap();
+    let before = snapshot(dir.path());
+    for start in [Start::New, Start::Resume, Start::Overwrite] {
+        let error = open(dir.path(), start).unwrap_err().to_string();
+        assert!(error.starts_with("another vlm is writing into ") && error.contains("run: wait for it"), "{error}");
+    }
+    assert_eq!(snapshot(dir.path()), before);
+    drop(opened);
+    open(dir.path(), Start::Resume).unwrap();
+}
+
+#[test]
 fn a_resumed_run_must_be_the_same_run() {
     let (states, _) = whole();
     let dir = restore(states.last().unwrap());

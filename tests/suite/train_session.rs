@@ -7,8 +7,11 @@ use crate::support::tiny::cases;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use vlm::base::Precision;
+use vlm::device::Device;
+use vlm::io::lock::FolderLock;
 use vlm::train::run_folder::Start;
-use vlm::train::session::End;
+use vlm::train::session::{Begin, End, Said, Watch, Why, dry_run, train};
 
 #[test]
 fn a_run_with_dropout_that_is_stopped_goes_on_to_the_same_bits() {
@@ -94,8 +97,9 @@ fn an_overfit_check_ends_when_every_answer_is_right_or_says_why_not() {
     let settings = bench.settings(|s| {
         (s.overfit, s.epochs, s.learning_rate, s.rank, s.batch_size) = (Some(3), None, 1e-2, Some(8), 1);
     });
-    let End::Done { loss: Some(loss), .. } = bench.run(&settings, Start::New, None).unwrap() else { panic!() };
+    let End::Done { loss: Some(loss), why, .. } = bench.run(&settings, Start::New, None).unwrap() else { panic!() };
     assert!(loss < 0.01, "{loss}");
+    assert_eq!(why, Why::Passed { samples: 3, answered: true });
     // every sample's last step, not one alone
     let lines = json_lines(&settings.out.join("metrics.jsonl"));
     assert!(lines[lines.len() - 3..].iter().all(|l| l["loss"].as_f64().unwrap() < 0.01));
@@ -104,6 +108,72 @@ fn an_overfit_check_ends_when_every_answer_is_right_or_says_why_not() {
     });
     let said = bench.refusal(&settings);
     assert!(said.contains("overfit check failed: after 2 steps") && said.contains("of 3 answers right"), "{said}");
+}
+
+/// A damaged photo shows itself where it is decoded, and a run begins with that. Without its sample the run is that of the
+/// set without it.
+#[test]
+fn a_damaged_photo_is_found_before_the_first_step_or_left_out() {
+    let bench = Bench::new();
+    let good = fs::read_to_string(bench.path("train.jsonl")).unwrap();
+    let photo = fs::read(bench.path("images/wide.png")).unwrap();
+    fs::write(bench.path("images/cut.png"), &photo[..photo.len() / 2]).unwrap();
+    let lines: Vec<&str> = good.lines().collect();
+    let bad = lines[0].replace("wide.png", "cut.png");
+    // --dry-run, and a run
+    bench.write("train.jsonl", &[lines[0], &bad, lines[1], lines[2]].join("\n"));
+    let settings = bench.settings(|_| ());
+    let mut watch = Watch { said: &mut |_| (), interrupted: &|| false };
+    let planned = dry_run(&settings, &mut Device::host(), Precision::F32, None, &mut watch);
+    for said in [planned.expect_err("a refusal").to_string(), bench.refusal(&settings)] {
+        let wanted = ["train.jsonl, line 2: ", "cut.png", "mend or replace this photo", "--skip-bad"];
+        assert!(wanted.iter().all(|w| said.contains(w)), "{said}");
+        assert!(!bench.path("run").exists());
+    }
+    // the same of what it is evaluated on
+    bench.write("eval.jsonl", &bad);
+    let settings =
+        bench.settings(|s| (s.data, s.eval_data) = (bench.path("good.jsonl"), Some(bench.path("eval.jsonl"))));
+    bench.write("good.jsonl", &good);
+    let said = bench.refusal(&settings);
+    assert!(said.contains("eval.jsonl, line 1: ") && said.contains("cut.png"), "{said}");
+
+    let settings = bench.settings(|s| (s.skip_bad, s.out) = (true, bench.path("skipped")));
+    let (mut notes, mut checked) = (Vec::new(), Vec::new());
+    let mut said = |said: Said| match said {
+        Said::Note(text) => notes.push(text),
+        Said::Checked(n, all) => checked.push((n, all)),
+        _ => (),
+    };
+    let mut watch = Watch { said: &mut said, interrupted: &|| true };
+    let begin = Begin { start: Start::New, first_gradients: None, dollars_per_hour: None };
+    let end = train(&settings, Device::host(), Precision::F32, &begin, &mut watch).unwrap();
+    assert_eq!(end, End::Interrupted { steps: 1 });
+    let left_out: Vec<_> = notes.iter().filter(|n| n.starts_with("left out: ")).collect();
+    assert!(left_out.len() == 1 && left_out[0].contains("line 2: ") && left_out[0].contains("cut.png"), "{notes:?}");
+    assert_eq!(checked.last(), Some(&(4, 4)));
+    assert!(matches!(bench.run(&settings, Start::Resume, None), Ok(End::Done { steps: 6, .. })));
+    let whole = bench.settings(|s| (s.data, s.out) = (bench.path("good.jsonl"), bench.path("whole")));
+    bench.run(&whole, Start::New, None).unwrap();
+    assert!(adapter(&whole.out) == adapter(&settings.out));
+    assert_eq!(log(&whole.out), log(&settings.out));
+}
+
+/// Two runs in one folder would mix their logs and checkpoints.
+#[test]
+fn a_run_leaves_the_folder_of_another_alone() {
+    let bench = Bench::new();
+    let settings = bench.settings(|_| ());
+    assert_eq!(bench.run(&settings, Start::New, Some(2)).unwrap(), End::Interrupted { steps: 2 });
+    let before = log(&settings.out);
+    let lock = FolderLock::take(&settings.out).unwrap();
+    for start in [Start::New, Start::Resume, Start::Overwrite] {
+        let said = bench.run(&settings, start, None).expect_err("a refusal").to_string();
+        assert!(said.starts_with("another vlm is writing into ") && said.contains("run: wait for it"), "{said}");
+    }
+    assert_eq!(log(&settings.out), before);
+    drop(lock);
+    assert!(matches!(bench.run(&settings, Start::Resume, None), Ok(End::Done { steps: 6, .. })));
 }
 
 #[test]

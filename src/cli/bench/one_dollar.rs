@@ -9,6 +9,7 @@ use crate::data::dataset::{OnBad, read_dataset};
 use crate::data::drawn::photos::{Set, write_set};
 use crate::data::import;
 use crate::io::atomic;
+use crate::io::lock::FolderLock;
 use crate::qwen3vl::config::Config;
 use crate::qwen3vl::init::{self, Options};
 use crate::qwen3vl::names::Counts;
@@ -90,6 +91,7 @@ fn size(text: &str) -> Result<(usize, usize), String> {
 impl OneDollar {
     pub fn run(&self) -> Result<()> {
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
+        let _lock = FolderLock::take(&self.out)?;
         let photos = self.photos()?;
         let model = self.model()?;
         let recipe = self.out.join("one-dollar.toml");

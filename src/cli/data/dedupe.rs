@@ -11,6 +11,7 @@ use crate::dedupe::calibrate::{Calibration, Plan};
 use crate::dedupe::embed::{Embedder, Watch};
 use crate::dedupe::leaks::{self, Options, Outcome, Set};
 use crate::infer::engine::Engine;
+use crate::io::lock::FolderLock;
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::model::Model;
 use crate::qwen3vl::processor::read_patch_spec;
@@ -131,6 +132,7 @@ impl Dedupe {
         }
         let sets = leaks::open(&self.files, on_bad)?;
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
+        let _lock = FolderLock::take(&self.out)?;
         let out = self.out.canonicalize().map_err(|e| Error::io("use as a folder", &self.out, e))?;
         let mut embedder = self.tower.open(&self.model, &out)?;
         let outcome = search(&sets, &mut embedder, &options, &out)?;

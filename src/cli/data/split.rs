@@ -11,15 +11,13 @@ use crate::data::messages::ImageSource;
 use crate::data::pairs::read_pairs;
 use crate::data::rewrite::Lines;
 use crate::data::split::{Amount, Item, Part, Sizes, split};
+use crate::data::whole;
 use crate::dedupe::leaks;
 use crate::io::atomic;
-use rayon::prelude::*;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Cut a dataset into train, validation and test: each class in proportion, photos that look the same on one side
 #[derive(Debug, clap::Args)]
@@ -88,15 +86,12 @@ impl Split {
         // the question stays as it is in the lines
         let set = read_dataset(&self.file, Some(""), on_bad)?;
         let lines = Lines::read(&self.file)?;
-        let mut left_out: Vec<Error> = set.skipped;
-        let mut samples: Vec<(Sample, Vec<Look>)> = Vec::new();
-        for (sample, seen) in set.samples.iter().zip(looks(&set.samples)) {
-            match (seen, on_bad) {
-                (Ok(looks), _) => samples.push((sample.clone(), looks)),
-                (Err(e), OnBad::Fail) => return Err(Error::line(&self.file, sample.line, e.to_string())),
-                (Err(e), OnBad::Skip) => left_out.push(Error::line(&self.file, sample.line, e.to_string())),
-            }
-        }
+        let mut bar = Progress::new("photos");
+        let mut done = |n: usize, all: usize| bar.at(n as u64, all as u64);
+        let look = |source: &ImageSource| look::look(source, None);
+        let (samples, damaged) = whole::seen(&self.file, set.samples, on_bad, look, &mut done)?;
+        drop(bar);
+        let left_out: Vec<Error> = set.skipped.into_iter().chain(damaged).collect();
         left_out.iter().for_each(|e| eprintln!("vlm: left out: {e}"));
         let groups = self.groups(&samples)?;
         let items: Vec<Item> = samples
@@ -230,22 +225,6 @@ impl Split {
         }
         Ok(())
     }
-}
-
-/// Every photo of every sample, in parallel.
-fn looks(samples: &[Sample]) -> Vec<Result<Vec<Look>>> {
-    let bar = Mutex::new(Progress::new("photos"));
-    let done = AtomicU64::new(0);
-    samples
-        .par_iter()
-        .map(|sample| {
-            let looks = sample.images().map(|source| look::look(source, None)).collect();
-            if let Ok(mut bar) = bar.lock() {
-                bar.at(done.fetch_add(1, Ordering::Relaxed) + 1, samples.len() as u64);
-            }
-            looks
-        })
-        .collect()
 }
 
 /// A hash of a sample's photos, or of its text where it has none: the same wherever the files lie.

@@ -15,6 +15,7 @@ use crate::data::dataset::{OnBad, read_dataset};
 use crate::data::drawn::photos::{Planted, Set, write_set};
 use crate::data::pairs::read_pairs;
 use crate::io::atomic;
+use crate::io::lock::FolderLock;
 use recipe::{BASE, Part, RECIPE};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -56,7 +57,7 @@ pub struct Demo {
 impl Demo {
     pub fn run(&self) -> Result<()> {
         let start = Instant::now();
-        self.make_folder()?;
+        let _lock = self.make_folder()?;
         interrupt::watch();
         let planted = self.draw()?;
         for part in RECIPE {
@@ -65,18 +66,21 @@ impl Demo {
         self.summary(&planted, start)
     }
 
-    /// An empty folder with the base model in it.
-    fn make_folder(&self) -> Result<()> {
+    /// An empty folder with the base model in it, and its lock.
+    fn make_folder(&self) -> Result<FolderLock> {
         let out = &self.out;
-        let entries = match std::fs::read_dir(out) {
-            Ok(entries) => entries.count(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
-            Err(e) => return Err(Error::io("use as a folder", out, e)),
-        };
+        let create = || std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e));
+        create()?;
+        let mut lock = FolderLock::take(out)?;
+        let entries = std::fs::read_dir(out).map_err(|e| Error::io("use as a folder", out, e))?.count();
         let ours = out.join(MARK).exists();
         match (entries, ours, self.overwrite) {
             (0, _, _) => (),
-            (_, true, true) => std::fs::remove_dir_all(out).map_err(|e| Error::io("delete", out, e))?,
+            (_, true, true) => {
+                std::fs::remove_dir_all(out).map_err(|e| Error::io("delete", out, e))?;
+                create()?;
+                lock = FolderLock::take(out)?;
+            }
             (_, true, false) => {
                 return Err(Error::file(
                     out,
@@ -87,11 +91,11 @@ impl Demo {
                 return Err(Error::file(out, "holds files that are no demo's; name another folder with --out"));
             }
         }
-        std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
         let settings = serde_json::json!({"photos": self.photos, "test": self.test, "seed": self.seed});
         atomic::write_file(&out.join(MARK), |file| file.write(settings.to_string().as_bytes()))?;
         atomic::write_file(&out.join("demo.toml"), |file| file.write(SETTINGS.as_bytes()))?;
-        assets::write_base_model(&out.join(BASE))
+        assets::write_base_model(&out.join(BASE))?;
+        Ok(lock)
     }
 
     fn draw(&self) -> Result<Vec<Planted>> {

@@ -21,6 +21,7 @@ use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::data::look;
 use crate::device::Device;
 use crate::io::atomic;
+use crate::io::lock::FolderLock;
 use board::{Outcome, Row};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
@@ -51,12 +52,14 @@ pub struct Host<'a> {
 
 /// Runs all trials that are not done yet. The leaderboard; None: interrupted, and a second call goes on.
 ///
-/// Errors: the validation set shares a photo with what is learnt or with the test set; the folder holds another sweep;
+/// Errors: the validation set shares a photo with what is learnt or with the test set; the folder holds another sweep, or
+/// another process writes into it;
 /// what stops a run for a reason that other settings would not mend. A trial whose loss is no number, or that does not
 /// fit its memory, has failed, and the sweep goes on.
 pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
     check_sets(sweep)?;
     std::fs::create_dir_all(&sweep.out).map_err(|e| Error::io("create", &sweep.out, e))?;
+    let _lock = FolderLock::take(&sweep.out)?;
     remember(sweep)?;
     let mut rows: Vec<Row> = Vec::new();
     for trial in &sweep.trials {
@@ -90,7 +93,7 @@ fn attempt(trial: &Trial, host: &mut Host) -> Result<Option<Row>> {
     let begin = Begin { start: Start::Resume, first_gradients: None, dollars_per_hour: None };
     let outcome = match session::train(&trial.settings, device, precision, &begin, &mut watch) {
         Ok(End::Interrupted { .. }) => return Ok(None),
-        Ok(End::Done { steps, loss }) => Outcome::of(&trial.settings.out, steps, loss)?,
+        Ok(End::Done { steps, loss, .. }) => Outcome::of(&trial.settings.out, steps, loss)?,
         // what these settings made of it: a loss that is no number, a batch that does not fit
         Err(e @ (Error::Line { .. } | Error::Unsupported(_))) => Outcome::failed(e.to_string()),
         Err(e) => return Err(e),
