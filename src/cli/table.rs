@@ -1,7 +1,7 @@
 //! Scores as tables for a person.
 
 use super::classes::Classes;
-use crate::base::width::{left, right, width};
+use crate::base::width::{left, right, shortened, width};
 use crate::classify::compare::{Comparison, Group};
 use crate::classify::metrics::{Baseline, Metrics};
 use std::fmt::Write;
@@ -91,6 +91,9 @@ pub fn comparison(c: &Comparison, names: [&str; 2]) -> String {
     for (group, name) in lines {
         _ = writeln!(said, "{name:<10} {:>6}", n(group));
     }
+    // the folders are named in full above
+    let [a, b] = [shortened(a, 24), shortened(b, 24)];
+    let widest = width(&a).max(width(&b));
     let (first, cell) = (widest + 6, widest.max(6) + 6);
     let row = |name: &str, hits: String, misses: String| {
         format!("{} {} {}\n", left(name, first), right(&hits, cell), right(&misses, cell))

@@ -253,7 +253,7 @@ fn folders_in_a_folder_stand_in_the_order_of_the_work() {
     fs::create_dir_all(scores.join("comparison")).unwrap();
     write_json(&scores.join("comparison/comparison.json"), &compared).unwrap();
     let out = dir.path().join("page.html");
-    let built = report::build(&[scores.clone()], None, &out, &mut |_, _| ()).unwrap();
+    let built = report::build(std::slice::from_ref(&scores), None, &out, &mut |_, _| ()).unwrap();
     assert_eq!(built.evaluations, 4);
     assert!(built.notes[0].contains("stand in this order: base, 78, 319, merged. An untrained"), "{:?}", built.notes);
     let page = fs::read_to_string(&out).unwrap();
