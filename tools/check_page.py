@@ -214,6 +214,8 @@ def gallery(browser, check):
             )
             browser.settle()
             check.same(count(), number, f"photos behind {selector} {i}")
+            cards = browser.js("document.querySelectorAll('.card').length")
+            check.same(cards > 0, number > 0, f"cards behind {selector} {i}")
     choose(browser)
     return len(data["photos"])
 
@@ -283,6 +285,8 @@ def whole(browser, check):
         browser.size(width, 844)
         wide = browser.js("document.documentElement.scrollWidth")
         check.that(wide <= width, f"at {width} pixels the page is {wide} wide")
+        for what, code in [("charts", CHARTS), ("cut text", CUT), ("pictures", PICTURES), ("tables", TABLES)]:
+            check.same(browser.js(code), [], f"at {width} pixels, {what}")
     browser.size(1280, 900)
     for scheme in ["light", "dark"]:
         browser.scheme(scheme)
@@ -291,6 +295,74 @@ def whole(browser, check):
             check.that(ratio is None or ratio >= 4.5, f"contrast of {selector} in {scheme} is {ratio}")
     browser.scheme("light")
 
+
+# Of each chart that is seen: text over text, text outside of the chart, lines of the grid through text, text too small.
+CHARTS = """(() => {
+  const bad = [];
+  const over = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.5;
+  const seen = [...document.querySelectorAll('svg.chart')].filter((svg) => svg.getBoundingClientRect().width);
+  const figures = new Set([...document.querySelectorAll('svg.chart')].map((svg) => svg.parentElement));
+  if (seen.length !== figures.size) bad.push(seen.length + ' charts are seen in ' + figures.size + ' figures');
+  for (const svg of seen) {
+    const id = svg.getAttribute('aria-labelledby');
+    const whole = svg.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll('text')].map((t) => [t.firstChild.textContent, t.getBoundingClientRect()]);
+    const scale = whole.width / svg.viewBox.baseVal.width;
+    const lines = [...svg.querySelectorAll('.grid')].flatMap((g) =>
+      [...g.getAttribute('d').matchAll(/M([\\d.]+) ([\\d.]+)([HVv])([\\d.]+)/g)].map(([, x, y, way, n]) => {
+        const [left, top] = [whole.left + scale * x, whole.top + scale * y];
+        const right = way === 'H' ? whole.left + scale * n : left;
+        const bottom = way === 'V' ? whole.top + scale * n : way === 'v' ? top + scale * n : top;
+        return {left: left - 1, right: right + 1, top: top - 1, bottom: bottom + 1};
+      }));
+    texts.forEach(([said, box], i) => {
+      if (box.left < whole.left - 1 || box.right > whole.right + 1 || box.top < whole.top - 1 || box.bottom > whole.bottom + 1)
+        bad.push(id + ': ' + said + ' is outside');
+      if (box.height < 11) bad.push(id + ': ' + said + ' is ' + box.height + ' high');
+      for (const [other, at] of texts.slice(i + 1)) if (over(box, at)) bad.push(id + ': ' + said + ' over ' + other);
+      if (lines.some((line) => over(box, line))) bad.push(id + ': a line through ' + said);
+    });
+  }
+  return bad;
+})()"""
+
+# What the form says before anything is chosen, and whatever does not scroll, has room.
+CUT = """(() => {
+  const bad = [];
+  const measure = document.createElement('canvas').getContext('2d');
+  for (const field of document.querySelectorAll('#f-text, #f-order, #f-verdict')) {
+    const style = getComputedStyle(field);
+    measure.font = style.fontSize + ' ' + style.fontFamily;
+    const said = field.placeholder || field.options[0].textContent;
+    // an arrow, or the cross that empties a search
+    const room = field.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - 20;
+    if (measure.measureText(said).width > room) bad.push(said + ': ' + measure.measureText(said).width + ' in ' + room);
+  }
+  for (const e of document.querySelectorAll('main h2, main p, main li, main figcaption, main label, main button, main th > span'))
+    if (!e.closest('#grid') && e.clientWidth && e.scrollWidth > e.clientWidth + 1) bad.push(e.textContent.slice(0, 60) + ' is cut');
+  return bad;
+})()"""
+
+# Photos are shown whole, in their frames.
+PICTURES = """[...document.querySelectorAll('.thumb img, .frame img')].flatMap((image) => {
+  const [a, b] = [image, image.parentElement].map((e) => e.getBoundingClientRect());
+  const within = a.left >= b.left - 1 && a.right <= b.right + 1 && a.top >= b.top - 1 && a.bottom <= b.bottom + 1;
+  return within && getComputedStyle(image).objectFit === 'contain' ? [] : [a.width + ' x ' + a.height + ' in ' + b.width + ' x ' + b.height];
+})"""
+
+# A name leaves room for numbers, and on a wide page a table of classes for all of them.
+TABLES = """[...document.querySelectorAll('.scroll')].flatMap((region) => {
+  const bad = [];
+  const end = region.getBoundingClientRect().right;
+  const name = region.getAttribute('aria-label');
+  const cell = region.querySelector('tbody td.n');
+  const box = cell && cell.getBoundingClientRect();
+  if (box && box.right > end) bad.push(name + ': the first number is cut');
+  if (box && box.left < region.querySelector('tbody th').getBoundingClientRect().right - 1) bad.push(name + ': a name over a number');
+  if (innerWidth > 1200 && region.scrollWidth > region.clientWidth) bad.push(name + ': the last column is cut');
+  return bad;
+})"""
 
 CONTRAST = """(() => {
   const element = document.querySelector(%s);
@@ -337,7 +409,7 @@ def screenshots(browser, folder):
             browser.scheme(scheme)
             browser.js("scrollTo({top: 0, behavior: 'instant'})")
             browser.settle()
-            places = ["gallery", "comparison", "training", "curve", "leaks"]
+            places = ["gallery", "comparison", "confusion", "classes", "training", "curve", "leaks"]
             for part, place in [("top", None)] + [(place, place) for place in places]:
                 if place and not browser.js(f"Boolean(document.getElementById('{place}'))"):
                     continue

@@ -1,4 +1,5 @@
-//! What every room may use: the error, shapes, element types, environment variables, random numbers, the date.
+//! What every room may use: the error, shapes, element types, environment variables, random numbers, the date,
+//! the width of text.
 //!
 //! Floor 0: uses nothing of this crate. Start at [`error`].
 
@@ -8,6 +9,7 @@ pub mod env;
 pub mod error;
 pub mod rng;
 pub mod shape;
+pub mod width;
 
 pub use dtype::{DType, Precision};
 pub use error::{Error, Result};

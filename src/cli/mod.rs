@@ -4,6 +4,7 @@
 
 mod assets;
 pub mod bench;
+mod classes;
 mod compare;
 mod compute;
 mod curve;

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example: vlm report scores/base scores/tuned runs/cars --out report.html")]
 pub struct Report {
-    /// Folders of vlm eval (the first is before, the last is after), vlm train and vlm compare, or folders of these; files
-    /// of pairs (vlm data dedupe) and of a curve (vlm curve --json)
+    /// Folders of vlm eval (the first is before, the last is after), vlm train and vlm compare, or folders of
+    /// these (untrained first, then as they were written); files of pairs (vlm data dedupe) and of a curve (vlm curve --json)
     #[arg(value_name = "DIR", required = true)]
     sources: Vec<PathBuf>,
     /// The page to write
@@ -41,6 +41,7 @@ impl Report {
             let n = built.missing.len();
             eprintln!("vlm: {n} photos are shown without a picture: {}", first_of(&built.missing));
         }
+        built.notes.iter().for_each(|note| eprintln!("vlm: {note}"));
         let out = self.out.display().to_string();
         if self.json {
             return super::print_json(&json!({

@@ -1,5 +1,7 @@
 //! Scores as tables for a person.
 
+use super::classes::Classes;
+use crate::base::width::{left, right, shortened, width};
 use crate::classify::compare::{Comparison, Group};
 use crate::classify::metrics::{Baseline, Metrics};
 use std::fmt::Write;
@@ -9,29 +11,29 @@ pub fn metrics(m: &Metrics) -> String {
     let mut said = String::new();
     _ = writeln!(said, "accuracy {}\n", accuracy(m));
     said += &baselines(m);
-    let width = m.per_class.keys().map(|l| l.chars().count()).max().unwrap_or(0).max(5);
+    let classes = m.confusion.as_ref().map_or_else(|| Classes::new(m.per_class.keys()), Classes::of);
     let ranked = m.mean_average_precision.is_some();
     let more = if ranked { format!(" {:>6}", "AP") } else { String::new() };
     _ = writeln!(
         said,
-        "\n{:width$} {:>6} {:>8} {:>10} {:>8} {:>6}{more}",
-        "class", "photos", "correct", "precision", "recall", "F1"
+        "\n{} {:>6} {:>8} {:>10} {:>8} {:>6}{more}",
+        left("class", classes.width()),
+        "photos",
+        "correct",
+        "precision",
+        "recall",
+        "F1"
     );
     for (label, c) in &m.per_class {
         let (p, r, f) = (percent(c.precision), percent(c.recall), percent(c.f1));
         let more = if ranked { format!(" {:>6}", percent(c.average_precision)) } else { String::new() };
-        _ = writeln!(said, "{label:width$} {:>6} {:>8} {p:>10} {r:>8} {f:>6}{more}", c.n, c.correct);
+        _ = writeln!(said, "{} {:>6} {:>8} {p:>10} {r:>8} {f:>6}{more}", classes.cell(label), c.n, c.correct);
     }
     if let Some(confusion) = &m.confusion {
-        let width = confusion.labels.iter().map(|l| l.chars().count()).max().unwrap_or(0).max(5);
-        let column = width.max(6);
-        let header: Vec<String> = confusion.labels.iter().map(|l| format!("{l:>column$}")).collect();
-        _ = writeln!(said, "\n{:width$} {}   (rows: label, columns: prediction)", "", header.join(" "));
-        for (label, row) in confusion.labels.iter().zip(&confusion.counts) {
-            let row: Vec<String> = row.iter().map(|n| format!("{n:>column$}")).collect();
-            _ = writeln!(said, "{label:width$} {}", row.join(" "));
-        }
+        said.push('\n');
+        said += &classes.matrix(confusion);
     }
+    said += &classes.legend();
     said
 }
 
@@ -76,9 +78,9 @@ fn baselines(m: &Metrics) -> String {
 pub fn comparison(c: &Comparison, names: [&str; 2]) -> String {
     let mut said = String::new();
     let [a, b] = names;
-    let width = a.chars().count().max(b.chars().count());
-    _ = writeln!(said, "{a:width$}  accuracy {}", accuracy(&c.before));
-    _ = writeln!(said, "{b:width$}  accuracy {}\n", accuracy(&c.after));
+    let widest = width(a).max(width(b));
+    _ = writeln!(said, "{}  accuracy {}", left(a, widest), accuracy(&c.before));
+    _ = writeln!(said, "{}  accuracy {}\n", left(b, widest), accuracy(&c.after));
     let n = |group| c.counts[&group];
     let lines = [
         (Group::BothRight, "both right"),
@@ -89,8 +91,13 @@ pub fn comparison(c: &Comparison, names: [&str; 2]) -> String {
     for (group, name) in lines {
         _ = writeln!(said, "{name:<10} {:>6}", n(group));
     }
-    let (left, cell) = (width + 6, width.max(6) + 6);
-    let row = |name: &str, right: String, wrong: String| format!("{name:<left$} {right:>cell$} {wrong:>cell$}\n");
+    // the folders are named in full above
+    let [a, b] = [shortened(a, 24), shortened(b, 24)];
+    let widest = width(&a).max(width(&b));
+    let (first, cell) = (widest + 6, widest.max(6) + 6);
+    let row = |name: &str, hits: String, misses: String| {
+        format!("{} {} {}\n", left(name, first), right(&hits, cell), right(&misses, cell))
+    };
     said.push('\n');
     said += &row("", format!("{b} right"), format!("{b} wrong"));
     said += &row(&format!("{a} right"), n(Group::BothRight).to_string(), n(Group::Broken).to_string());
@@ -102,20 +109,32 @@ pub fn comparison(c: &Comparison, names: [&str; 2]) -> String {
         (false, _) => "no difference is shown: so uneven a split is common where both are equally good".into(),
     };
     _ = writeln!(said, "{verdict}\n");
-    let width = c.per_class.keys().map(|l| l.chars().count()).max().unwrap_or(0).max(5);
+    let classes = Classes::new(c.per_class.keys());
     _ = writeln!(
         said,
-        "{:width$} {:>6} {:>7} {:>7} {:>6} {:>6} {:>7}",
-        "class", "photos", "before", "after", "fixed", "broken", "change"
+        "{} {:>6} {:>7} {:>7} {:>6} {:>6} {:>7}",
+        left("class", classes.width()),
+        "photos",
+        "before",
+        "after",
+        "fixed",
+        "broken",
+        "change"
     );
     for (label, k) in &c.per_class {
         let change = 100.0 * (k.after as f64 - k.before as f64) / k.n.max(1) as f64;
         _ = writeln!(
             said,
-            "{label:width$} {:>6} {:>7} {:>7} {:>6} {:>6} {change:>+7.1}",
-            k.n, k.before, k.after, k.fixed, k.broken
+            "{} {:>6} {:>7} {:>7} {:>6} {:>6} {change:>+7.1}",
+            classes.cell(label),
+            k.n,
+            k.before,
+            k.after,
+            k.fixed,
+            k.broken
         );
     }
+    said += &classes.legend();
     said
 }
 

@@ -24,8 +24,8 @@ pub fn contact_sheet(sections: &[Section]) -> Rgb {
     let height = GAP + sections.iter().map(|s| TITLE + rows(s) * cell).sum::<usize>();
     let mut sheet = Rgb { width, height, pixels: PAPER.repeat(width * height) };
     let mut top = GAP;
-    for section in sections {
-        write(&mut sheet, &format!("{}  {}", section.class, section.photos), GAP, top);
+    for (number, section) in sections.iter().enumerate() {
+        write(&mut sheet, &title(number, section), GAP, top);
         top += TITLE;
         for (i, photo) in section.thumbnails.iter().enumerate() {
             let (x, y) = (GAP + i % COLUMNS * cell, top + i / COLUMNS * cell);
@@ -38,19 +38,39 @@ pub fn contact_sheet(sections: &[Section]) -> Rgb {
     sheet
 }
 
-/// `text` with its upper left corner at (x, y), cut off where the sheet ends. What the font lacks is a box.
+/// The class and how many photos it has, cut so that both have room. A name that the font cannot write is a number.
+fn title(number: usize, section: &Section) -> String {
+    let letters = (COLUMNS * (SIDE + GAP) - GAP) / (8 * SCALE);
+    let name = stand_in(number, &section.class).unwrap_or_else(|| section.class.clone());
+    let count = format!("  {}", section.photos);
+    let room = letters - count.len();
+    let name = match name.chars().count() > room {
+        true => name.chars().take(room - 3).chain("...".chars()).collect(),
+        false => name,
+    };
+    name + &count
+}
+
+/// What stands on the sheet for class `number`, from 0, whose name has letters that the font lacks.
+pub fn stand_in(number: usize, class: &str) -> Option<String> {
+    class.chars().any(|letter| glyph(letter).is_none()).then(|| format!("class {}", number + 1))
+}
+
+fn glyph(letter: char) -> Option<[u8; 8]> {
+    font8x8::BASIC_FONTS
+        .get(letter)
+        .or_else(|| font8x8::LATIN_FONTS.get(letter))
+        .or_else(|| font8x8::GREEK_FONTS.get(letter))
+        .or_else(|| font8x8::HIRAGANA_FONTS.get(letter))
+}
+
+/// `text` with its upper left corner at (x, y), cut off where the sheet ends.
 fn write(sheet: &mut Rgb, text: &str, x: usize, y: usize) {
-    for (i, letter) in text.chars().enumerate() {
+    for (i, glyph) in text.chars().filter_map(glyph).enumerate() {
         let left = x + i * 8 * SCALE;
         if left + 8 * SCALE > sheet.width {
             return;
         }
-        let glyph = font8x8::BASIC_FONTS
-            .get(letter)
-            .or_else(|| font8x8::LATIN_FONTS.get(letter))
-            .or_else(|| font8x8::GREEK_FONTS.get(letter))
-            .or_else(|| font8x8::HIRAGANA_FONTS.get(letter))
-            .unwrap_or([0, 126, 66, 66, 66, 66, 126, 0]);
         for (row, bits) in glyph.iter().enumerate() {
             for column in (0..8).filter(|column| bits >> column & 1 == 1) {
                 fill(sheet, [left + column * SCALE, y + row * SCALE, SCALE, SCALE], INK);

@@ -86,7 +86,8 @@
   classes.forEach((name) => option(filters.label, name, name));
   const predictions = new Set(photos.flatMap((photo) => photo.a.flatMap((a) => (a ? [a.p] : []))));
   [...predictions].sort().forEach((name) => option(filters.prediction, name, name));
-  const tags = new Map();
+  // a number further up may be 0: a filter that no photo has is one all the same
+  const tags = new Map([...document.querySelectorAll("button[data-tag]")].map((button) => [button.dataset.tag, 0]));
   photos.forEach((photo) => photo.t.forEach((tag) => tags.set(tag, (tags.get(tag) || 0) + 1)));
   [...tags.keys()].sort().forEach((tag) => option(filters.tag, tag, tag.replaceAll("_", " ") + " (" + tags.get(tag) + ")"));
   if (!tags.size) filters.tag.closest("label").hidden = true;

@@ -29,6 +29,8 @@ pub struct Gallery {
     pub photos: Vec<Photo>,
     /// Pictures of the photos and of the near-duplicates, each once.
     pub pictures: Vec<PathBuf>,
+    /// The folder that all pictures lie in.
+    common: PathBuf,
 }
 
 /// JPEG files of the pictures, in the same order.
@@ -80,12 +82,22 @@ impl Gallery {
         }
         pictures.sort();
         pictures.dedup();
-        Gallery { photos, pictures }
+        let shared = |a: PathBuf, b: PathBuf| -> PathBuf {
+            a.components().zip(b.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect()
+        };
+        let folders = pictures.iter().filter_map(|p| p.parent()).map(Path::to_path_buf);
+        let common = folders.reduce(shared).unwrap_or_default();
+        Gallery { photos, pictures, common }
     }
 
     /// The place of a picture among the thumbnails.
     pub fn picture(&self, path: &Path) -> Option<usize> {
         self.pictures.binary_search_by(|p| p.as_path().cmp(path)).ok()
+    }
+
+    /// What a picture is called on the page: its path below the folder that all have in common.
+    pub fn shown(&self, path: &Path) -> String {
+        path.strip_prefix(&self.common).unwrap_or(path).display().to_string()
     }
 
     /// Decodes and shrinks every picture, on all threads.
@@ -118,15 +130,7 @@ impl Gallery {
             let Some(r) = record else { return Value::Null };
             json!({"p": r.prediction, "r": u8::from(r.right), "q": r.probabilities, "w": r.answer})
         };
-        let files = self.photos.iter().flat_map(|p| p.key.images.first());
-        let common = files
-            .filter_map(|p| p.parent())
-            .map(Path::to_path_buf)
-            .reduce(|a, b| a.components().zip(b.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect());
-        let name = |photo: &Photo| match (photo.key.images.first(), &common) {
-            (Some(path), Some(common)) => path.strip_prefix(common).unwrap_or(path).display().to_string(),
-            _ => photo.key.shown(),
-        };
+        let name = |photo: &Photo| photo.key.images.first().map_or_else(|| photo.key.shown(), |path| self.shown(path));
         let photo = |photo: &Photo| {
             let path = photo.key.images.first();
             let place = path.and_then(|p| self.picture(p)).filter(|i| made.pictures[*i].is_some());

@@ -18,6 +18,18 @@ pub fn text(text: &str) -> String {
     safe
 }
 
+/// A name that may break into lines where its parts end.
+pub fn breakable(name: &str) -> String {
+    let mut html = String::new();
+    for part in name.split_inclusive(['_', '-', '/', '.']) {
+        if !html.is_empty() {
+            html.push_str("<wbr>");
+        }
+        html.push_str(&text(part));
+    }
+    html
+}
+
 /// JSON as the content of a script element: nothing in it can end the element or begin a comment.
 pub fn script_json(value: &serde_json::Value) -> String {
     let mut safe = String::new();
@@ -91,6 +103,12 @@ mod tests {
         let safe = script_json(&hostile);
         assert!(!safe.contains(['<', '>', '&', '\u{2028}']), "{safe}");
         assert_eq!(serde_json::from_str::<serde_json::Value>(&safe).unwrap(), hostile);
+    }
+
+    #[test]
+    fn names_break_between_their_parts() {
+        assert_eq!(breakable("a_deep/scratch <b>"), "a_<wbr>deep/<wbr>scratch &lt;b&gt;");
+        assert_eq!(breakable("crack"), "crack");
     }
 
     #[test]

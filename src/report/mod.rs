@@ -1,16 +1,20 @@
 //! One HTML page of what was trained and scored: it needs no network and no other file.
 //!
 //! Floor 8: uses `classify`'s records, `data`, `io`, `base`. Start at [`build`]. [`sources`] finds out what each folder
-//! is, [`gallery`] puts the photos of all evaluations side by side, [`sections`] and [`chart`] write the parts that need
-//! no script, [`page`] puts it together. The photos are shown by `gallery.js`, which reads JSON out of the page; text of
+//! is, [`gallery`] puts the photos of all evaluations side by side, [`sections`] writes the parts that need no script with
+//! [`tables`] and [`curves`], which [`chart`] and [`intervals`] draw along an [`axis`], [`page`] puts it together. The photos are shown by `gallery.js`, which reads JSON out of the page; text of
 //! the data reaches the page as escaped text or as that JSON, and the page's policy lets no other script run.
 
+pub mod axis;
 pub mod chart;
+pub mod curves;
 pub mod gallery;
 pub mod html;
+pub mod intervals;
 pub mod page;
 pub mod sections;
 pub mod sources;
+pub mod tables;
 
 use crate::base::Result;
 use std::path::{Path, PathBuf};
@@ -24,12 +28,15 @@ pub struct Built {
     pub photos: usize,
     /// Photos that are shown without a picture, with the reason.
     pub missing: Vec<String>,
+    /// What the page says of its sources: the order they were put in, why there is no comparison.
+    pub notes: Vec<String>,
     pub bytes: u64,
     pub seconds: f64,
 }
 
 /// Writes the page of `sources` to `out`: folders of evaluations (in the order given: the first is "before", the last
-/// "after"), of runs and of comparisons, folders that hold such, files of pairs and of learning curves. `progress` is
+/// "after"), of runs and of comparisons, folders that hold such (untrained first, then by the time of writing), files of
+/// pairs and of learning curves. `progress` is
 /// told (photos read, photos in all). Errors: a source that is none of these; nothing to show; those of writing.
 pub fn build(
     sources: &[PathBuf],
@@ -47,6 +54,7 @@ pub fn build(
         runs: found.runs.len(),
         photos: gallery.photos.len(),
         missing: thumbnails.missing,
+        notes: found.notes,
         bytes,
         seconds: start.elapsed().as_secs_f64(),
     })

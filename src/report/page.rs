@@ -90,14 +90,14 @@ fn pictures(write: &mut dyn FnMut(&str) -> Result<()>, thumbnails: &Thumbnails) 
 const GALLERY: &str = r#"<section id="gallery" aria-labelledby="gallery-h"><h2 id="gallery-h">Photos</h2>
 <noscript><p class="note">The photos are shown by a script, and scripts are turned off.</p></noscript>
 <form id="filters" role="search" aria-label="Filter photos">
-<label class="wide">Search <input id="f-text" type="search" placeholder="name, label, answer, tag" autocomplete="off"></label>
-<label>Evaluation <select id="f-eval"></select></label>
+<div><label class="wide">Search <input id="f-text" type="search" placeholder="name, label, answer, tag" autocomplete="off"></label>
+<label>Order <select id="f-order"><option value="">as in the set</option><option value="sure">surest first</option><option value="unsure">least sure first</option></select></label>
+<button type="reset">Clear</button></div>
+<div><label>Evaluation <select id="f-eval"></select></label>
 <label>Verdict <select id="f-verdict"><option value="">any</option><option value="1">right</option><option value="0">wrong</option></select></label>
 <label>Label <select id="f-label"><option value="">any</option></select></label>
 <label>Prediction <select id="f-prediction"><option value="">any</option></select></label>
-<label>Tag <select id="f-tag"><option value="">any</option></select></label>
-<label>Order <select id="f-order"><option value="">as in the set</option><option value="sure">surest first</option><option value="unsure">least sure first</option></select></label>
-<button type="reset">Clear</button>
+<label>Tag <select id="f-tag"><option value="">any</option></select></label></div>
 </form>
 <p id="count" role="status" aria-live="polite"></p>
 <p class="keys">Keys: <kbd>/</kbd> search, arrows to move, <kbd>Enter</kbd> to open a photo.</p>

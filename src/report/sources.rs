@@ -2,11 +2,12 @@
 
 use crate::base::{Error, Result};
 use crate::classify::compare::{Comparison, OnDifferent, compare};
-use crate::classify::records::{Evaluation, PREDICTIONS};
+use crate::classify::records::{Evaluation, PREDICTIONS, SUMMARY};
 use crate::data::pairs::{Pair, read_pairs};
 use crate::io::json;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 const METRICS: &str = "metrics.jsonl";
 const COMPARISON: &str = "comparison.json";
@@ -22,7 +23,7 @@ pub struct Sources {
     pub leaks: Vec<(PathBuf, Vec<Pair>)>,
     /// What `vlm curve --json` said.
     pub curve: Option<Value>,
-    /// Why there is no comparison, where one was to be expected.
+    /// The order that evaluations of a folder were put in; why there is no comparison, where one was to be expected.
     pub notes: Vec<String>,
 }
 
@@ -44,24 +45,23 @@ pub struct Step {
     pub lr: f64,
 }
 
+impl Sources {
+    /// Reads the evaluation, once: a comparison names folders that may be given too.
+    fn evaluation(&mut self, dir: &Path) -> Result<()> {
+        if !self.evaluations.iter().any(|known| same(&known.dir, dir)) {
+            self.evaluations.push(Evaluation::read(dir)?);
+        }
+        Ok(())
+    }
+}
+
 /// Reads `paths` in order. Errors: one that is nothing that a page can show, or is broken.
 pub fn read(paths: &[PathBuf]) -> Result<Sources> {
     let mut found = Sources::default();
     for path in paths {
         let known = if path.is_dir() { folder(path, &mut found)? } else { file(path, &mut found)? };
         if !known && path.is_dir() {
-            let mut inner: Vec<PathBuf> = std::fs::read_dir(path)
-                .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
-                .map_err(|e| Error::io("list", path, e))?;
-            inner.sort();
-            let mut any = false;
-            for path in inner.iter().filter(|p| p.is_dir()) {
-                any |= folder(path, &mut found)?;
-            }
-            if !any {
-                let said = "holds no evaluation, run or comparison, and neither does a folder in it";
-                return Err(Error::file(path, said));
-            }
+            folders(path, &mut found)?;
         }
     }
     if found.evaluations.is_empty() && found.runs.is_empty() {
@@ -76,6 +76,47 @@ pub fn read(paths: &[PathBuf]) -> Result<Sources> {
     Ok(found)
 }
 
+/// Reads the folders in `path`. Nobody gave them an order: evaluations of a model that others were trained from come first,
+/// the rest as they were written.
+fn folders(path: &Path, found: &mut Sources) -> Result<()> {
+    let mut inner: Vec<PathBuf> = std::fs::read_dir(path)
+        .and_then(|entries| entries.map(|e| e.map(|e| e.path())).collect())
+        .map_err(|e| Error::io("list", path, e))?;
+    inner.retain(|p| p.is_dir());
+    inner.sort();
+    inner.sort_by_key(|dir| [SUMMARY, METRICS, COMPARISON].iter().filter_map(|name| written(&dir.join(name))).min());
+    let known = found.evaluations.len();
+    let mut any = false;
+    for dir in &inner {
+        any |= folder(dir, found)?;
+    }
+    if !any {
+        let said = "holds no evaluation, run or comparison, and neither does a folder in it";
+        return Err(Error::file(path, said));
+    }
+    let new = &mut found.evaluations[known..];
+    let trained_from: Vec<String> =
+        new.iter().filter(|e| e.text("adapter").is_some()).filter_map(|e| e.text("model").map(String::from)).collect();
+    let untrained =
+        |e: &Evaluation| e.text("adapter").is_none() && trained_from.iter().any(|m| e.text("model") == Some(m));
+    new.sort_by_key(|e| (!untrained(e), written(&e.dir.join(SUMMARY))));
+    if new.len() > 1 {
+        let names: Vec<String> = new.iter().map(Evaluation::name).collect();
+        found.notes.push(format!(
+            "The evaluations in {} stand in this order: {}. An untrained model comes first, the rest as they were written; \
+             name the folders one by one for another order.",
+            path.display(),
+            names.join(", ")
+        ));
+    }
+    Ok(())
+}
+
+/// When the file was last written.
+fn written(path: &Path) -> Option<SystemTime> {
+    path.metadata().and_then(|m| m.modified()).ok()
+}
+
 /// Whether the folder is of one of the kinds. It can be several: a run that was scored or compared in place. Of a
 /// comparison's own predictions nothing is read but through the two evaluations.
 fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
@@ -86,9 +127,8 @@ fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
         let about = json::read(&dir.join(COMPARISON))?;
         for side in ["before", "after"] {
             let evaluation = about[side]["dir"].as_str().map(PathBuf::from);
-            if let Some(evaluation) = evaluation.filter(|e| !found.evaluations.iter().any(|known| same(&known.dir, e)))
-            {
-                found.evaluations.push(Evaluation::read(&evaluation)?);
+            if let Some(evaluation) = evaluation {
+                found.evaluation(&evaluation)?;
             }
         }
     }
@@ -97,7 +137,7 @@ fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
         known = true;
     }
     if !compared && dir.join(PREDICTIONS).exists() {
-        found.evaluations.push(Evaluation::read(dir)?);
+        found.evaluation(dir)?;
         known = true;
     }
     Ok(known)

@@ -135,6 +135,51 @@ fn the_sheet_shows_titles_and_photos() {
     assert_eq!(row, &seen.sheet[dents].thumbnails[0].pixels[50 * 128 * 3..51 * 128 * 3]);
 }
 
+/// The sheet's font has letters of Europe and kana: another name is a number there, and in the output both.
+#[test]
+fn a_name_that_the_sheet_cannot_write_is_a_number_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let long = "a very long name of a class ".repeat(4);
+    let classes = ["cat", "é dent", "猫", long.trim()];
+    let lines = classes.iter().enumerate().map(|(i, class)| {
+        let name = format!("{i}.png");
+        write(dir.path(), &name, &picture(i, 40, 30));
+        json!({"image": name, "label": class}).to_string()
+    });
+    let file = dir.path().join("set.jsonl");
+    fs::write(&file, lines.collect::<Vec<_>>().join("\n")).unwrap();
+    let show = |more: &[&str]| {
+        let out = dir.path().join("sheet.png");
+        let done = Command::new(env!("CARGO_BIN_EXE_vlm"))
+            .args(["data", "show"])
+            .arg(&file)
+            .arg("--sheet")
+            .arg(&out)
+            .args(more)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let said = show(&[]);
+    assert!(said.contains("sheet.png\n  class 4 there is 猫\n"), "{said}");
+    // a wide letter takes two columns, so one space less follows it
+    let width = long.trim().chars().count();
+    assert!(said.contains(&format!("\n猫{}       1 ", " ".repeat(width - 2))), "{said}");
+    let said: Value = serde_json::from_str(&show(&["--json"])).unwrap();
+    assert_eq!(said["on_sheet"], json!({"class 4": "猫"}));
+    // the count of a long name is on the sheet too: ink in the last three of 67 letters
+    let sheet = image::load(&dir.path().join("sheet.png")).unwrap();
+    let ink = |section: usize, from: usize, to: usize| {
+        let rows = 8 + section * (32 + 136)..24 + section * (32 + 136);
+        let of_row = |y: usize| &sheet.pixels.as_chunks::<3>().0[y * sheet.width + from..y * sheet.width + to];
+        rows.flat_map(of_row).filter(|p| **p == [30; 3]).count()
+    };
+    assert!(ink(0, 8 + 66 * 16, 8 + 67 * 16) > 20, "a count");
+    assert_eq!(ink(0, 8 + 64 * 16, 8 + 66 * 16), 0, "a space before it");
+    assert!(ink(3, 8, 8 + 5 * 16) > 100, "class 4");
+}
+
 #[test]
 fn the_table_says_it_in_words() {
     let dir = tempfile::tempdir().unwrap();

@@ -22,7 +22,9 @@ const HOSTILE: [&str; 4] = [
 /// A small photo, another for each number.
 fn photo(path: &Path, number: usize) {
     let shade = |x: u32, y: u32| image::Rgb([(x * 7 + number as u32 * 31) as u8, (y * 9) as u8, (number * 53) as u8]);
-    let picture = image::RgbImage::from_fn(24, 18, shade);
+    // every third stands upright
+    let (w, h) = if number % 3 == 1 { (18, 32) } else { (24, 18) };
+    let picture = image::RgbImage::from_fn(w, h, shade);
     picture.save_with_format(path, image::ImageFormat::Png).unwrap();
 }
 
@@ -57,18 +59,22 @@ fn evaluation(dir: &Path, classes: &[String], photos: &[(String, usize)], seed: 
 
 /// Two evaluations, a run and pairs, all with hostile names; the sources of a page.
 fn everything(dir: &Path, n: usize) -> Vec<PathBuf> {
+    named(dir, n, &HOSTILE.map(String::from))
+}
+
+/// The same with other classes.
+fn named(dir: &Path, n: usize, classes: &[String]) -> Vec<PathBuf> {
     fs::create_dir_all(dir.join("photos")).unwrap();
-    let classes: Vec<String> = HOSTILE.iter().map(|h| h.to_string()).collect();
     let photos: Vec<(String, usize)> = (0..n)
         .map(|i| {
             // a slash would be a folder
             let name = format!("{i:03} {}.png", HOSTILE[i % 4].replace('/', "|"));
             photo(&dir.join("photos").join(&name), i);
-            (format!("../photos/{name}"), i % 4)
+            (format!("../photos/{name}"), i % classes.len())
         })
         .collect();
-    evaluation(&dir.join("base"), &classes, &photos, 1, 20);
-    evaluation(&dir.join("tuned"), &classes, &photos, 2, 85);
+    evaluation(&dir.join("base"), classes, &photos, 1, 20);
+    evaluation(&dir.join("tuned"), classes, &photos, 2, 85);
     let run = dir.join("run <b>");
     fs::create_dir_all(&run).unwrap();
     let step = |k: usize| {
@@ -137,7 +143,7 @@ fn what_was_removed_is_counted_by_photo_and_the_curve_shows_its_whole_band() {
     let page = fs::read_to_string(&out).unwrap();
     assert!(page.contains("show the same: 2, of these across sets: 2."), "pairs");
     assert!(page.contains("Photos removed: 1."), "removed");
-    let chart = page.split("aria-labelledby=\"learning-t").nth(1).unwrap().split("</svg>").next().unwrap();
+    let chart = page.split("aria-labelledby=\"learning-wide-t").nth(1).unwrap().split("</svg>").next().unwrap();
     assert!(chart.contains(">90 %</text>") && !chart.contains(">100 %</text>"), "{chart}");
 }
 
@@ -204,22 +210,117 @@ fn a_photo_that_is_gone_leaves_a_gap_and_a_sentence() {
     assert_eq!((run.evaluations, run.photos), (0, 0));
 }
 
+/// A pair names its photos; scores are called as the terminal calls them; a matrix of long names has numbers.
+#[test]
+fn names_are_those_that_a_reader_can_find_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let long: Vec<String> = (0..3).map(|i| format!("{} {i}", "猫 scratch ".repeat(6))).collect();
+    let out = dir.path().join("page.html");
+    report::build(&named(dir.path(), 6, &long), None, &out, &mut |_, _| ()).unwrap();
+    let page = fs::read_to_string(&out).unwrap();
+    let leaks = page.split("<section id=\"leaks\"").nth(1).unwrap().split("</section>").next().unwrap();
+    assert!(leaks.contains("<figcaption><b>000 ") && leaks.contains(".png</b><br>train, line 0<br>"), "{leaks}");
+    assert!(page.contains(">majority class<") && !page.contains("commonest"));
+    let title = format!("title=\"{0}\" aria-label=\"{0}\">3</th>", long[2]);
+    assert!(
+        page.contains(&title) && page.contains(&format!("<span><i>3</i><span>{}</span></span>", long[2])),
+        "{title}"
+    );
+}
+
+/// Nobody gives the folders in a folder an order: the untrained model is first, the rest stand as they were written.
+#[test]
+fn folders_in_a_folder_stand_in_the_order_of_the_work() {
+    let dir = tempfile::tempdir().unwrap();
+    let scores = dir.path().join("scores");
+    let sources = everything(dir.path(), 6);
+    // (folder, model, adapter, when it was written)
+    let folders =
+        [("319", "m", Some("r"), 3), ("78", "m", Some("r"), 2), ("base", "m", None, 5), ("merged", "n", None, 4)];
+    for (name, model, adapter, hour) in folders {
+        let folder = scores.join(name);
+        fs::create_dir_all(&folder).unwrap();
+        fs::copy(sources[1].join("predictions.jsonl"), folder.join("predictions.jsonl")).unwrap();
+        let text = fs::read_to_string(sources[1].join("summary.json")).unwrap();
+        let mut summary: Value = serde_json::from_str(&text).unwrap();
+        summary["model"] = model.into();
+        summary["adapter"] = adapter.into();
+        write_json(&folder.join("summary.json"), &summary).unwrap();
+        let when = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_700_000_000 + 3600 * hour);
+        fs::File::open(folder.join("summary.json")).unwrap().set_modified(when).unwrap();
+    }
+    let compared = json!({"before": {"dir": scores.join("base")}, "after": {"dir": scores.join("319")}});
+    fs::create_dir_all(scores.join("comparison")).unwrap();
+    write_json(&scores.join("comparison/comparison.json"), &compared).unwrap();
+    let out = dir.path().join("page.html");
+    let built = report::build(std::slice::from_ref(&scores), None, &out, &mut |_, _| ()).unwrap();
+    assert_eq!(built.evaluations, 4);
+    assert!(built.notes[0].contains("stand in this order: base, 78, 319, merged. An untrained"), "{:?}", built.notes);
+    let page = fs::read_to_string(&out).unwrap();
+    assert!(page.contains("From <b>base</b> to <b>merged</b>") && page.contains("stand in this order"));
+    // named one by one they stay as they are
+    let named = ["merged", "78", "base"].map(|name| scores.join(name));
+    let built = report::build(&named, None, &out, &mut |_, _| ()).unwrap();
+    assert_eq!(built.notes, Vec::<String>::new());
+    assert!(fs::read_to_string(&out).unwrap().contains("From <b>merged</b> to <b>base</b>"));
+}
+
 /// The whole use of it, in a browser: `tools/check_page.py` says what.
 #[test]
 fn it_works_in_chromium() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("page.html");
     report::build(&everything(dir.path(), 70), None, &out, &mut |_, _| ()).unwrap();
+    let Some(said) = in_chromium(&out) else { return };
+    assert!(said["checks"].as_u64() > Some(60) && said["photos"] == 70, "{said}");
+}
+
+/// Twenty classes with names as long as a line, runs with such names, and cards of 0: everything has room on a phone.
+#[test]
+fn long_names_and_many_classes_have_room_in_chromium() {
+    let dir = tempfile::tempdir().unwrap();
+    let long: Vec<String> = (0..20)
+        .map(|i| {
+            format!("{} {i}", ["猫の引っ掻き傷", "a_deep_scratch_on_the_left_front_door_below_the_window_line"][i % 2])
+        })
+        .collect();
+    let mut sources = named(dir.path(), 40, &long);
+    // two evaluations that say the same: nothing is fixed, nothing is broken
+    fs::copy(sources[0].join("predictions.jsonl"), sources[1].join("predictions.jsonl")).unwrap();
+    let log = fs::read_to_string(sources[2].join("metrics.jsonl")).unwrap();
+    for name in ["a-run-with-a-name-that-says-every-one-of-its-settings-lr-0.0015-rank-64-alpha-16", "r1"] {
+        let run = dir.path().join(name);
+        fs::create_dir_all(&run).unwrap();
+        fs::write(run.join("metrics.jsonl"), log.replace("e-5", "e-3").replace("0.0000", "0.00")).unwrap();
+        sources.push(run);
+    }
+    let size = |n: usize, mean: f64| json!({"samples": n, "runs": 2, "mean": mean, "lowest": mean - 0.01, "highest": mean + 0.01});
+    write_json(
+        &dir.path().join("curve.json"),
+        &json!({"sizes": [size(300, 0.76), size(320, 0.77), size(480, 0.8)], "warnings": []}),
+    )
+    .unwrap();
+    sources.push(dir.path().join("curve.json"));
+    let out = dir.path().join("page.html");
+    report::build(&sources, None, &out, &mut |_, _| ()).unwrap();
+    assert!(
+        fs::read_to_string(&out).unwrap().contains("<span class=\"count\">0</span> <span class=\"name\">fixed</span>")
+    );
+    let Some(said) = in_chromium(&out) else { return };
+    assert_eq!(said["photos"], 40, "{said}");
+}
+
+/// What `tools/check_page.py` says of a page that it finds nothing wrong with; None where it cannot run.
+fn in_chromium(page: &Path) -> Option<Value> {
     let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/check_page.py");
-    let done = match Command::new("python3").arg("-B").arg(tool).arg(&out).output() {
+    let done = match Command::new("python3").arg("-B").arg(tool).arg(page).output() {
         Ok(done) if done.status.code() != Some(77) => done,
         _ => {
-            println!("skipped: it_works_in_chromium: there is no python3 or no chromium");
-            return;
+            println!("skipped: a page in Chromium: there is no python3 or no chromium");
+            return None;
         }
     };
     let said = String::from_utf8_lossy(&done.stdout).into_owned();
     assert!(done.status.success(), "{said}{}", String::from_utf8_lossy(&done.stderr));
-    let said: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
-    assert!(said["checks"].as_u64() > Some(60) && said["photos"] == 70, "{said}");
+    Some(serde_json::from_str(said.lines().last().unwrap()).unwrap())
 }

@@ -1,5 +1,6 @@
 //! `vlm data show`: what is in a dataset.
 
+use crate::base::width::{left, width};
 use crate::base::{Error, Result};
 use crate::cli::model::PixelFlags;
 use crate::cli::progress::Progress;
@@ -68,13 +69,21 @@ impl Show {
             super::folder_for(file)?;
             atomic::write_file(file, |out| out.write(&png))?;
         }
+        let stand_ins =
+            seen.sheet.iter().enumerate().filter_map(|(i, s)| Some((sheet::stand_in(i, &s.class)?, s.class.clone())));
+        let stand_ins: Vec<(String, String)> = stand_ins.collect();
         if self.json {
-            let value = serde_json::to_value(&seen).map_err(|e| Error::file(&self.file, e.to_string()))?;
+            let mut value = serde_json::to_value(&seen).map_err(|e| Error::file(&self.file, e.to_string()))?;
+            if !stand_ins.is_empty() {
+                value["on_sheet"] = stand_ins.into_iter().collect();
+            }
             return print_json(&value);
         }
         let mut said = table(&seen);
         if let Some(file) = &self.sheet {
             _ = writeln!(said, "\ncontact sheet in {}", file.display());
+            // its font has no such letters
+            stand_ins.iter().for_each(|(there, class)| _ = writeln!(said, "  {there} there is {class}"));
         }
         print(&said)
     }
@@ -83,12 +92,12 @@ impl Show {
 /// For a person.
 pub fn table(seen: &Census) -> String {
     let mut said = format!("{} samples, {} photos, {} classes\n", seen.samples, seen.photos, seen.classes.len());
-    let width = seen.classes.keys().map(|c| c.chars().count()).max().unwrap_or(0).max(5);
+    let widest = seen.classes.keys().map(|c| width(c)).max().unwrap_or(0).max(5);
     let most = seen.classes.values().max().copied().unwrap_or(1);
     said += "\n";
     for (class, n) in &seen.classes {
         let percent = 100.0 * *n as f64 / seen.samples as f64;
-        _ = writeln!(said, "{class:width$} {n:>7} {percent:>5.1} % {}", bar(*n, most));
+        _ = writeln!(said, "{} {n:>7} {percent:>5.1} % {}", left(class, widest), bar(*n, most));
     }
     for (n, what) in [(seen.without_label, "without a label"), (seen.without_photo, "without a photo")] {
         if n > 0 {

@@ -1,0 +1,58 @@
+//! How wide text is in a terminal: letters of China, Japan and Korea and most emoji take two columns, accents none.
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// Columns of a terminal.
+pub fn width(text: &str) -> usize {
+    text.width()
+}
+
+/// With spaces behind, `columns` wide; wider text stays as it is.
+pub fn left(text: &str, columns: usize) -> String {
+    format!("{text}{}", " ".repeat(columns.saturating_sub(width(text))))
+}
+
+/// With spaces before, `columns` wide; wider text stays as it is.
+pub fn right(text: &str, columns: usize) -> String {
+    format!("{}{text}", " ".repeat(columns.saturating_sub(width(text))))
+}
+
+/// At most `columns` wide: an ellipsis stands for what was left out of the middle, since names often differ at an end.
+pub fn shortened(text: &str, columns: usize) -> String {
+    if width(text) <= columns {
+        return text.to_owned();
+    }
+    let room = columns.saturating_sub(1);
+    let tail_room = room / 3;
+    let tail: Vec<char> = fitting(text.chars().rev(), tail_room);
+    let head: Vec<char> = fitting(text.chars(), room - tail_room);
+    head.into_iter().chain(['…']).chain(tail.into_iter().rev()).collect()
+}
+
+/// The first characters that have room in `columns`.
+fn fitting(text: impl Iterator<Item = char>, columns: usize) -> Vec<char> {
+    let mut used = 0;
+    text.take_while(|c| {
+        used += c.width().unwrap_or(0);
+        used <= columns
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Unicode's East Asian Width: 猫 and 🐈 are wide; U+0301 is an accent of the letter before it.
+    #[test]
+    fn columns_are_those_of_a_terminal() {
+        assert_eq!(["cat", "猫", "🐈", "e\u{301}", ""].map(width), [3, 2, 2, 1, 0]);
+        assert_eq!((left("猫", 4), right("猫", 4), left("long", 2)), ("猫  ".into(), "  猫".into(), "long".into()));
+        assert_eq!(shortened("scratch", 7), "scratch");
+        assert_eq!(shortened("a deep scratch on the left door", 16), "a deep scr… door");
+        for columns in 1..12 {
+            let short = shortened("猫猫猫猫猫猫猫猫", columns);
+            assert!(width(&short) <= columns && short.contains('…'), "{columns} {short}");
+        }
+    }
+}
