@@ -5,7 +5,9 @@
 
 mod recipe;
 
+use super::compute::Compute;
 use super::itself;
+use super::output::{self, Holds};
 use super::progress::Progress;
 use super::{assets, interrupt, print, table};
 use crate::base::{Error, Result};
@@ -56,8 +58,9 @@ pub struct Demo {
 impl Demo {
     pub fn run(&self) -> Result<()> {
         let start = Instant::now();
-        self.make_folder()?;
+        Compute::check(&self.device)?;
         interrupt::watch();
+        self.make_folder()?;
         let planted = self.draw()?;
         for part in RECIPE {
             self.part(part)?;
@@ -68,28 +71,18 @@ impl Demo {
     /// An empty folder with the base model in it.
     fn make_folder(&self) -> Result<()> {
         let out = &self.out;
-        let entries = match std::fs::read_dir(out) {
-            Ok(entries) => entries.count(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
-            Err(e) => return Err(Error::io("use as a folder", out, e)),
-        };
-        let ours = out.join(MARK).exists();
-        match (entries, ours, self.overwrite) {
-            (0, _, _) => (),
-            (_, true, true) => std::fs::remove_dir_all(out).map_err(|e| Error::io("delete", out, e))?,
-            (_, true, false) => {
+        match (output::holds(out, MARK, "demo")?, self.overwrite) {
+            (Holds::Nothing, _) => (),
+            (Holds::Ours, true) => std::fs::remove_dir_all(out).map_err(|e| Error::io("delete", out, e))?,
+            (Holds::Ours, false) => {
                 return Err(Error::file(
                     out,
                     "holds an earlier demo; name another folder with --out or give --overwrite",
                 ));
             }
-            (_, false, _) => {
-                return Err(Error::file(out, "holds files that are no demo's; name another folder with --out"));
-            }
         }
-        std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
         let settings = serde_json::json!({"photos": self.photos, "test": self.test, "seed": self.seed});
-        atomic::write_file(&out.join(MARK), |file| file.write(settings.to_string().as_bytes()))?;
+        output::mark(out, MARK, &settings)?;
         atomic::write_file(&out.join("demo.toml"), |file| file.write(SETTINGS.as_bytes()))?;
         assets::write_base_model(&out.join(BASE))
     }
@@ -106,7 +99,12 @@ impl Demo {
         };
         heading("Photos")?;
         let mut bar = Progress::new("photos drawn");
-        let found = write_set(&self.out.join("photos"), &set, &mut |done, all| bar.at(done, all))?;
+        let found = write_set(&self.out.join("photos"), &set, &mut |done, all| {
+            if interrupt::asked() {
+                interrupt::exit(" while photos were drawn; the same command with --overwrite begins again");
+            }
+            bar.at(done, all);
+        })?;
         drop(bar);
         print(&format!(
             "drew {} photos of cracks, dents and scratches to train on and {} to score; {planted} of these are crops, \
@@ -126,7 +124,11 @@ impl Demo {
                 words.extend(["--device".into(), self.device.clone()]);
             }
             print(&format!("$ vlm {line}\n"))?;
-            itself::run(&words, Some(&self.out))?;
+            let stopped = format!(
+                "; vlm demo does not go on, and begins again with --overwrite; --resume is for the command above, typed in {}",
+                self.out.display()
+            );
+            itself::run(&words, Some(&self.out), &stopped)?;
         }
         Ok(())
     }
