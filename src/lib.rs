@@ -108,6 +108,9 @@
 //! | 1 | `io` | memory maps, safetensors, JSON, atomic files, locks | `base` |
 //! | 0 | `base` | errors, shapes, element types, environment, random numbers, the date | nothing |
 
+// stdout and stderr are src/cli's: a write that fails must not end the program, as these macros do
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod base;
 pub mod classify;
 pub mod cli;

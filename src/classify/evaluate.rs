@@ -134,11 +134,13 @@ pub fn evaluate(
     done: &mut dyn FnMut(Record) -> Result<bool>,
 ) -> Result<()> {
     let first = samples.first().map(|s| question(&s.conversation));
+    let place = |line: usize| format!("{}, line {line}", data.display());
     let labels = match (method, &first) {
-        (Method::Choices(names), Some(first)) => Tokens::Choices(label_tokens(preparer, first, names)?),
-        (Method::Lists(names), Some(first)) => Tokens::Lists(list_tokens(preparer, first, names)?),
-        _ => Tokens::None,
+        (Method::Choices(names), Some(first)) => label_tokens(preparer, first, names).map(Tokens::Choices),
+        (Method::Lists(names), Some(first)) => list_tokens(preparer, first, names).map(Tokens::Lists),
+        _ => Ok(Tokens::None),
     };
+    let labels = labels.context(place(samples.first().map_or(0, |s| s.line)))?;
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Result<(&[Sample], Vec<Sequence>)>>(1);
         scope.spawn(move || {

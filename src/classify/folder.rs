@@ -41,9 +41,12 @@ pub struct Folder {
 }
 
 impl Folder {
+    /// The names of what an evaluation writes.
+    pub const FILES: [&str; 3] = [PREDICTIONS, SUMMARY, IDENTITY];
+
     /// Opens or makes `dir`. `identity` holds everything that has a say in the answers. Errors: the folder holds an
-    /// evaluation (`New`); a finished one, or one of another identity, with the differences named (`Resume`); another
-    /// process writes into it.
+    /// evaluation (`New`), or one of another identity, with the differences named (`Resume`); another process writes into
+    /// it.
     pub fn open(dir: &Path, identity: Map<String, Value>, start: Start) -> Result<Folder> {
         std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
         let lock = FolderLock::take(dir)?;
@@ -57,9 +60,6 @@ impl Folder {
             Start::New if predictions.exists() => {
                 let said = "holds an unfinished evaluation; give --resume to go on, or --overwrite to begin again";
                 return Err(Error::file(dir, said));
-            }
-            Start::Resume if summary.exists() => {
-                return Err(Error::file(dir, "this evaluation is finished; --overwrite does it again"));
             }
             Start::Resume if about.exists() => {
                 let was = json::read(&about)?;
@@ -87,6 +87,12 @@ impl Folder {
         let folder = Folder { dir: dir.into(), canonical, identity, log, records, seconds, _lock: lock };
         folder.remember(folder.seconds)?;
         Ok(folder)
+    }
+
+    /// The result, where the evaluation is finished.
+    pub fn summary(&self) -> Result<Option<Value>> {
+        let file = self.dir.join(SUMMARY);
+        file.exists().then(|| json::read(&file)).transpose()
     }
 
     /// Lines of the data file that are answered already.

@@ -1,6 +1,7 @@
 //! `vlm compare`: two evaluations of the same photos, head to head.
 
-use super::table;
+use super::notice::notice;
+use super::{output, table};
 use crate::base::{Error, Result};
 use crate::classify::compare::{Comparison, OnDifferent, compare};
 use crate::classify::folder::{write_json, write_records};
@@ -43,7 +44,9 @@ impl Compare {
         if c.alone != [0, 0] {
             let [only_a, only_b] = c.alone;
             let n = c.pairs.len();
-            eprintln!("vlm: {n} photos are in both; left out: {only_a} of only the first, {only_b} of only the second");
+            notice(format_args!(
+                "{n} photos are in both; left out: {only_a} of only the first, {only_b} of only the second"
+            ));
         }
         let said = summary(&a, &b, &c);
         if let Some(out) = &self.out {
@@ -67,6 +70,8 @@ impl Compare {
         if about.exists() && !self.overwrite {
             return Err(Error::file(out, "holds an earlier comparison; name another folder or give --overwrite"));
         }
+        let read = [&self.before, &self.after].map(|folder| folder.join(PREDICTIONS));
+        output::not_an_input(&records_file, read.iter().map(PathBuf::as_path))?;
         std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
         let folder = out.canonicalize().map_err(|e| Error::io("use as a folder", out, e))?;
         let from_here = |record: &Record| {

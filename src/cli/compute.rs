@@ -1,9 +1,11 @@
 //! `--device` and `--precision`.
 
+use super::notice::notice;
 use crate::base::{Error, Precision, Result};
 use crate::device::probe::{built, probe};
 use crate::device::{Device, emulated_capability};
 use crate::train::settings::{DeviceChoice, PrecisionChoice};
+use clap::ValueEnum;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum DeviceFlag {
@@ -48,6 +50,14 @@ impl Compute {
         Compute { device, precision }
     }
 
+    /// That a device which was asked for by name is there: for jobs that would find out late.
+    pub fn check(device: &str) -> Result<()> {
+        match DeviceFlag::from_str(device, false).map_err(Error::Usage)? {
+            DeviceFlag::Auto => Ok(()),
+            device => Compute { device, precision: None }.open().map(|_| ()),
+        }
+    }
+
     /// Opens the device; `auto` says on stderr which it took and why, where there was a choice.
     pub fn open(&self) -> Result<(Device, Precision)> {
         let f32 = self.precision == Some(PrecisionFlag::F32);
@@ -72,12 +82,12 @@ impl Compute {
                 let found = probe();
                 match (found.gpus.first(), found.cuda_problem(&built())) {
                     (None, _) => (),
-                    (Some(_), Some(problem)) => eprintln!("vlm: computing on the CPU: {problem}"),
+                    (Some(_), Some(problem)) => notice(format_args!("computing on the CPU: {problem}")),
                     (Some(gpu), None) if f32 => {
-                        eprintln!("vlm: computing on the CPU and not on {}: --precision f32", gpu.name);
+                        notice(format_args!("computing on the CPU and not on {}: --precision f32", gpu.name));
                     }
                     (Some(gpu), None) => {
-                        eprintln!("vlm: computing on {}", gpu.name);
+                        notice(format_args!("computing on {}", gpu.name));
                         return Ok((Device::cuda(0)?, Precision::Bf16));
                     }
                 }

@@ -1,9 +1,11 @@
 //! `vlm dump`: what the program computes, tensor by tensor.
 
 use super::model::ModelFlags;
+use super::output;
 use super::progress::Progress;
+use super::values::counted;
 use crate::base::Result;
-use crate::data::messages::read_messages;
+use crate::data::messages::{ImageSource, read_messages};
 use crate::infer::trace;
 use crate::io::{HostTensor, host_tensor};
 use crate::qwen3vl::template::Ending;
@@ -24,13 +26,24 @@ pub struct Dump {
     /// Where to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Replace the file
+    #[arg(long)]
+    overwrite: bool,
 }
 
 impl Dump {
     pub fn run(&self) -> Result<()> {
+        output::free(&self.out, self.overwrite)?;
+        let conversation = read_messages(&self.messages)?;
+        let photos = conversation.images().filter_map(|image| match image {
+            ImageSource::File(path) => Some(path.as_path()),
+            ImageSource::Bytes { .. } => None,
+        });
+        let files = [Some(&self.messages), Some(&self.model.model), self.model.adapter.as_ref()];
+        output::not_an_input(&self.out, files.into_iter().flatten().map(|f| f.as_path()).chain(photos))?;
         let tensors = compute(&self.model, &self.messages, self.through_cache)?;
         host_tensor::write(&self.out, &tensors)?;
-        super::print(&format!("{} tensors in {}\n", tensors.len(), self.out.display()))
+        super::print(&format!("{} in {}\n", counted(tensors.len(), "tensor", "tensors"), self.out.display()))
     }
 }
 

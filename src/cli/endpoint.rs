@@ -1,40 +1,69 @@
 //! `--endpoint`: the flags of an evaluation whose model is served elsewhere.
 
+use super::notice::notice;
 use crate::base::{Error, Result, env};
 use crate::classify::endpoint::Endpoint;
 use crate::classify::records::Usage;
 use serde_json::{Map, Value, json};
 use std::time::Duration;
 
+/// Of these flags in --help. Named with each: a heading of the whole struct would go on behind it.
+const HEADING: &str = "A model that is served elsewhere";
+
+/// The flags of `vlm eval` that only an endpoint has a use for.
+pub const OF_ENDPOINTS: [&str; 8] = [
+    "endpoint_model",
+    "endpoint_options",
+    "concurrency",
+    "requests_per_minute",
+    "timeout",
+    "retries",
+    "price_in",
+    "price_out",
+];
+/// Those that only a model which is computed here has a use for.
+const OF_MODELS: [&str; 11] = [
+    "adapter",
+    "min_pixels",
+    "max_pixels",
+    "device",
+    "precision",
+    "batch_size",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "presence_penalty",
+    "seed",
+];
+
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "A model that is served elsewhere")]
 pub struct EndpointFlags {
     /// An OpenAI-compatible endpoint, such as https://api.openai.com/v1; its key is read from VLM_API_KEY
-    #[arg(long, value_name = "URL", requires = "endpoint_model")]
+    #[arg(long, help_heading = HEADING, value_name = "URL", requires = "endpoint_model", conflicts_with_all = OF_MODELS)]
     endpoint: Option<String>,
     /// The model's name there
-    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    #[arg(long, help_heading = HEADING, value_name = "NAME", requires = "endpoint")]
     endpoint_model: Option<String>,
     /// Further fields of each request, a JSON object; null takes one away, such as {"max_tokens": null}
-    #[arg(long, value_name = "JSON", requires = "endpoint")]
+    #[arg(long, help_heading = HEADING, value_name = "JSON", requires = "endpoint")]
     endpoint_options: Option<String>,
     /// Requests under way at the same time
-    #[arg(long, value_name = "N", default_value_t = 4)]
+    #[arg(long, help_heading = HEADING, value_name = "N", default_value_t = 4)]
     concurrency: usize,
     /// Send at most so many requests a minute [default: as fast as answers come]
-    #[arg(long, value_name = "X", requires = "endpoint")]
+    #[arg(long, help_heading = HEADING, value_name = "X", requires = "endpoint")]
     requests_per_minute: Option<f64>,
     /// Give up a request after so many seconds, and try again
-    #[arg(long, value_name = "X", default_value_t = 120.0)]
+    #[arg(long, help_heading = HEADING, value_name = "X", default_value_t = 120.0)]
     timeout: f64,
     /// Try a request so often again that failed for a reason that may pass
-    #[arg(long, value_name = "N", default_value_t = 6)]
+    #[arg(long, help_heading = HEADING, value_name = "N", default_value_t = 6)]
     retries: u32,
     /// Dollars per million prompt tokens
-    #[arg(long, value_name = "X", requires_all = ["endpoint", "price_out"])]
+    #[arg(long, help_heading = HEADING, value_name = "X", requires_all = ["endpoint", "price_out"], conflicts_with = "dollars_per_hour")]
     price_in: Option<f64>,
     /// Dollars per million answer tokens
-    #[arg(long, value_name = "X", requires_all = ["endpoint", "price_in"])]
+    #[arg(long, help_heading = HEADING, value_name = "X", requires_all = ["endpoint", "price_in"])]
     price_out: Option<f64>,
 }
 
@@ -93,7 +122,7 @@ impl EndpointFlags {
         let host = address.strip_prefix("http://").and_then(|a| a.split(['/', ':']).next());
         let elsewhere = host.filter(|h| !matches!(*h, "localhost" | "127.0.0.1" | "[" | "::1"));
         if let (Some(host), Some(_)) = (elsewhere, &endpoint.key) {
-            eprintln!("vlm: the key goes to {host} unencrypted: use https if it can");
+            notice(format_args!("the key goes to {host} unencrypted: use https if it can"));
         }
         Ok(endpoint)
     }

@@ -1,16 +1,18 @@
 //! `vlm eval`: the score of a model on a labelled set.
 
 use super::compute::Compute;
-use super::endpoint::EndpointFlags;
+use super::endpoint::{EndpointFlags, OF_ENDPOINTS};
 use super::generate::SamplingFlags;
-use super::model::{self, Opened, PixelFlags, choice};
+use super::model::{self, Opened, PixelFlags};
+use super::notice::notice;
 use super::progress::Progress;
-use super::{interrupt, table};
+use super::values::{choice, positive};
+use super::{interrupt, output, table};
 use crate::base::{Error, Result};
 use crate::classify::endpoint::Said;
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::classify::folder::{Folder, Start};
-use crate::classify::metrics::{distinct, metrics};
+use crate::classify::metrics::{Metrics, distinct, metrics};
 use crate::classify::records::{Record, Usage};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
 use crate::data::whole::whole;
@@ -26,12 +28,13 @@ use std::time::Instant;
 #[command(after_help = "Example: vlm eval --model Qwen3-VL-2B-Instruct --data test.jsonl --out runs/base\n\
                   Served elsewhere: vlm eval --endpoint https://api.openai.com/v1 --endpoint-model gpt-4o --data test.jsonl \
                   --out runs/gpt")]
+#[command(group(clap::ArgGroup::new("who").required(true).args(["model", "endpoint"])))]
 pub struct Eval {
     /// A checkpoint folder as Hugging Face publishes it
-    #[arg(long, value_name = "DIR", required_unless_present = "endpoint", conflicts_with = "endpoint")]
+    #[arg(long, value_name = "DIR", conflicts_with_all = OF_ENDPOINTS)]
     model: Option<PathBuf>,
     /// A PEFT LoRA adapter folder
-    #[arg(long, value_name = "DIR", conflicts_with = "endpoint")]
+    #[arg(long, value_name = "DIR")]
     adapter: Option<PathBuf>,
     #[command(flatten)]
     served: EndpointFlags,
@@ -63,7 +66,7 @@ pub struct Eval {
     #[arg(long, value_name = "N", default_value_t = 4)]
     batch_size: usize,
     /// What this machine costs an hour: the summary then has what the evaluation cost
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = positive)]
     dollars_per_hour: Option<f64>,
     /// Leave lines and photos out that cannot be read, and count them
     #[arg(long)]
@@ -84,20 +87,25 @@ impl Eval {
         if self.batch_size == 0 {
             return Err(Error::Usage("--batch-size 0: give 1 or more".into()));
         }
-        if let Some(x) = self.dollars_per_hour.filter(|x| !(x.is_finite() && *x >= 0.0)) {
-            return Err(Error::Usage(format!("--dollars-per-hour {x}: give 0 or more")));
-        }
+        let files = Folder::FILES.map(|name| self.out.join(name));
+        files.iter().try_for_each(|file| output::not_an_input(file, [self.data.as_path()]))?;
         let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
         let data = read_dataset(&self.data, self.prompt.as_deref(), on_bad)?;
         let mut bar = Progress::new("photos checked");
         let data = whole(&self.data, data, on_bad, &mut |n, all| bar.at(n as u64, all as u64))?;
         drop(bar);
-        data.skipped.iter().for_each(|e| eprintln!("vlm: left out: {e}"));
+        data.skipped.iter().for_each(|e| notice(format_args!("left out: {e}")));
         let classes = self.classes(&data)?;
         let Some(model) = &self.model else { return self.ask(&data, &classes) };
+        if !self.generates(&classes) {
+            self.sampling.refuse("where labels are scored by their probability; leave it out, or give --generate")?;
+        }
         let mut opened = model::open(model, self.adapter.as_deref(), &self.pixels, &self.compute)?;
         let method = self.method(&classes, &opened)?;
         let mut folder = self.open_folder(self.identity(model, &data, &classes, &opened)?)?;
+        if let Some(summary) = folder.summary()? {
+            return self.say_finished(folder, &classes, &summary);
+        }
         let before = folder.done();
         let samples = in_batches(&data.samples, self.batch_size, &before);
         let start = Instant::now();
@@ -128,7 +136,7 @@ impl Eval {
 
     /// The same, where the model is served elsewhere.
     fn ask(&self, data: &Dataset, classes: &Classes) -> Result<()> {
-        let (temperature, tokens) = (self.sampling.temperature(), self.sampling.max_new_tokens);
+        let (temperature, tokens) = (self.sampling.temperature(), self.sampling.max_new_tokens());
         let suffix = (!self.choices.is_empty()).then(|| match self.multi_label {
             false => format!("Answer with exactly one of: {}.", self.choices.join(", ")),
             true => format!("Answer with a list of some of: {}.", self.choices.join(", ")),
@@ -140,6 +148,9 @@ impl Eval {
         identity.insert("options".into(), Value::Object(endpoint.options.clone()));
         identity.insert("suffix".into(), json!(endpoint.suffix));
         let mut folder = self.open_folder(identity)?;
+        if let Some(summary) = folder.summary()? {
+            return self.say_finished(folder, classes, &summary);
+        }
         let before = folder.done();
         let samples: Vec<Sample> = data.samples.iter().filter(|s| !before.contains(&s.line)).cloned().collect();
         let start = Instant::now();
@@ -172,7 +183,9 @@ impl Eval {
         let uncounted = records.iter().filter(|r| r.usage.is_none()).count();
         let dollars = self.served.dollars(&usage);
         if dollars.is_some() && uncounted > 0 {
-            eprintln!("vlm: {uncounted} answers came without a count of tokens: the cost is higher than what is said");
+            notice(format_args!(
+                "{uncounted} answers came without a count of tokens: the cost is higher than what is said"
+            ));
         }
         let about = json!({
             "endpoint": endpoint.address()?,
@@ -194,10 +207,10 @@ impl Eval {
         let spellings: BTreeSet<&String> = data.samples.iter().filter_map(|s| s.label.as_ref()).collect();
         if !self.multi_label && spellings.len() > classes.names.len() {
             let (labels, n) = (spellings.len(), classes.names.len());
-            eprintln!(
-                "vlm: the set has {labels} labels of {n} classes: those that differ only in case, in spaces around them or in \
+            notice(format_args!(
+                "the set has {labels} labels of {n} classes: those that differ only in case, in spaces around them or in \
                  a final full stop are one class"
-            );
+            ));
         }
         if self.choices.is_empty() {
             return Ok(classes);
@@ -216,20 +229,25 @@ impl Eval {
         Ok(classes)
     }
 
+    /// Whether a model that is computed here writes its answers.
+    fn generates(&self, classes: &Classes) -> bool {
+        self.generate || classes.names.len() > MOST_CHOICES
+    }
+
     /// By label probabilities where the answers are a closed set, else by generation; says which.
     fn method(&self, classes: &Classes, opened: &Opened) -> Result<Method> {
         let n = classes.names.len();
-        if self.generate || n > MOST_CHOICES {
+        if self.generates(classes) {
             let n_valid = opened.preparer.prompts.tokenizer().n_tokens();
             let settings = Box::new(self.sampling.settings(&opened.generation, n_valid)?);
-            eprintln!("vlm: answers are generated and compared with the labels");
+            notice("answers are generated and compared with the labels");
             return Ok(Method::Generate { settings, classes: classes.clone() });
         }
         if self.multi_label {
-            eprintln!("vlm: answers are lists of {n} labels, chosen by their probability");
+            notice(format_args!("answers are lists of {n} labels, chosen by their probability"));
             return Ok(Method::Lists(classes.names.clone()));
         }
-        eprintln!("vlm: answers are chosen among {n} labels by their probability");
+        notice(format_args!("answers are chosen among {n} labels by their probability"));
         Ok(Method::Choices(classes.names.clone()))
     }
 
@@ -251,7 +269,7 @@ impl Eval {
         let spec = &opened.preparer.spec;
         identity.insert("pixels".into(), json!([spec.min_pixels, spec.max_pixels]));
         identity.insert("precision".into(), format!("{:?}", opened.engine.precision).into());
-        if self.generate || classes.names.len() > MOST_CHOICES {
+        if self.generates(classes) {
             let n_valid = opened.preparer.prompts.tokenizer().n_tokens();
             let settings = self.sampling.settings(&opened.generation, n_valid)?;
             identity.insert("sampling".into(), format!("{settings:?}").into());
@@ -320,14 +338,25 @@ impl Eval {
         if summary["dollars"].is_null() {
             summary["dollars"] = json!(hourly);
         }
-        let dollars = summary["dollars"].as_f64();
         folder.finish(&summary)?;
+        self.say(&metrics, &summary)
+    }
+
+    /// An evaluation that --resume finds finished: its result again.
+    fn say_finished(&self, mut folder: Folder, classes: &Classes, summary: &Value) -> Result<()> {
+        notice("this evaluation is finished; --overwrite does it again");
+        self.say(&metrics(&classes.names, folder.records()), summary)
+    }
+
+    fn say(&self, metrics: &Metrics, summary: &Value) -> Result<()> {
         if self.json {
-            return super::print_json(&summary);
+            return super::print_json(summary);
         }
-        let mut said = table::metrics(&metrics);
-        _ = write!(said, "{seconds:.1} s, {:.2} images/s", images as f64 / seconds);
-        if let Some(dollars) = dollars {
+        let number = |key: &str| summary[key].as_f64();
+        let mut said = table::metrics(metrics);
+        let [seconds, rate] = ["seconds", "images_per_second"].map(|key| number(key).unwrap_or(f64::NAN));
+        _ = write!(said, "{seconds:.1} s, {rate:.2} images/s");
+        if let Some(dollars) = number("dollars") {
             _ = write!(said, ", {dollars:.4} dollars");
         }
         _ = writeln!(said, "; results in {}", self.out.display());

@@ -1,8 +1,9 @@
 //! `vlm generate`: an answer about pictures.
 
 use super::compute::described;
-use super::model::{ModelFlags, Opened, choice, picture, tokens};
+use super::model::{ModelFlags, Opened};
 use super::progress::Progress;
+use super::values::{answer_tokens, choice, picture};
 use crate::base::{Error, Result};
 use crate::classify::evaluate::label_tokens;
 use crate::data::messages::{Conversation, ImageSource, read_messages};
@@ -49,9 +50,9 @@ pub struct Generate {
 /// How tokens are chosen; what is absent comes from the checkpoint's generation_config.json.
 #[derive(Debug, clap::Args)]
 pub struct SamplingFlags {
-    /// Stop after this many tokens
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = tokens)]
-    pub max_new_tokens: usize,
+    /// Stop after this many tokens [default: 512]
+    #[arg(long, value_name = "N", value_parser = answer_tokens)]
+    max_new_tokens: Option<usize>,
     /// 0 always takes the likeliest token
     #[arg(long, value_name = "X")]
     temperature: Option<f32>,
@@ -65,17 +66,38 @@ pub struct SamplingFlags {
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f32>,
     /// Above 0: repeat less of the answer
-    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    #[arg(long, value_name = "X")]
     presence_penalty: Option<f32>,
-    /// The same seed gives the same answer
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// The same seed gives the same answer [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 }
 
 impl SamplingFlags {
     /// That of the flag.
     pub fn temperature(&self) -> Option<f32> {
         self.temperature
+    }
+
+    pub fn max_new_tokens(&self) -> usize {
+        self.max_new_tokens.unwrap_or(512)
+    }
+
+    /// Errors: any of the flags was given where none has a say; `place` is the end of the sentence.
+    pub fn refuse(&self, place: &str) -> Result<()> {
+        let flags = [
+            ("--max-new-tokens", self.max_new_tokens.is_some()),
+            ("--temperature", self.temperature.is_some()),
+            ("--top-p", self.top_p.is_some()),
+            ("--top-k", self.top_k.is_some()),
+            ("--repetition-penalty", self.repetition_penalty.is_some()),
+            ("--presence-penalty", self.presence_penalty.is_some()),
+            ("--seed", self.seed.is_some()),
+        ];
+        match flags.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Error::Usage(format!("{flag} has no say {place}"))),
+            None => Ok(()),
+        }
     }
 
     /// The flags over the checkpoint's defaults. `n_valid`: ids from here on have no text.
@@ -105,12 +127,16 @@ impl SamplingFlags {
             presence_penalty: within("presence-penalty", presence, presence.is_finite(), "a number")?,
         };
         let stop = defaults.eos_token_ids.clone();
-        Ok(Settings { choice, seed: self.seed, max_new_tokens: self.max_new_tokens, stop, n_valid })
+        let (seed, max_new_tokens) = (self.seed.unwrap_or(0), self.max_new_tokens());
+        Ok(Settings { choice, seed, max_new_tokens, stop, n_valid })
     }
 }
 
 impl Generate {
     pub fn run(&self) -> Result<()> {
+        if !self.choices.is_empty() {
+            self.sampling.refuse("where --choices are scored by their probability; leave it out")?;
+        }
         let conversation = match (&self.messages, &self.prompt) {
             (Some(file), _) => read_messages(file)?,
             (None, Some(prompt)) => {

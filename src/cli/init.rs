@@ -24,7 +24,7 @@ pub struct Init {
     /// tokenizer.json to put into the new folder [default: the one of --config]
     #[arg(long, value_name = "FILE")]
     tokenizer: Option<PathBuf>,
-    /// The new folder; must not exist or be empty
+    /// The new folder; it is made, or is there and empty
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// The same seed gives the same weights

@@ -1,13 +1,13 @@
 //! `vlm inspect`: what a folder holds, and what running it takes.
 
-use super::model::tokens;
+use super::values::{counted, tokens};
 use crate::base::{DType, Error, Precision, Result};
 use crate::data::image::PatchSpec;
 use crate::infer::cache;
 use crate::io::safetensors::SafetensorsFile;
 use crate::qwen3vl::adapter::AdapterConfig;
 use crate::qwen3vl::checkpoint::Checkpoint;
-use crate::qwen3vl::config::Config;
+use crate::qwen3vl::config::{self, Config};
 use crate::qwen3vl::model::{Model, Rows};
 use crate::qwen3vl::names::Counts;
 use crate::qwen3vl::pack::{Packed, Sequence};
@@ -33,7 +33,7 @@ pub struct Inspect {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = tokens)]
     new_tokens: usize,
     /// Print the tape of the prompt's pass: shapes, cost and memory of each operation
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     trace: bool,
     /// One JSON object
     #[arg(long)]
@@ -51,9 +51,8 @@ impl Inspect {
             self.model()
         } else if self.dir.join("adapter_config.json").exists() {
             self.adapter()
-        } else if !self.dir.exists() {
-            Err(Error::file(&self.dir, "there is no such folder"))
         } else {
+            config::folder(&self.dir)?;
             Err(Error::file(&self.dir, "holds neither config.json (a model) nor adapter_config.json (an adapter)"))
         }
     }
@@ -128,15 +127,26 @@ impl Inspect {
         line(
             "text",
             format!(
-                "{} layers of {}, {} heads of {} on {} key heads, MLP {}, vocabulary {}",
-                t.n_layers, t.hidden_size, t.n_heads, t.head_dim, t.n_kv_heads, t.intermediate_size, t.vocab_size
+                "{} of {}, {} of {} on {}, MLP {}, vocabulary {}",
+                counted(t.n_layers, "layer", "layers"),
+                t.hidden_size,
+                counted(t.n_heads, "head", "heads"),
+                t.head_dim,
+                counted(t.n_kv_heads, "key head", "key heads"),
+                t.intermediate_size,
+                t.vocab_size
             ),
         );
         line(
             "vision",
             format!(
-                "{} blocks of {}, {} heads, MLP {}, patches of {}, deepstack after {:?}",
-                v.depth, v.hidden_size, v.n_heads, v.intermediate_size, v.patch_size, v.deepstack_indexes
+                "{} of {}, {}, MLP {}, patches of {}, deepstack after {:?}",
+                counted(v.depth, "block", "blocks"),
+                v.hidden_size,
+                counted(v.n_heads, "head", "heads"),
+                v.intermediate_size,
+                v.patch_size,
+                v.deepstack_indexes
             ),
         );
         let (w, h) = self.image;
@@ -177,6 +187,9 @@ impl Inspect {
     }
 
     fn adapter(&self) -> Result<()> {
+        if self.trace {
+            return Err(Error::Usage("--trace is of a model, and this folder holds an adapter; give its model".into()));
+        }
         let config = AdapterConfig::read(&self.dir)?;
         let file = SafetensorsFile::open(&self.dir.join("adapter_model.safetensors"))?;
         let parameters: u64 = file.tensors().map(|(_, t)| t.elements() as u64).sum();
@@ -198,7 +211,7 @@ impl Inspect {
                 if config.use_rslora { ", rsLoRA" } else { "" }
             ),
         );
-        line("parameters", format!("{} in {tensors} tensors", grouped(parameters)));
+        line("parameters", format!("{} in {}", grouped(parameters), counted(tensors, "tensor", "tensors")));
         for (name, entry) in file.tensors() {
             _ = writeln!(said, "  {name} {} {:?}", entry.dtype, entry.shape);
         }

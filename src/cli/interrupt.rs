@@ -1,5 +1,6 @@
 //! Ctrl-C: the first asks a long run to save and end, the second ends the program where it is.
 
+use super::notice::notice;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What a shell expects of a program that Ctrl-C ended.
@@ -15,7 +16,7 @@ pub fn watch() {
         }
     };
     if let Err(e) = ctrlc::set_handler(handler) {
-        eprintln!("vlm: Ctrl-C will end the run without saving: {e}");
+        notice(format_args!("Ctrl-C will end the run without saving: {e}"));
     }
 }
 
@@ -25,6 +26,6 @@ pub fn asked() -> bool {
 
 /// Ends the program as interrupted, after a sentence on what was saved.
 pub fn exit(said: &str) -> ! {
-    eprintln!("vlm: interrupted{said}");
+    notice(format_args!("interrupted{said}"));
     std::process::exit(CODE.into())
 }

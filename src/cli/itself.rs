@@ -5,21 +5,22 @@ use crate::base::{Error, Result};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
-/// Runs `vlm ARGUMENTS` in `folder` (here, where None); what it prints is seen.
-pub fn run(arguments: &[String], folder: Option<&Path>) -> Result<()> {
+/// Runs `vlm ARGUMENTS` in `folder` (here, where None); what it prints is seen. Where Ctrl-C came, this program ends with
+/// it, after `stopped`, the end of a sentence on how to go on.
+pub fn run(arguments: &[String], folder: Option<&Path>, stopped: &str) -> Result<()> {
     let mut command = command(arguments)?;
     if let Some(folder) = folder {
         command.current_dir(folder);
     }
     let status = command.status().map_err(|e| Error::io("start", Path::new("vlm"), e))?;
-    check(arguments, status)
+    check(arguments, status, stopped)
 }
 
-/// Runs `vlm ARGUMENTS`; what it printed on stdout.
-pub fn output(arguments: &[String]) -> Result<String> {
+/// Runs `vlm ARGUMENTS`; what it printed on stdout. `stopped` as for [`run`].
+pub fn output(arguments: &[String], stopped: &str) -> Result<String> {
     let done = command(arguments)?.stdout(Stdio::piped()).output();
     let done = done.map_err(|e| Error::io("start", Path::new("vlm"), e))?;
-    check(arguments, done.status)?;
+    check(arguments, done.status, stopped)?;
     Ok(String::from_utf8_lossy(&done.stdout).into_owned())
 }
 
@@ -30,13 +31,15 @@ fn command(arguments: &[String]) -> Result<Command> {
     Ok(command)
 }
 
-/// Errors: the command failed. Where Ctrl-C ended it, this program ends, too.
-fn check(arguments: &[String], status: ExitStatus) -> Result<()> {
-    match status.code() {
-        Some(0) => Ok(()),
-        Some(code) if code == i32::from(interrupt::CODE) => std::process::exit(code),
-        _ if interrupt::asked() => std::process::exit(interrupt::CODE.into()),
-        _ => {
+/// Errors: the command failed.
+fn check(arguments: &[String], status: ExitStatus, stopped: &str) -> Result<()> {
+    // a command may be done, or have ended in whatever way, when Ctrl-C comes: it was meant for all of them
+    if interrupt::asked() || status.code() == Some(interrupt::CODE.into()) {
+        interrupt::exit(stopped);
+    }
+    match status.success() {
+        true => Ok(()),
+        false => {
             let name = arguments.first().map_or("", String::as_str);
             Err(Error::Unsupported(format!("vlm {name} failed ({status}); its message is above")))
         }

@@ -1,6 +1,7 @@
 //! `vlm merge`: base and adapter become one plain checkpoint.
 
 use super::progress::Progress;
+use super::values::counted;
 use crate::base::{DType, Result};
 use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::checkpoint::Checkpoint;
@@ -34,7 +35,7 @@ pub struct Merge {
     /// The PEFT LoRA adapter folder
     #[arg(long, value_name = "DIR")]
     adapter: PathBuf,
-    /// The new folder; must not exist or be empty
+    /// The new folder; it is made, or is there and empty
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Type of the written weights [default: that of the base]
@@ -50,7 +51,7 @@ impl Merge {
         let mut bar = Progress::new("bytes");
         merge::merge(&base, Some(&adapter), &self.out, options, &mut |done, all| bar.at(done, all))?;
         drop(bar);
-        let (n, out) = (adapter.modules.len(), self.out.display());
-        super::print(&format!("merged {n} adapted modules into {out}\n"))
+        let n = counted(adapter.modules.len(), "adapted module", "adapted modules");
+        super::print(&format!("merged {n} into {}\n", self.out.display()))
     }
 }

@@ -1,6 +1,6 @@
 //! The command line: arguments, printing, progress, exit codes; a file per subcommand.
 //!
-//! Floor 9: may use everything; the only room that writes to stdout. Start at [`main`], then [`generate`].
+//! Floor 9: may use everything; the only room that writes to stdout and stderr. Start at [`main`], then [`generate`].
 
 mod assets;
 pub mod bench;
@@ -21,6 +21,8 @@ mod interrupt;
 mod itself;
 mod merge;
 mod model;
+mod notice;
+mod output;
 mod preprocess;
 mod progress;
 mod report;
@@ -28,10 +30,12 @@ mod shares;
 mod sweep;
 mod table;
 pub mod train;
+mod values;
 mod verify;
 
 use crate::base::Result;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches, Parser};
+use notice::notice;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -89,15 +93,29 @@ impl Command {
 /// Runs the program: 0, 1 for a failure with one message on stderr, 2 for wrong usage.
 pub fn main() -> ExitCode {
     let filter = tracing_subscriber::EnvFilter::try_from_env(crate::base::env::LOG).unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    let arguments = Arguments::parse();
+    // what cannot be logged is not worth a panic
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.log_internal_errors(false).init();
+    let given = with_negative_numbers(Arguments::command()).get_matches();
+    let arguments = Arguments::from_arg_matches(&given).unwrap_or_else(|e| e.exit());
     match arguments.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("vlm: {e}");
+            notice(&e);
             ExitCode::from(if e.is_usage() { 2 } else { 1 })
         }
     }
+}
+
+/// Takes `--flag -1` as a value of the flag, in every command, so that it is the flag that says what is wrong with it.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let takes_values =
+        |a: &clap::Arg| a.get_action().takes_values() && a.get_num_args().is_none_or(|n| n.takes_values());
+    let flag = |argument: clap::Arg| match !argument.is_positional() && takes_values(&argument) {
+        true => argument.allow_negative_numbers(true),
+        false => argument,
+    };
+    command.mut_args(flag).mut_subcommands(with_negative_numbers)
 }
 
 /// Writes to stdout. A reader that has gone away (`vlm inspect | head`) is no failure.

@@ -49,29 +49,6 @@ impl PixelFlags {
     }
 }
 
-/// A picture's path; what is no file is said at once.
-pub fn picture(text: &str) -> std::result::Result<PathBuf, String> {
-    let lower = text.to_ascii_lowercase();
-    if lower.starts_with("http://") || lower.starts_with("https://") {
-        return Err(
-            "pictures are read from files only; download it (for example with curl -LO) and give its path".into()
-        );
-    }
-    Ok(PathBuf::from(text))
-}
-
-/// One of the answers to choose from, without the spaces around it.
-pub fn choice(text: &str) -> std::result::Result<String, String> {
-    Ok(text.trim().to_owned())
-}
-
-/// A number of tokens that memory is laid out for.
-pub fn tokens(text: &str) -> std::result::Result<usize, String> {
-    const MOST: usize = 1_000_000;
-    let number = text.parse().ok().filter(|n| *n <= MOST);
-    number.ok_or_else(|| format!("give a whole number from 0 to {MOST}"))
-}
-
 /// A model ready to be asked.
 pub struct Opened {
     pub engine: Engine,

@@ -1,12 +1,18 @@
 //! `vlm preprocess`: one picture as the model sees it.
 
-use super::model::{PixelFlags, picture};
+use super::model::PixelFlags;
+use super::output;
+use super::values::{counted, picture};
 use crate::base::Result;
 use crate::data::image::{self, PatchSpec};
+use crate::io::safetensors::SafetensorsFile;
 use crate::io::{HostTensor, host_tensor};
 use crate::qwen3vl::processor::read_patch_spec;
 use serde_json::json;
 use std::path::PathBuf;
+
+/// What is in the file.
+const NAMES: [&str; 2] = ["pixel_values", "image_grid_thw"];
 
 /// Write a picture's patches (pixel_values, image_grid_thw) to a safetensors file
 #[derive(Debug, clap::Args)]
@@ -23,6 +29,9 @@ pub struct Preprocess {
     /// Where to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Replace the file, whatever it is; one that this command wrote is replaced anyway
+    #[arg(long)]
+    overwrite: bool,
     /// One JSON object
     #[arg(long)]
     json: bool,
@@ -30,6 +39,7 @@ pub struct Preprocess {
 
 impl Preprocess {
     pub fn run(&self) -> Result<()> {
+        self.check_output()?;
         let spec = match &self.model {
             Some(dir) => read_patch_spec(dir)?,
             None => PatchSpec::default(),
@@ -40,8 +50,8 @@ impl Preprocess {
         let grid = patches.grid;
         let n = grid.iter().product::<usize>();
         let tensors = [
-            ("pixel_values".to_string(), HostTensor::f32([n, patches.values.len() / n.max(1)], patches.values)),
-            ("image_grid_thw".to_string(), HostTensor::i64([1, 3], grid.map(|g| g as i64).to_vec())),
+            (NAMES[0].to_string(), HostTensor::f32([n, patches.values.len() / n.max(1)], patches.values)),
+            (NAMES[1].to_string(), HostTensor::i64([1, 3], grid.map(|g| g as i64).to_vec())),
         ];
         host_tensor::write(&self.out, &tensors)?;
         let (from, to) = ((picture.width, picture.height), (grid[2] * spec.patch, grid[1] * spec.patch));
@@ -52,6 +62,19 @@ impl Preprocess {
                 "image_grid_thw": grid, "patches": n, "tokens": tokens,
             }));
         }
-        super::print(&format!("{} x {} pixels to {} x {}: {n} patches, {tokens} tokens\n", from.0, from.1, to.0, to.1))
+        let (patches, tokens) = (counted(n, "patch", "patches"), counted(tokens, "token", "tokens"));
+        super::print(&format!("{} x {} pixels to {} x {}: {patches}, {tokens}\n", from.0, from.1, to.0, to.1))
+    }
+
+    /// Scripts write one picture after another to the same file: that costs nobody anything.
+    fn check_output(&self) -> Result<()> {
+        output::not_an_input(
+            &self.out,
+            [Some(&self.image), self.model.as_ref()].into_iter().flatten().map(|p| p.as_path()),
+        )?;
+        let ours = SafetensorsFile::open(&self.out).is_ok_and(|file| {
+            file.tensors().len() == NAMES.len() && NAMES.iter().all(|name| file.entry(name).is_some())
+        });
+        output::free(&self.out, self.overwrite || ours)
     }
 }

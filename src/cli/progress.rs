@@ -1,5 +1,6 @@
 //! Progress on stderr: a bar on a terminal, a plain line every few seconds elsewhere.
 
+use super::notice::plain;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -31,8 +32,8 @@ impl Progress {
     /// A line that stays, above the bar where there is one.
     pub fn note(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| plain(text)),
+            None => plain(text),
         }
     }
 
@@ -43,7 +44,7 @@ impl Progress {
                 bar.set_position(done);
             }
             None if self.last.elapsed() >= PLAIN => {
-                eprintln!("{}: {done} of {all}", self.what);
+                plain(format_args!("{}: {done} of {all}", self.what));
                 self.last = Instant::now();
             }
             None => (),

@@ -1,7 +1,9 @@
 //! `vlm report`: one page of runs and evaluations.
 
+use super::notice::notice;
+use super::output;
 use super::progress::Progress;
-use crate::base::{Error, Result, error::first_of};
+use crate::base::{Result, error::first_of};
 use crate::report;
 use serde_json::json;
 use std::path::PathBuf;
@@ -30,18 +32,20 @@ pub struct Report {
 
 impl Report {
     pub fn run(&self) -> Result<()> {
-        if self.out.exists() && !self.overwrite {
-            return Err(Error::file(&self.out, "is there already; name another file or give --overwrite"));
-        }
+        output::free(&self.out, self.overwrite)?;
+        // a page may lie in one of the folders that it shows
+        let page = self.out.extension().is_some_and(|e| e == "html" || e == "htm");
+        let read = self.sources.iter().filter(|source| !(page && source.is_dir()));
+        output::not_an_input(&self.out, read.map(PathBuf::as_path))?;
         let mut bar = Progress::new("photos");
         let mut at = |done: usize, all: usize| bar.at(done as u64, all as u64);
         let built = report::build(&self.sources, self.title.as_deref(), &self.out, &mut at)?;
         drop(bar);
         if !built.missing.is_empty() {
             let n = built.missing.len();
-            eprintln!("vlm: {n} photos are shown without a picture: {}", first_of(&built.missing));
+            notice(format_args!("{n} photos are shown without a picture: {}", first_of(&built.missing)));
         }
-        built.notes.iter().for_each(|note| eprintln!("vlm: {note}"));
+        built.notes.iter().for_each(notice);
         let out = self.out.display().to_string();
         if self.json {
             return super::print_json(&json!({

@@ -1,10 +1,13 @@
 //! `vlm train`: the flags, and the settings that they and a recipe make together.
 
 use super::compute::Compute;
-use super::interrupt;
+use super::notice::plain;
 use super::progress::Progress;
 use super::shares::Shares;
+use super::values::{betas, bytes, counted, positive};
+use super::{interrupt, output};
 use crate::base::Result;
+use crate::io::safetensors::SafetensorsFile;
 use crate::train::config_file;
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::Start;
@@ -28,7 +31,7 @@ pub struct Train {
     /// Go on where an earlier run in the folder stopped; the settings and the data must be the same
     #[arg(long, conflicts_with = "overwrite")]
     pub resume: bool,
-    /// Replace an earlier run in the folder
+    /// Replace an earlier run in the folder, and the file of --dump-first-gradients
     #[arg(long)]
     pub overwrite: bool,
     /// Write every trained tensor's gradient at step 1, before clipping, under the adapter's names
@@ -77,8 +80,8 @@ pub struct Given {
     /// What activations and weights are stored in while computing [default: f32 on the CPU, bf16 on a GPU]
     #[arg(long, value_parser = ["f32", "bf16"])]
     precision: Option<String>,
-    /// Use at most so many bytes of the device's memory [default: what is free]
-    #[arg(long, value_name = "BYTES")]
+    /// Use at most so many bytes of the device's memory, such as 24G (K, M, G, T: powers of 1024) [default: what is free]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
     /// Enlarge pictures to at least this many pixels [default: the model's]
     #[arg(long, value_name = "N")]
@@ -128,7 +131,7 @@ pub struct Given {
     #[arg(long, value_name = "X", help_heading = "Optimiser")]
     weight_decay: Option<f64>,
     /// AdamW's [default: 0.9,0.999]
-    #[arg(long, value_name = "X,X", value_parser = betas, help_heading = "Optimiser")]
+    #[arg(long, value_name = "X,X", value_parser = betas, allow_hyphen_values = true, help_heading = "Optimiser")]
     betas: Option<[f64; 2]>,
     /// How the learning rate falls after the warm-up, as Hugging Face's schedules [default: cosine]
     #[arg(long, value_parser = ["cosine", "linear", "constant"], help_heading = "Optimiser")]
@@ -183,9 +186,19 @@ pub struct Given {
     save_every: Option<u64>,
 }
 
+const NEVER_AT_ITS_RATE: &str =
+    "vlm: the warm-up is as long as the run, or longer: no step is taken at the learning rate that was asked for";
+
+/// Whether the warm-up leaves no step for the peak of the learning rate.
+fn short_of_its_rate(settings: &Settings, total: u64) -> bool {
+    let schedule = settings.schedule(total);
+    !(1..=total).any(|step| schedule.lr(step) >= settings.learning_rate)
+}
+
 impl Train {
     pub fn run(&self) -> Result<()> {
         let settings = self.settings()?;
+        self.check_outputs(&settings)?;
         let (mut device, precision) = Compute::of(settings.device, settings.precision).open()?;
         let start = match (self.resume, self.overwrite) {
             (true, _) => Start::Resume,
@@ -198,7 +211,7 @@ impl Train {
         let mut shares = Shares::default();
         let mut photos = None;
         let mut said = |said: Said| match said {
-            Said::Note(text) => bar.note(&text),
+            Said::Note(text) => bar.note(&format!("vlm: {text}")),
             Said::Checked(n, all) => {
                 photos.get_or_insert_with(|| Progress::new("photos checked")).at(n as u64, all as u64);
                 photos = photos.take().filter(|_| n < all);
@@ -214,6 +227,9 @@ impl Train {
             Said::Step(m, total) => {
                 bar.at(m.step, total);
                 shares.add(&m);
+                if m.step == 1 && short_of_its_rate(&settings, total) {
+                    bar.note(NEVER_AT_ITS_RATE);
+                }
                 if m.step == 1 || m.step == total || last.elapsed() > Duration::from_secs(5) {
                     let mfu = m.mfu.map_or(String::new(), |mfu| format!(", MFU {:.1} %", 100.0 * mfu));
                     bar.note(&format!(
@@ -228,6 +244,9 @@ impl Train {
         if self.dry_run {
             let plan = session::dry_run(&settings, &mut device, precision, self.stated(), &mut watch)?;
             drop(bar);
+            if short_of_its_rate(&settings, plan.steps) {
+                plain(NEVER_AT_ITS_RATE);
+            }
             return self.print_plan(&plan);
         }
         let first_gradients = self.dump_first_gradients.clone();
@@ -238,15 +257,16 @@ impl Train {
         match end {
             End::Done { steps, loss, why, best } => {
                 let loss = loss.map_or(String::new(), |l| format!(", loss {l:.4}"));
+                let counted = counted(steps, "step", "steps");
                 let done = match why {
-                    Why::Steps => format!("{steps} steps{loss}"),
+                    Why::Steps => format!("{counted}{loss}"),
                     Why::Passed { samples, answered } => format!(
-                        "the overfit check is passed: {samples} samples are learnt by heart after {steps} steps{loss}{}; \
-                         data and settings can work",
+                        "the overfit check is passed: {samples} samples are learnt by heart after {counted}{loss}{}; data \
+                         and settings can work",
                         if answered { ", every answer right" } else { "" }
                     ),
                     Why::Early { evaluations } => {
-                        format!("{steps} steps{loss}, stopped early by --early-stop {evaluations}")
+                        format!("{counted}{loss}, stopped early by --early-stop {evaluations}")
                     }
                 };
                 let best =
@@ -257,6 +277,23 @@ impl Train {
                 interrupt::exit(&format!(" after step {steps} and saved; the same command with --resume goes on"))
             }
         }
+    }
+
+    /// Errors: a file of somebody's would be replaced, or one that the run reads.
+    fn check_outputs(&self, settings: &Settings) -> Result<()> {
+        const WEIGHTS: &str = "adapter_model.safetensors";
+        const CONFIG: &str = "config.json";
+        let init = settings.init_adapter.as_ref().map(|folder| folder.join(WEIGHTS));
+        output::not_an_input(&settings.out.join(WEIGHTS), init.as_deref())?;
+        let model = settings.model.join(CONFIG);
+        output::not_an_input(&session::model_folder(&settings.out).join(CONFIG), [model.as_path()])?;
+        let Some(file) = &self.dump_first_gradients else { return Ok(()) };
+        let optional = [&settings.init_adapter, &settings.eval_data, &self.config].into_iter().flatten();
+        let read = optional.chain([&settings.model, &settings.data]);
+        output::not_an_input(file, read.map(PathBuf::as_path))?;
+        // a run that goes on may have written it before it was stopped
+        let ours = self.resume && SafetensorsFile::open(file).is_ok();
+        output::free(file, self.overwrite || ours)
     }
 
     fn stated(&self) -> Option<Roof> {
@@ -298,14 +335,4 @@ impl Train {
     pub fn settings(&self) -> Result<Settings> {
         config_file::settings(self.config.as_deref(), &self.given)
     }
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    let number: Option<f64> = text.parse().ok();
-    number.filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| "wanted a number above 0".into())
-}
-
-fn betas(text: &str) -> Result<[f64; 2], String> {
-    let numbers: Result<Vec<f64>, _> = text.split(',').map(|x| x.trim().parse()).collect();
-    numbers.ok().and_then(|n| n.try_into().ok()).ok_or_else(|| "wanted two numbers, such as 0.9,0.999".into())
 }

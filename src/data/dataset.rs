@@ -14,6 +14,9 @@ use crate::base::{Error, Result};
 use serde_json::{Map, Value};
 use std::path::Path;
 
+const IMPORT: &str = "a dataset is JSON Lines, an object a line; `vlm data import` makes one of a folder of class folders, \
+                      a CSV file or COCO annotations";
+
 /// What to do with a line that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnBad {
@@ -55,6 +58,9 @@ pub struct Dataset {
 ///
 /// Errors name file, line and reason; a file without a single good line is one too.
 pub fn read_dataset(file: &Path, prompt: Option<&str>, on_bad: OnBad) -> Result<Dataset> {
+    if file.is_dir() {
+        return Err(Error::file(file, format!("is a folder, and {IMPORT}")));
+    }
     let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let mut dataset = Dataset { samples: Vec::new(), skipped: Vec::new() };
@@ -93,8 +99,15 @@ fn sample(line: &[u8], number: usize, folder: &Path, prompt: Option<&str>) -> Re
                 .into());
         }
         Ok(_) => return Err("wanted a JSON object, got another value".into()),
+        // a table, or annotations over many lines
+        Err(e) if number == 1 && matches!(text.trim_ascii().strip_prefix('{'), None | Some("")) => {
+            return Err(format!("{}; {IMPORT}", json_error(&e)));
+        }
         Err(e) => return Err(json_error(&e)),
     };
+    if number == 1 && object.contains_key("annotations") && object.contains_key("categories") {
+        return Err(format!("these are COCO annotations, and {IMPORT}"));
+    }
     let class = class(&object)?;
     let conversation = if object.contains_key("messages") || object.contains_key("conversations") {
         conversation(&object, folder)?

@@ -149,6 +149,9 @@ fn counts(sizes: &Sizes, n: usize) -> Result<[usize; 3]> {
         wanted[0] = n - others;
     }
     let sum: usize = wanted.iter().fold(0, |sum: usize, n| sum.saturating_add(*n));
+    if sum == 0 {
+        return usage(format!("train, validation and test ask for no sample at all, and there are {n}"));
+    }
     if sum > n {
         return usage(format!(
             "train, validation and test ask for {}, {} and {} samples, {sum} in all, and there are {n}",

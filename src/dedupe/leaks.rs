@@ -222,21 +222,33 @@ pub fn find(
     (close, removed)
 }
 
-/// Writes the pairs, the summary, and, where there are several sets or photos were to go from one, each without what has
-/// to go. `out` is canonical.
+/// Every file that [`write`] writes: none of them may be one that was read.
+pub fn files(sets: &[Set], within: bool, out: &Path) -> Vec<PathBuf> {
+    let cleaned = sets.iter().filter(|_| cleans(sets, within)).map(|set| cleaned_file(set, out));
+    [PAIRS, SUMMARY].map(|name| out.join(name)).into_iter().chain(cleaned).collect()
+}
+
+/// Whether there is anything that a set can be cleaned of: another one, or photos of its own.
+fn cleans(sets: &[Set], within: bool) -> bool {
+    sets.len() > 1 || within
+}
+
+fn cleaned_file(set: &Set, out: &Path) -> PathBuf {
+    out.join(format!("{}.jsonl", set.name))
+}
+
+/// Writes [`files`]: the pairs, the summary, and, where there are several sets or photos were to go from one, each without
+/// what has to go. `out` is canonical.
 pub fn write(sets: &[Set], outcome: &Outcome, within: bool, out: &Path) -> Result<()> {
     let file = out.join(PAIRS);
     let text: String = outcome.pairs.iter().map(|pair| pairs::line(pair) + "\n").collect();
     atomic::write_file(&file, |o| o.write(text.as_bytes()))?;
-    if sets.len() > 1 || within {
+    if cleans(sets, within) {
         for (set, removed) in sets.iter().zip(&outcome.removed) {
             let lines = Lines::read(&set.file)?;
             let kept = set.data.samples.iter().zip(removed).filter(|(_, removed)| !**removed);
             let text = kept.map(|(s, _)| Ok(lines.moved(s.line, out)? + "\n")).collect::<Result<String>>()?;
-            let to = out.join(format!("{}.jsonl", set.name));
-            if set.file.canonicalize().is_ok_and(|from| from == to) {
-                return Err(Error::file(to, "is one of the sets; name another folder with --out"));
-            }
+            let to = cleaned_file(set, out);
             atomic::write_file(&to, |o| o.write(text.as_bytes()))?;
         }
     }

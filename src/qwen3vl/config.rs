@@ -82,9 +82,33 @@ const MAX_LAYERS: usize = 1 << 10;
 /// The base of the vision tower's rotary angles is no parameter of any released model.
 const VISION_ROPE_THETA: f64 = 10_000.0;
 
+/// Errors: `dir` is no folder; says how to get one where it is a repository's name of Hugging Face.
+pub fn folder(dir: &Path) -> Result<()> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    if dir.exists() {
+        return Err(Error::file(dir, "is a file; wanted the folder of a checkpoint"));
+    }
+    // a path that was made whole since it was given
+    let here = std::env::current_dir().unwrap_or_default();
+    let given = dir.strip_prefix(&here).unwrap_or(dir);
+    let parts: Vec<&str> = given.iter().filter_map(|part| part.to_str()).collect();
+    let hint = match parts[..] {
+        [owner, name] if !owner.starts_with(['.', '/']) => {
+            format!(
+                "; if it is a repository of Hugging Face: hf download {owner}/{name} --local-dir {name}, and give {name}"
+            )
+        }
+        _ => "; hf download OWNER/NAME --local-dir NAME makes one of a repository of Hugging Face".into(),
+    };
+    Err(Error::file(dir, format!("there is no such folder{hint}")))
+}
+
 impl Config {
     /// Reads `config.json` in `dir`. Errors name file, key, what was wanted and what was found.
     pub fn read(dir: &Path) -> Result<Self> {
+        folder(dir)?;
         let path = dir.join("config.json");
         let mut top = Fields::read(&path)?;
         check_model_type(&path, &mut top)?;

@@ -14,6 +14,7 @@ use std::path::Path;
 /// Errors name file and key: neither file is there, a key that is needed is missing, or one asks for something that
 /// this program does not do.
 pub fn read_patch_spec(dir: &Path) -> Result<PatchSpec> {
+    super::config::folder(dir)?;
     let shared = dir.join("processor_config.json");
     let own = dir.join("preprocessor_config.json");
     let mut nested = if shared.exists() { read_json(&shared)? } else { Value::Null };

@@ -30,7 +30,7 @@ const NOT_OVERFIT: [&str; 9] = [
 /// The settings of `file`, where there is one, with `flags` (an object of the settings that were given) in their place.
 /// Errors: those of reading, with file, line and key; those of [`Settings::finish`].
 pub fn settings(file: Option<&Path>, flags: &impl Serialize) -> Result<Settings> {
-    let wrong = |e: &dyn std::fmt::Display| Error::Usage(format!("the settings do not fit together: {e}"));
+    let wrong = |e: &dyn std::fmt::Display| Error::Usage(format!("the settings do not fit together: {}", one_line(e)));
     let given = serde_json::to_value(flags).map_err(|e| wrong(&e))?;
     for (name, value) in given.as_object().into_iter().flatten() {
         // TOML's integers end there, and its message names no flag
@@ -55,6 +55,11 @@ pub fn settings(file: Option<&Path>, flags: &impl Serialize) -> Result<Settings>
     }
     let settings: Settings = table.try_into().map_err(|e| wrong(&e))?;
     settings.finish()
+}
+
+/// TOML's messages go over several lines, and end in an empty one.
+fn one_line(e: &dyn std::fmt::Display) -> String {
+    e.to_string().lines().map(str::trim).filter(|l| !l.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
 /// The file's own table, checked, its paths taken from its folder.

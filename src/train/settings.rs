@@ -225,7 +225,7 @@ impl Settings {
         let numbers = [
             ("alpha", self.alpha, (|x| x.is_finite() && x > 0.0) as fn(f64) -> bool, "a number above 0"),
             ("dropout", Some(self.dropout), below_one, "from 0 to below 1"),
-            ("learning-rate", Some(self.learning_rate), not_negative, "0 or more"),
+            ("learning-rate", Some(self.learning_rate), |x| x.is_finite() && x > 0.0, "a number above 0"),
             ("vision-learning-rate", self.vision_learning_rate, not_negative, "0 or more"),
             ("weight-decay", Some(self.weight_decay), not_negative, "0 or more"),
             ("betas", Some(self.betas[0]), below_one, "two numbers from 0 to below 1"),

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use vlm::io::lock::FolderLock;
 
-fn program() -> Command {
+pub fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vlm"));
     command.env_remove("VLM_LOG").env("RUST_BACKTRACE", "1");
     command
 }
 
 /// Arguments separated by spaces; `{}` stands for the paths given.
-fn arguments(line: &str, paths: &[&Path]) -> Vec<String> {
+pub fn arguments(line: &str, paths: &[&Path]) -> Vec<String> {
     let mut paths = paths.iter();
     let path = |word: &str| match word {
         "{}" => paths.next().expect("a path for each {}").to_str().unwrap().to_owned(),
@@ -28,33 +28,33 @@ fn arguments(line: &str, paths: &[&Path]) -> Vec<String> {
 }
 
 #[derive(Debug)]
-struct Done {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
+pub struct Done {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
 }
 
-fn vlm(line: &str, paths: &[&Path]) -> Done {
+pub fn vlm(line: &str, paths: &[&Path]) -> Done {
     let done = program().args(arguments(line, paths)).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Done { code: done.status.code(), stdout: text(done.stdout), stderr: text(done.stderr) }
 }
 
 /// Runs and expects success; what was printed.
-fn works(line: &str, paths: &[&Path]) -> String {
+pub fn works(line: &str, paths: &[&Path]) -> String {
     let done = vlm(line, paths);
     assert_eq!(done.code, Some(0), "{line}\n{}", done.stderr);
     done.stdout
 }
 
-fn json_of(line: &str, paths: &[&Path]) -> Value {
+pub fn json_of(line: &str, paths: &[&Path]) -> Value {
     let said = works(line, paths);
     serde_json::from_str(&said).unwrap_or_else(|e| panic!("{line}: {e}\n{said}"))
 }
 
 /// Expects exit code 1 and on stderr one sentence that says each of `words`.
 #[track_caller]
-fn fails(line: &str, paths: &[&Path], words: &[&str]) {
+pub fn fails(line: &str, paths: &[&Path], words: &[&str]) {
     let done = vlm(line, paths);
     assert_eq!(done.code, Some(1), "{line}\n{}{}", done.stdout, done.stderr);
     let said = done.stderr.trim_end();
@@ -69,18 +69,18 @@ fn fails(line: &str, paths: &[&Path], words: &[&str]) {
 
 /// Expects exit code 2 and a message that says each of `words`.
 #[track_caller]
-fn misused(line: &str, paths: &[&Path], words: &[&str]) {
+pub fn misused(line: &str, paths: &[&Path], words: &[&str]) {
     let done = vlm(line, paths);
     assert_eq!(done.code, Some(2), "{line}\n{}{}", done.stdout, done.stderr);
     assert!(words.iter().all(|w| done.stderr.contains(w)), "{line}\n{}\nand not {words:?}", done.stderr);
     assert!(!done.stderr.contains("panicked") && done.stdout.is_empty(), "{line}\n{}", done.stderr);
 }
 
-fn single() -> PathBuf {
+pub fn single() -> PathBuf {
     cases().join("single")
 }
 
-fn image() -> PathBuf {
+pub fn image() -> PathBuf {
     cases().join("images/wide.png")
 }
 
@@ -109,7 +109,8 @@ fn wrong_usage_is_2() {
     misused("generate --model {} --prompt hi --repetition-penalty 0", &[&model], &["--repetition-penalty 0"]);
     misused("generate --model {} --prompt hi --presence-penalty inf", &[&model], &["--presence-penalty inf"]);
     misused("generate --model {} --prompt hi --seed=-1", &[&model], &["--seed"]);
-    misused("generate --model {} --prompt hi --max-new-tokens 18446744073709551615", &[&model], &["0 to 1000000"]);
+    misused("generate --model {} --prompt hi --max-new-tokens 18446744073709551615", &[&model], &["1 to 1000000"]);
+    misused("generate --model {} --prompt hi --max-new-tokens 0", &[&model], &["1 to 1000000"]);
     misused("generate --model {} --prompt hi --choices a,,b", &[&model], &["label 2 of the choices is empty"]);
     misused("generate --model {} --prompt hi --choices a,b,a", &[&model], &["label 3 of the choices is there twice"]);
     misused("generate --model {} --prompt hi --min-pixels 9 --max-pixels 8", &[&model], &["--min-pixels 9 is above"]);
@@ -119,20 +120,188 @@ fn wrong_usage_is_2() {
     misused("preprocess --image {}", &[&image], &["--out"]);
     misused("eval --model {} --data d --out o --choices a --generate", &[&model], &["cannot be used with"]);
     misused("eval --model {} --data d --out o --batch-size 0", &[&model], &["--batch-size 0"]);
-    misused("eval --data d --out o", &[], &["--model"]);
+    misused("eval --data d --out o", &[], &["--model", "--endpoint"]);
     misused(
         "eval --model {} --endpoint http://a/v1 --endpoint-model m --data d --out o",
         &[&model],
         &["cannot be used"],
     );
     misused("eval --endpoint http://a/v1 --data d --out o", &[], &["--endpoint-model"]);
-    misused("eval --model {} --data d --out o --dollars-per-hour=-1", &[&model], &["--dollars-per-hour -1"]);
+    for x in ["-1", "0"] {
+        let line = format!("eval --model {{}} --data d --out o --dollars-per-hour {x}");
+        misused(&line, &[&model], &["--dollars-per-hour", "above 0"]);
+    }
     misused("compare a", &[], &["<B>"]);
     misused("report --out o", &[], &["<DIR>"]);
     misused("init --config {} --out o --dtype f16", &[&model], &["f16", "bf16"]);
     misused("inspect {} --image 0x5", &[&model], &["640x480"]);
     misused("inspect {} --prompt-tokens 99999999999999", &[&model], &["0 to 1000000"]);
     misused("inspect {} --new-tokens 18446744073709551615", &[&model], &["0 to 1000000"]);
+}
+
+/// A number below 0 is a flag's value, which the flag has something to say about, and no flag that nobody knows.
+#[test]
+fn negative_numbers_are_values() {
+    for (line, words) in [
+        ("train --model m --data d --out o --learning-rate -1", "--learning-rate -1: wanted a number above 0"),
+        ("train --model m --data d --out o --learning-rate 0", "--learning-rate 0: wanted a number above 0"),
+        ("train --model m --data d --out o --alpha -0.5", "--alpha -0.5"),
+        ("train --model m --data d --out o --betas -1,0.9", "--betas -1: wanted two numbers"),
+        ("train --model m --data d --out o --dollars-per-hour -1", "wanted a number above 0"),
+        ("train --model m --data d --out o --seed -1", "invalid value '-1' for '--seed <N>'"),
+        ("train --model m --data d --out o --memory -1", "invalid value '-1' for '--memory <BYTES>': wanted bytes"),
+        ("train --model m --data d --out o --memory 24Q", "such as 24G"),
+        ("data split f --out o --test -1", "'--test <N|X>'"),
+        ("data dedupe --model m f --out o --threshold -2", "--threshold -2: wanted a cosine"),
+        ("curve e --target -1", "--target -1"),
+    ] {
+        misused(line, &[], &[words]);
+    }
+    // values that are read, and what comes after them is said
+    fails("data dedupe --model m f --out o --threshold -0.5", &[], &["f"]);
+    fails("train --model m --data d --out o --memory 24G", &[], &["m: there is no such folder"]);
+}
+
+/// A flag without a say is refused: who gave it believes that it does something.
+#[test]
+fn flags_that_have_no_say() {
+    let (model, data) = (single(), cases().join("train.jsonl"));
+    let set: &[&Path] = &[&model, &data];
+    for flag in ["--temperature 1", "--max-new-tokens 3", "--top-k 3", "--seed 3", "--presence-penalty -1"] {
+        let name = flag.split(' ').next().unwrap();
+        misused(&format!("eval --model {{}} --data {{}} --out o {flag}"), set, &[name, "probability", "--generate"]);
+        misused(&format!("generate --model {{}} --prompt hi --choices a,b {flag}"), &[&model], &[name, "probability"]);
+    }
+    for flag in
+        ["--endpoint-model m", "--endpoint-options {}", "--concurrency 2", "--timeout 3", "--retries 1", "--price-in 1"]
+    {
+        // a path would be expected in the place of braces
+        let flag = flag.replace("{}", "{\"a\":1}");
+        let name = flag.split(' ').next().unwrap();
+        misused(&format!("eval --model {{}} --data {{}} --out o {flag}"), set, &[name, "cannot be used with"]);
+    }
+    for flag in ["--device cpu", "--precision f32", "--batch-size 2", "--top-p 0.5", "--max-pixels 9", "--adapter a"] {
+        let line = format!("eval --endpoint http://127.0.0.1:1 --endpoint-model m --data {{}} --out o {flag}");
+        misused(&line, &[&data], &[flag.split(' ').next().unwrap(), "cannot be used with"]);
+    }
+    for flag in ["--threshold 0.9", "--plant 3", "--device cpu", "--precision f32", "--cache c"] {
+        misused(&format!("data split {{}} --out o {flag}"), &[&data], &["--model"]);
+    }
+    misused("data show {} --per-class 3", &[&data], &["--sheet"]);
+    misused("data split {} --out o --train 0 --test 0", &[&data], &["ask for no sample at all"]);
+    misused("inspect {} --trace --json", &[&model], &["--trace", "--json"]);
+    let adapter = cases().join("uneven.train.mixed/final_adapter");
+    misused("inspect {} --trace", &[&adapter], &["--trace", "adapter"]);
+    misused("bench one-dollar --out o --epochs 0", &[], &["--epochs"]);
+}
+
+/// The flags of an endpoint stand under its heading, and no other flag does.
+#[test]
+fn the_help_of_eval_files_flags_where_they_belong() {
+    let help = works("eval --help", &[]);
+    let usage = help.lines().find(|l| l.starts_with("Usage:")).unwrap();
+    assert!(usage.contains("--model <DIR>|--endpoint <URL>"), "{usage}");
+    let (_, below) = help.split_once("A model that is served elsewhere:\n").unwrap();
+    let flags = |text: &str| {
+        let names = text.lines().filter_map(|l| l.trim_start().strip_prefix("--"));
+        names.map(|l| l.split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let below = below.split("\n\nExample").next().unwrap();
+    let want =
+        "endpoint endpoint-model endpoint-options concurrency requests-per-minute timeout retries price-in price-out";
+    assert_eq!(flags(below).join(" "), want);
+    assert!(flags(&help).contains(&"data".to_string()));
+}
+
+/// Somebody who took one thing for another is told how to get the other.
+#[test]
+fn messages_say_what_to_do_next() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let file = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        fs::write(&path, text).unwrap();
+        path
+    };
+    let table = file("labels.csv", "image,label\na.jpg,dent\n");
+    let wide = file("wide.json", "{\"images\": [], \"categories\": [], \"annotations\": []}\n");
+    let long = file("long.json", "{\n  \"images\": []\n}\n");
+    for data in [dir.path(), &table, &wide, &long] {
+        for line in ["train --model {} --data {} --out o", "eval --model {} --data {} --out o"] {
+            fails(line, &[&model, data], &[data.to_str().unwrap(), "vlm data import"]);
+        }
+        fails("data split {} --out o", &[data], &["vlm data import"]);
+        fails("data show {}", &[data], &["vlm data import"]);
+    }
+    let hub = "hf download Qwen/Qwen3-VL-8B-Instruct --local-dir Qwen3-VL-8B-Instruct";
+    for line in [
+        "train --model Qwen/Qwen3-VL-8B-Instruct --data d --out o",
+        "generate --model Qwen/Qwen3-VL-8B-Instruct --prompt hi",
+        "inspect Qwen/Qwen3-VL-8B-Instruct",
+    ] {
+        fails(line, &[], &["there is no such folder", hub]);
+    }
+    fails("generate --model {} --prompt hi", &[&table], &["labels.csv: is a file; wanted the folder"]);
+    // a picture that the template would drop
+    let content = json!([{"type": "image", "image": image()}, {"type": "text", "text": "hi"}]);
+    let turns = json!([{"role": "system", "content": content}, {"role": "user", "content": "Which?"},
+        {"role": "assistant", "content": "dent"}]);
+    let data = file("set.jsonl", &format!("\n{}\n", json!({"messages": turns})));
+    let out = dir.path().join("scores");
+    fails("eval --model {} --data {} --out {}", &[&model, &data, &out], &["set.jsonl, line 2", "message 1 (system)"]);
+    // one line, and nothing after it
+    let sweep = file(
+        "sweep.toml",
+        "search = \"grid\"\nout = \"o\"\n[train]\nmodel = \"m\"\ndata = \"d\"\neval-data = \"e\"\n[vary]\nrank = [\"many\"]\n",
+    );
+    let done = vlm("sweep --config {}", &[&sweep]);
+    assert_eq!((done.code, done.stderr.lines().count()), (Some(1), 1), "{}", done.stderr);
+    assert!(done.stderr.contains("trial 1") && done.stderr.contains("rank"), "{}", done.stderr);
+}
+
+/// What has no end, or waits for a writer, is not read as a picture.
+#[test]
+fn pipes_and_devices_are_no_pictures() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let pipe = dir.path().join("dent/pipe.jpg");
+    fs::create_dir(dir.path().join("dent")).unwrap();
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for picture in [Path::new("/dev/zero"), &pipe] {
+        fails("generate --model {} --image {} --prompt hi", &[&model, picture], &["is a pipe or a device"]);
+    }
+    fails("data import {} --out o", &[dir.path()], &["pipe.jpg", "is a pipe or a device"]);
+}
+
+#[test]
+fn an_evaluation_that_is_finished_is_shown_again() {
+    let (model, dir, data) = (single(), tempfile::tempdir().unwrap(), cases().join("train.jsonl"));
+    let out = dir.path().join("out");
+    let paths: &[&Path] = &[&model, &data, &out];
+    let line = "eval --model {} --data {} --out {}";
+    let first = works(line, paths);
+    let files = ["summary.json", "predictions.jsonl"].map(|name| fs::read(out.join(name)).unwrap());
+    let again = vlm(&format!("{line} --resume"), paths);
+    assert_eq!((again.code, again.stdout), (Some(0), first));
+    assert!(again.stderr.contains("this evaluation is finished; --overwrite"), "{}", again.stderr);
+    let said = json_of(&format!("{line} --resume --json"), paths);
+    assert_eq!(said, serde_json::from_slice::<Value>(&files[0]).unwrap());
+    assert_eq!(files, ["summary.json", "predictions.jsonl"].map(|name| fs::read(out.join(name)).unwrap()));
+    // another question is not answered by it
+    fails(&format!("{line} --resume --max-pixels 4096"), paths, &["cannot go on: pixels was"]);
+}
+
+#[test]
+fn a_warm_up_as_long_as_the_run_is_said() {
+    let (model, dir, data) = (single(), tempfile::tempdir().unwrap(), cases().join("train.jsonl"));
+    let said = |flags: &str, out: &str| {
+        let line = format!("train --model {{}} --data {{}} --out {{}} --rank 1 --max-steps 2 {flags}");
+        let done = vlm(&line, &[&model, &data, &dir.path().join(out)]);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        done.stderr.matches("the warm-up is as long as the run").count()
+    };
+    assert_eq!(said("--warmup-steps 2", "a"), 1);
+    assert_eq!(said("--warmup-ratio 1 --dry-run --peak-tflops 1 --peak-gbs 1", "b"), 1);
+    assert_eq!(said("--warmup-steps 1", "c"), 0);
+    assert_eq!(said("", "d"), 0);
 }
 
 #[test]
@@ -547,7 +716,7 @@ fn a_run_says_why_it_ended() {
     let said = works(&format!("{train} {flags}"), &[&model, &data, &check]);
     assert!(said.starts_with("the overfit check is passed: 3 samples are learnt by heart after "), "{said}");
     assert!(said.contains(", every answer right; data and settings can work; the result is in "), "{said}");
-    let flags = "--learning-rate 0 --epochs 9 --eval-data {} --early-stop 2";
+    let flags = "--learning-rate 1e-30 --epochs 9 --eval-data {} --early-stop 2";
     let said = works(&format!("{train} {flags}"), &[&model, &data, &early, &validation]);
     let ended = format!(
         ", stopped early by --early-stop 2; the result is in {}, as it was at step 1, the best evaluation\n",

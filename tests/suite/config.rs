@@ -203,5 +203,8 @@ fn sizes_that_cannot_be_are_refused() {
 #[test]
 fn a_folder_without_a_config_is_said() {
     let error = Config::read(std::path::Path::new("/nowhere")).unwrap_err().to_string();
-    assert!(error.starts_with("cannot open /nowhere/config.json"), "{error}");
+    assert!(error.starts_with("/nowhere: there is no such folder; hf download"), "{error}");
+    let empty = tempfile::tempdir().unwrap();
+    let error = Config::read(empty.path()).unwrap_err().to_string();
+    assert!(error.contains("config.json"), "{error}");
 }

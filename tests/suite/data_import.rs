@@ -121,21 +121,26 @@ fn what_is_no_photo_of_a_class_is_listed_and_counted() {
     }
     fs::write(dir.path().join("a/notes.txt"), "x").unwrap();
     fs::write(dir.path().join("a/cut.png"), &PHOTO[..20]).unwrap();
+    fs::write(dir.path().join("a/phone.HEIC"), "").unwrap();
+    std::os::unix::fs::symlink("nowhere", dir.path().join("a/gone")).unwrap();
     fs::create_dir(dir.path().join("empty")).unwrap();
     let odd = |bytes| dir.path().join(std::ffi::OsStr::from_bytes(bytes));
     fs::write(odd(b"a/\xff.png"), PHOTO).unwrap();
     fs::create_dir(odd(b"\xff")).unwrap();
     let found = class_folders(dir.path()).unwrap();
     assert_eq!(found.photos.len(), 1);
-    let said: Vec<String> = found.left_out.iter().map(ToString::to_string).collect();
+    let said: Vec<String> = found.left_out.iter().chain(&found.bad).map(ToString::to_string).collect();
+    assert_eq!(found.bad.len(), 4, "{said:#?}");
     let wanted = [
-        "a/cut.png: ",
         "a/inner: is a folder inside a class folder",
         "a/notes.txt: ",
-        "a/\u{fffd}.png: the file's name is not UTF-8",
         "empty: holds no photo, so it is no class",
         "loose.png: lies in no class folder",
         "\u{fffd}: the folder's name is not UTF-8",
+        "a/cut.png: ",
+        "a/gone: No such file",
+        "a/phone.HEIC: the file is empty",
+        "a/\u{fffd}.png: the file's name is not UTF-8",
     ];
     assert_eq!(said.len(), wanted.len(), "{said:#?}");
     for (said, wanted) in said.iter().zip(wanted) {
@@ -181,4 +186,31 @@ fn a_file_is_replaced_only_when_asked() {
     assert_eq!(fs::read_to_string(&out).unwrap(), "mine");
     assert!(import(&[&arguments[..], &["--overwrite"]].concat()).status.success());
     assert_eq!(values(&out).len(), 1);
+}
+
+/// A file that was put there as a photo and is none is an error; one that never claimed to be is only listed.
+#[test]
+fn photos_that_are_none_are_an_error_unless_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    photo(dir.path(), "src/dent/1.png");
+    fs::write(dir.path().join("src/dent/notes.txt"), "x").unwrap();
+    let out = dir.path().join("o.jsonl");
+    let arguments = [dir.path().join("src"), "--out".into(), out.clone()].map(|a| a.to_str().unwrap().to_owned());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    for (name, text_of) in [("letter.jpg", "dear"), ("empty.png", "")] {
+        let path = dir.path().join("src/dent").join(name);
+        fs::write(&path, text_of).unwrap();
+        let done = import(&arguments);
+        let said = text(&done.stderr);
+        assert_eq!(done.status.code(), Some(1), "{said}");
+        assert!(said.contains("1 of 3 entries are wrong (--skip-bad") && said.contains(name), "{said}");
+        assert!(!out.exists());
+        let done = import(&[&arguments[..], &["--skip-bad"]].concat());
+        assert!(done.status.success() && text(&done.stderr).contains("left out, wrong: "), "{}", text(&done.stderr));
+        assert!(text(&done.stdout).starts_with("1 photo of 1 class in "), "{}", text(&done.stdout));
+        assert!(text(&done.stdout).contains("left out: 1, and 1 that is wrong"), "{}", text(&done.stdout));
+        fs::remove_file(&path).unwrap();
+        fs::remove_file(&out).unwrap();
+    }
+    assert!(import(&arguments).status.success());
 }

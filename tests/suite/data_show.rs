@@ -150,6 +150,7 @@ fn a_name_that_the_sheet_cannot_write_is_a_number_there() {
     fs::write(&file, lines.collect::<Vec<_>>().join("\n")).unwrap();
     let show = |more: &[&str]| {
         let out = dir.path().join("sheet.png");
+        _ = fs::remove_file(&out);
         let done = Command::new(env!("CARGO_BIN_EXE_vlm"))
             .args(["data", "show"])
             .arg(&file)
@@ -205,7 +206,7 @@ fn the_table_says_it_in_words() {
     }
     let (code, _, said) = run(&["nowhere.jsonl"]);
     assert!(code == Some(1) && said.contains("cannot read nowhere.jsonl"), "{said}");
-    let (code, _, said) = run(&[file, "--per-class", "0"]);
+    let (code, _, said) = run(&[file, "--sheet", "sheet.png", "--per-class", "0"]);
     assert!(code == Some(2) && said.contains("--per-class 0"), "{said}");
     let empty = dir.path().join("empty.jsonl");
     fs::write(&empty, "").unwrap();

@@ -55,6 +55,7 @@ mod kernel_replay;
 mod kernel_words;
 mod merge;
 mod names;
+mod outputs;
 mod prompt;
 mod recompute;
 mod report;

@@ -250,9 +250,13 @@ fn an_evaluation_goes_on_with_the_same_and_nothing_else() {
     folder.finish(&serde_json::json!({"metrics": m})).unwrap();
     let lines: Vec<usize> = Evaluation::read(&out).unwrap().records.iter().map(|r| r.line).collect();
     assert_eq!(lines, [1, 2, 3]);
-    let error = said(Folder::open(&out, identity("m"), Start::Resume));
-    assert!(error.contains("finished"), "{error}");
+    let error = said(Folder::open(&out, identity("n"), Start::Resume));
+    assert!(error.contains("model was \"m\" and is \"n\""), "{error}");
+    let folder = Folder::open(&out, identity("m"), Start::Resume).unwrap();
+    assert_eq!((folder.done().len(), folder.summary().unwrap()), (3, Some(serde_json::json!({"metrics": m}))));
+    drop(folder);
     let folder = Folder::open(&out, identity("n"), Start::Overwrite).unwrap();
+    assert_eq!(folder.summary().unwrap(), None);
     assert!(folder.done().is_empty() && !out.join("summary.json").exists());
     for start in [Start::New, Start::Resume, Start::Overwrite] {
         let error = said(Folder::open(&out, identity("n"), start));

@@ -196,8 +196,8 @@ fn values_that_cannot_be_used_are_refused_with_their_flag() {
     refused(&["--alpha=inf"], "--alpha inf: wanted a number above 0");
     refused(&["--dropout=1"], "--dropout 1: wanted from 0 to below 1");
     refused(&["--dropout=-0.1"], "--dropout -0.1: wanted from 0 to below 1");
-    refused(&["--learning-rate=-1"], "--learning-rate -1: wanted 0 or more");
-    refused(&["--learning-rate=nan"], "--learning-rate NaN: wanted 0 or more");
+    refused(&["--learning-rate=-1"], "--learning-rate -1: wanted a number above 0");
+    refused(&["--learning-rate=nan"], "--learning-rate NaN: wanted a number above 0");
     refused(&["--vision-learning-rate=-1"], "--vision-learning-rate -1: wanted 0 or more");
     refused(&["--weight-decay=-1"], "--weight-decay -1: wanted 0 or more");
     refused(&["--betas=0.9,1"], "--betas 1: wanted two numbers from 0 to below 1");

@@ -16,12 +16,15 @@ pub struct Job<'a> {
     pub photo: &'a Path,
     pub prompt: &'a str,
     pub out: PathBuf,
-    pub batch_size: usize,
+    pub batch_size: u64,
     /// Flags of `vlm train` on top of the recipe.
     pub flags: Vec<String>,
     /// `--device` and `--precision`, for all commands.
     pub compute: Vec<String>,
 }
+
+const STOPPED: &str =
+    "; the same command runs the job from its start again, with the photos and weights that are there";
 
 /// Seconds and counts of one run.
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +102,7 @@ impl Job<'_> {
     fn command(&self, mut arguments: Vec<String>) -> Result<(f64, String)> {
         arguments.extend(self.compute.iter().cloned());
         let start = Instant::now();
-        let said = itself::output(&arguments)?;
+        let said = itself::output(&arguments, STOPPED)?;
         Ok((start.elapsed().as_secs_f64(), said))
     }
 }

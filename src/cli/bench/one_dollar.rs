@@ -4,7 +4,10 @@ use super::job::{self, Job, Times};
 use super::shapes::Shape;
 use crate::base::date::today;
 use crate::base::{DType, Error, Result};
+use crate::cli::compute::Compute;
+use crate::cli::output;
 use crate::cli::progress::Progress;
+use crate::cli::{interrupt, values};
 use crate::data::dataset::{OnBad, read_dataset};
 use crate::data::drawn::photos::{Set, write_set};
 use crate::data::import;
@@ -21,12 +24,14 @@ use crate::train::mfu;
 use rayon::prelude::*;
 use serde_json::json;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// What the photos' conversations ask.
 const PROMPT: &str = "Which damage is this?";
+/// Marks a folder as one that this bench made, so that it writes over nothing else.
+const MARK: &str = "one-dollar.json";
 const RECIPE: &str = include_str!("../../../recipes/one-dollar.toml");
 
 /// Fine-tune on 319 drawn photos of 1000 x 667 and score 98, by the clock, twice
@@ -63,16 +68,16 @@ pub struct OneDollar {
     #[arg(long, value_name = "WxH", default_value = "1000x667", value_parser = size)]
     size: (usize, usize),
     /// How often every photo is seen
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     epochs: u64,
     /// Rank of the adapters on q, k, v and o
-    #[arg(long, value_name = "N", default_value_t = 64)]
-    rank: usize,
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
+    rank: u64,
     /// Photos computed together
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    batch_size: usize,
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
+    batch_size: u64,
     /// The device's peak, in 10^12 operations a second: MFU is then given
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = values::positive)]
     peak_tflops: Option<f64>,
     /// Add a line per run to this file
     #[arg(long, value_name = "FILE")]
@@ -80,6 +85,27 @@ pub struct OneDollar {
     /// One JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// The columns of --csv.
+const HEAD: &str = "date,device,model,photos,test,width,height,epochs,rank,batch_size,run,load_s,preprocess_s,vision_s,\
+                    steps_s,rest_s,score_s,total_s,steps,tokens,tokens_per_second,mfu\n";
+
+/// Errors: a file that is there and no table of this bench, to which no line may be added.
+fn check_table(file: &Path) -> Result<()> {
+    let error = |e| Error::io("read", file, e);
+    let mut head = Vec::new();
+    match std::fs::File::open(file) {
+        Ok(found) => found.take(HEAD.len() as u64).read_to_end(&mut head).map_err(error)?,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(error(e)),
+    };
+    match head == HEAD.as_bytes() {
+        true => Ok(()),
+        false => {
+            Err(Error::file(file, "is no table of this bench, whose columns it would begin with; name another file"))
+        }
+    }
 }
 
 fn size(text: &str) -> Result<(usize, usize), String> {
@@ -90,8 +116,12 @@ fn size(text: &str) -> Result<(usize, usize), String> {
 
 impl OneDollar {
     pub fn run(&self) -> Result<()> {
+        Compute::check(&self.device)?;
+        self.csv.as_deref().map_or(Ok(()), check_table)?;
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
         let _lock = FolderLock::take(&self.out)?;
+        output::holds(&self.out, MARK, "bench one-dollar")?;
+        output::mark(&self.out, MARK, &json!({"bench": "one-dollar"}))?;
         let photos = self.photos()?;
         let model = self.model()?;
         let recipe = self.out.join("one-dollar.toml");
@@ -125,6 +155,7 @@ impl OneDollar {
             flags: flags.into_iter().flat_map(|(flag, value)| [flag.to_string(), value]).collect(),
             compute,
         };
+        interrupt::watch();
         let (cold, warm) = (job.run()?, job.run()?);
         self.report(&Config::read(&model)?, preprocess, &cold, &warm)
     }
@@ -212,8 +243,7 @@ impl OneDollar {
         let mut out = std::fs::OpenOptions::new().create(true).append(true).open(file).map_err(error)?;
         let mut lines = String::new();
         if fresh {
-            lines += "date,device,model,photos,test,width,height,epochs,rank,batch_size,run,load_s,preprocess_s,\
-                      vision_s,steps_s,rest_s,score_s,total_s,steps,tokens,tokens_per_second,mfu\n";
+            lines += HEAD;
         }
         for (run, t, mfu) in runs {
             let optional = |x: Option<f64>| x.map_or(String::new(), |x| format!("{x:.4}"));

@@ -3,7 +3,10 @@
 use crate::base::{Error, Result};
 use crate::cli::compute::Compute;
 use crate::cli::interrupt;
+use crate::cli::notice::notice;
+use crate::cli::output;
 use crate::cli::progress::Progress;
+use crate::cli::values::counted;
 use crate::cli::{print, print_json};
 use crate::data::dataset::OnBad;
 use crate::dedupe::cache::Cache;
@@ -29,16 +32,16 @@ const CACHE: &str = "embeddings.bin";
 #[derive(Debug, clap::Args)]
 pub struct Tower {
     /// Shrink photos to at most this many pixels before they are compared
-    #[arg(long, value_name = "N", default_value_t = MAX_PIXELS)]
+    #[arg(long, value_name = "N", default_value_t = MAX_PIXELS, requires = "model")]
     max_pixels: u64,
     /// Where embeddings are kept between runs [default: embeddings.bin in --out]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "model")]
     cache: Option<PathBuf>,
     /// Photos that are changed to calibrate the threshold
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, requires = "model")]
     plant: usize,
     /// The cosine from which on two photos are near-duplicates [default: calibrated on changed copies of the photos]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", requires = "model")]
     threshold: Option<f64>,
     #[command(flatten)]
     compute: Compute,
@@ -131,13 +134,17 @@ impl Dedupe {
             return Err(Error::file(&self.out, "holds an earlier result; name another folder or give --overwrite"));
         }
         let sets = leaks::open(&self.files, on_bad)?;
+        for file in leaks::files(&sets, self.within, &self.out) {
+            output::not_an_input(&file, self.files.iter().map(PathBuf::as_path))?;
+            output::free(&file, self.overwrite)?;
+        }
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
         let _lock = FolderLock::take(&self.out)?;
         let out = self.out.canonicalize().map_err(|e| Error::io("use as a folder", &self.out, e))?;
         let mut embedder = self.tower.open(&self.model, &out)?;
         let outcome = search(&sets, &mut embedder, &options, &out)?;
         let skipped = sets.iter().flat_map(|set| &set.data.skipped).chain(&outcome.skipped);
-        skipped.for_each(|e| eprintln!("vlm: left out: {e}"));
+        skipped.for_each(|e| notice(format_args!("left out: {e}")));
         leaks::write(&sets, &outcome, self.within, &out)?;
         if self.json {
             let mut summary = leaks::summary(&outcome);
@@ -177,7 +184,7 @@ pub fn calibration(c: &Calibration) -> String {
 /// The pairs, and what goes.
 fn table(outcome: &Outcome) -> String {
     let n = outcome.pairs.len();
-    let mut said = format!("{n} pairs of {} photos", outcome.photos);
+    let mut said = format!("{} of {}", counted(n, "pair", "pairs"), counted(outcome.photos, "photo", "photos"));
     if outcome.sets.len() > 1 {
         _ = write!(said, ", {} of them across sets", outcome.crossing());
     }

@@ -1,7 +1,9 @@
 //! `vlm data import`: a dataset of other people's shapes.
 
-use crate::base::{Error, Result};
-use crate::cli::{print, print_json};
+use crate::base::Result;
+use crate::cli::notice::notice;
+use crate::cli::values::counted;
+use crate::cli::{output, print, print_json};
 use crate::data::import::{self, Options};
 use crate::io::atomic;
 use serde_json::{Map, json};
@@ -49,9 +51,7 @@ pub struct Import {
 
 impl Import {
     pub fn run(&self) -> Result<()> {
-        if self.out.exists() && !self.overwrite {
-            return Err(Error::file(&self.out, "is there already; name another file or give --overwrite"));
-        }
+        output::free(&self.out, self.overwrite)?;
         let options = Options {
             images: self.images.clone(),
             columns: self.columns.clone(),
@@ -59,15 +59,21 @@ impl Import {
             skip_bad: self.skip_bad,
         };
         let found = import::import(&self.source, &options)?;
+        // beside the class folders, and in one of them, there is room for the dataset
+        let source = Some(self.source.as_path()).filter(|source| source.is_file());
+        output::not_an_input(
+            &self.out,
+            source.into_iter().chain(found.photos.iter().map(|photo| photo.path.as_path())),
+        )?;
         let lines = import::lines(&found.photos, self.prompt.as_deref(), super::folder_for(&self.out)?)?;
         atomic::write_file(&self.out, |out| {
             lines.iter().try_for_each(|line| out.write(line.as_bytes()).and_then(|()| out.write(b"\n")))
         })?;
         for e in &found.left_out {
-            eprintln!("vlm: left out: {e}");
+            notice(format_args!("left out: {e}"));
         }
         for e in &found.bad {
-            eprintln!("vlm: left out, wrong: {e}");
+            notice(format_args!("left out, wrong: {e}"));
         }
         let mut classes: BTreeMap<&str, usize> = BTreeMap::new();
         found.photos.iter().for_each(|photo| *classes.entry(&photo.class).or_default() += 1);
@@ -79,10 +85,12 @@ impl Import {
         }
         let counts: Vec<String> = classes.iter().map(|(name, n)| format!("{name} {n}")).collect();
         let out = self.out.display();
-        print(&format!("{n} photos of {} classes in {out}: {}\n", classes.len(), counts.join(", ")))?;
+        let (photos, of) = (counted(n, "photo", "photos"), counted(classes.len(), "class", "classes"));
+        print(&format!("{photos} of {of} in {out}: {}\n", counts.join(", ")))?;
         match (left_out, bad) {
             (0, 0) => Ok(()),
             (n, 0) => print(&format!("left out: {n}\n")),
+            (n, 1) => print(&format!("left out: {n}, and 1 that is wrong\n")),
             (n, bad) => print(&format!("left out: {n}, and {bad} that are wrong\n")),
         }
     }

@@ -4,10 +4,12 @@ use crate::base::width::{left, width};
 use crate::base::{Error, Result};
 use crate::cli::model::PixelFlags;
 use crate::cli::progress::Progress;
-use crate::cli::{print, print_json};
+use crate::cli::values::counted;
+use crate::cli::{output, print, print_json};
 use crate::data::census::{Census, Histogram, SheetSize, census};
 use crate::data::dataset::{OnBad, read_dataset};
 use crate::data::image::{self, PatchSpec};
+use crate::data::messages::ImageSource;
 use crate::data::sheet;
 use crate::io::atomic;
 use crate::qwen3vl::processor::read_patch_spec;
@@ -35,8 +37,11 @@ pub struct Show {
     #[arg(long, value_name = "FILE")]
     sheet: Option<PathBuf>,
     /// Photos of a class on the sheet
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, requires = "sheet")]
     per_class: usize,
+    /// Replace the contact sheet
+    #[arg(long, requires = "sheet")]
+    overwrite: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -51,6 +56,14 @@ impl Show {
         }
         // the question does not matter here
         let set = read_dataset(&self.file, Some(""), OnBad::Skip)?;
+        if let Some(sheet) = &self.sheet {
+            let photos = set.samples.iter().flat_map(|s| s.images()).filter_map(|image| match image {
+                ImageSource::File(path) => Some(path.as_path()),
+                ImageSource::Bytes { .. } => None,
+            });
+            output::free(sheet, self.overwrite)?;
+            output::not_an_input(sheet, photos.chain([self.file.as_path()]))?;
+        }
         let bar = Mutex::new(Progress::new("photos"));
         let all = set.samples.iter().map(|s| s.images().count()).sum::<usize>() as u64;
         let done = |n: usize| {
@@ -91,7 +104,12 @@ impl Show {
 
 /// For a person.
 pub fn table(seen: &Census) -> String {
-    let mut said = format!("{} samples, {} photos, {} classes\n", seen.samples, seen.photos, seen.classes.len());
+    let mut said = format!(
+        "{}, {}, {}\n",
+        counted(seen.samples, "sample", "samples"),
+        counted(seen.photos, "photo", "photos"),
+        counted(seen.classes.len(), "class", "classes")
+    );
     let widest = seen.classes.keys().map(|c| width(c)).max().unwrap_or(0).max(5);
     let most = seen.classes.values().max().copied().unwrap_or(1);
     said += "\n";
@@ -101,7 +119,7 @@ pub fn table(seen: &Census) -> String {
     }
     for (n, what) in [(seen.without_label, "without a label"), (seen.without_photo, "without a photo")] {
         if n > 0 {
-            _ = writeln!(said, "{n} samples {what}");
+            _ = writeln!(said, "{} {what}", counted(n, "sample", "samples"));
         }
     }
     for (name, values) in [("width", &seen.width), ("height", &seen.height), ("tokens per photo", &seen.tokens)] {

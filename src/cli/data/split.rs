@@ -2,7 +2,10 @@
 
 use super::dedupe::{self, Tower};
 use crate::base::{Error, Result};
+use crate::cli::notice::{notice, plain};
+use crate::cli::output;
 use crate::cli::progress::Progress;
+use crate::cli::values::counted;
 use crate::cli::{print, print_json};
 use crate::data::alike;
 use crate::data::dataset::{OnBad, Sample, read_dataset};
@@ -21,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 /// Cut a dataset into train, validation and test: each class in proportion, photos that look the same on one side
 #[derive(Debug, clap::Args)]
+#[command(mut_arg("device", |flag| flag.requires("model")), mut_arg("precision", |flag| flag.requires("model")))]
 #[command(after_help = "Example: vlm data split photos.jsonl --out split --train 319 --test 98
          vlm data split photos.jsonl --out split --validation 0.1 --test 0.2
 
@@ -67,13 +71,14 @@ pub struct Split {
 /// A share has a point or a per cent sign, a number has none.
 fn amount(text: &str) -> Result<Amount, String> {
     let wrong = || "wanted a share such as 0.2 or 20%, or a whole number of samples".to_string();
-    if let Some(percent) = text.strip_suffix('%') {
-        return percent.trim().parse().map(|x: f64| Amount::Share(x / 100.0)).map_err(|_| wrong());
+    if let Ok(count) = text.parse() {
+        return Ok(Amount::Count(count));
     }
-    match text.parse() {
-        Ok(count) => Ok(Amount::Count(count)),
-        Err(_) => text.parse().map(Amount::Share).map_err(|_| wrong()),
-    }
+    let share = match text.strip_suffix('%') {
+        Some(percent) => percent.trim().parse().map(|x: f64| x / 100.0),
+        None => text.parse(),
+    };
+    share.ok().filter(|share| (0.0..=1.0).contains(share)).map(Amount::Share).ok_or_else(wrong)
 }
 
 impl Split {
@@ -81,6 +86,10 @@ impl Split {
         let file_of = |part: Part| self.out.join(format!("{}.jsonl", part.name()));
         if !self.overwrite && Part::ALL.iter().any(|part| file_of(*part).exists()) {
             return Err(Error::file(&self.out, "holds a split already; name another folder or give --overwrite"));
+        }
+        let read = [Some(&self.file), self.pairs.as_ref()];
+        for part in Part::ALL {
+            output::not_an_input(&file_of(part), read.into_iter().flatten().map(PathBuf::as_path))?;
         }
         let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
         // the question stays as it is in the lines
@@ -92,7 +101,7 @@ impl Split {
         let (samples, damaged) = whole::seen(&self.file, set.samples, on_bad, look, &mut done)?;
         drop(bar);
         let left_out: Vec<Error> = set.skipped.into_iter().chain(damaged).collect();
-        left_out.iter().for_each(|e| eprintln!("vlm: left out: {e}"));
+        left_out.iter().for_each(|e| notice(format_args!("left out: {e}")));
         let groups = self.groups(&samples)?;
         let items: Vec<Item> = samples
             .iter()
@@ -174,7 +183,7 @@ impl Split {
         let mut embedder = self.tower.open(model, &out)?;
         let outcome =
             dedupe::search(&leaks::open(std::slice::from_ref(&self.file), on_bad)?, &mut embedder, &options, &out)?;
-        eprint!("{}", outcome.calibration.as_ref().map_or(String::new(), dedupe::calibration));
+        outcome.calibration.iter().for_each(|c| plain(dedupe::calibration(c).trim_end()));
         let by_line: HashMap<usize, usize> = samples.iter().enumerate().map(|(i, (s, _))| (s.line, i)).collect();
         let known = |line: usize| by_line.get(&line).copied();
         Ok(outcome.pairs.iter().filter_map(|p| Some((known(p.a.line)?, known(p.b.line)?))).collect())
@@ -216,12 +225,13 @@ impl Split {
             );
         }
         if unused > 0 {
-            _ = writeln!(said, "{unused} samples are in no part");
+            let samples = counted(unused, "sample is", "samples are");
+            _ = writeln!(said, "{samples} in no part");
         }
         _ = writeln!(said, "in {}", self.out.display());
         print(&said)?;
         for (label, c) in counts.iter().filter(|(_, c)| c[Part::Test as usize] == 0 && of(Part::Test) > 0) {
-            eprintln!("vlm: no photo of {:?} is in test ({} in train)", label.unwrap_or(""), c[0]);
+            notice(format_args!("no photo of {:?} is in test ({} in train)", label.unwrap_or(""), c[0]));
         }
         Ok(())
     }

@@ -5,7 +5,9 @@
 
 mod recipe;
 
+use super::compute::Compute;
 use super::itself;
+use super::output::{self, Holds};
 use super::progress::Progress;
 use super::{assets, interrupt, print, table};
 use crate::base::{Error, Result};
@@ -57,8 +59,9 @@ pub struct Demo {
 impl Demo {
     pub fn run(&self) -> Result<()> {
         let start = Instant::now();
-        let _lock = self.make_folder()?;
+        Compute::check(&self.device)?;
         interrupt::watch();
+        let _lock = self.make_folder()?;
         let planted = self.draw()?;
         for part in RECIPE {
             self.part(part)?;
@@ -72,27 +75,22 @@ impl Demo {
         let create = || std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e));
         create()?;
         let mut lock = FolderLock::take(out)?;
-        let entries = std::fs::read_dir(out).map_err(|e| Error::io("use as a folder", out, e))?.count();
-        let ours = out.join(MARK).exists();
-        match (entries, ours, self.overwrite) {
-            (0, _, _) => (),
-            (_, true, true) => {
+        match (output::holds(out, MARK, "demo")?, self.overwrite) {
+            (Holds::Nothing, _) => (),
+            (Holds::Ours, true) => {
                 std::fs::remove_dir_all(out).map_err(|e| Error::io("delete", out, e))?;
                 create()?;
                 lock = FolderLock::take(out)?;
             }
-            (_, true, false) => {
+            (Holds::Ours, false) => {
                 return Err(Error::file(
                     out,
                     "holds an earlier demo; name another folder with --out or give --overwrite",
                 ));
             }
-            (_, false, _) => {
-                return Err(Error::file(out, "holds files that are no demo's; name another folder with --out"));
-            }
         }
         let settings = serde_json::json!({"photos": self.photos, "test": self.test, "seed": self.seed});
-        atomic::write_file(&out.join(MARK), |file| file.write(settings.to_string().as_bytes()))?;
+        output::mark(out, MARK, &settings)?;
         atomic::write_file(&out.join("demo.toml"), |file| file.write(SETTINGS.as_bytes()))?;
         assets::write_base_model(&out.join(BASE))?;
         Ok(lock)
@@ -110,7 +108,12 @@ impl Demo {
         };
         heading("Photos")?;
         let mut bar = Progress::new("photos drawn");
-        let found = write_set(&self.out.join("photos"), &set, &mut |done, all| bar.at(done, all))?;
+        let found = write_set(&self.out.join("photos"), &set, &mut |done, all| {
+            if interrupt::asked() {
+                interrupt::exit(" while photos were drawn; the same command with --overwrite begins again");
+            }
+            bar.at(done, all);
+        })?;
         drop(bar);
         print(&format!(
             "drew {} photos of cracks, dents and scratches to train on and {} to score; {planted} of these are crops, \
@@ -130,7 +133,11 @@ impl Demo {
                 words.extend(["--device".into(), self.device.clone()]);
             }
             print(&format!("$ vlm {line}\n"))?;
-            itself::run(&words, Some(&self.out))?;
+            let stopped = format!(
+                "; vlm demo does not go on, and begins again with --overwrite; --resume is for the command above, typed in {}",
+                self.out.display()
+            );
+            itself::run(&words, Some(&self.out), &stopped)?;
         }
         Ok(())
     }

@@ -144,15 +144,18 @@ impl jpeg::Header {
 }
 
 fn open(path: &Path) -> Result<(File, u64)> {
-    let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
-    let meta = file.metadata().map_err(|e| Error::io("read", path, e))?;
+    // before it is opened: that waits for ever where it is a pipe
+    let meta = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
     if meta.is_dir() {
         return Err(Error::file(path, "is a folder; an image file was wanted"));
+    }
+    if !meta.is_file() {
+        return Err(Error::file(path, "is a pipe or a device; an image file was wanted"));
     }
     if meta.len() > MAX_FILE_BYTES {
         return Err(too_many_bytes(path, meta.len()));
     }
-    Ok((file, meta.len()))
+    Ok((File::open(path).map_err(|e| Error::io("open", path, e))?, meta.len()))
 }
 
 fn too_many_bytes(name: &Path, bytes: u64) -> Error {

@@ -1,8 +1,8 @@
 //! A folder of class folders as a labelled set: `SRC/dent/1.jpg` is a photo of the class `dent`.
 //!
 //! Classes and photos come in the byte order of their names, so that the result does not depend on the file system.
-//! Nothing is left out in silence: every entry that is no photo is returned with its reason. Names beginning with a dot
-//! are the system's and do not count.
+//! Nothing is left out in silence: an entry that is no photo is returned with its reason, as wrong where its name says
+//! that it is one, else as something beside the photos. Names beginning with a dot are the system's and do not count.
 
 use super::{Imported, Photo};
 use crate::base::{Error, Result};
@@ -29,12 +29,12 @@ pub fn class_folders(source: &Path) -> Result<Imported> {
         for path in entries(&path)? {
             match photo(&path) {
                 Ok(()) => found.photos.push(Photo { path, class: class.clone() }),
-                Err(e) => {
-                    if path.is_dir() {
-                        deeper.get_or_insert(path);
-                    }
+                Err(e) if path.is_dir() => {
+                    deeper.get_or_insert(path);
                     found.left_out.push(e);
                 }
+                Err(e) if meant_as_photo(&path) => found.bad.push(e),
+                Err(e) => found.left_out.push(e),
             }
         }
         if found.photos.len() == before {
@@ -42,12 +42,12 @@ pub fn class_folders(source: &Path) -> Result<Imported> {
         }
     }
     if found.photos.is_empty() {
-        let hint = match (deeper, found.left_out.first()) {
+        let hint = match (deeper, found.bad.first().or(found.left_out.first())) {
             (Some(inner), _) => {
                 let outer = inner.parent().unwrap_or(&inner).display();
                 format!("; its folders hold folders: import each of them, such as {outer}")
             }
-            (None, Some(first)) => format!("; the first of {} entries: {first}", found.left_out.len()),
+            (None, Some(first)) => format!("; the first of {} entries: {first}", found.entries()),
             (None, None) => "; it is empty".into(),
         };
         let reason = format!("wanted a folder of photos per class, and found no photo in one{hint}");
@@ -68,6 +68,15 @@ fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
     }
     names.sort_by(|a, b| a.as_encoded_bytes().cmp(b.as_encoded_bytes()));
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Whether a file that cannot be read as a photo was put there as one: its name ends as photos' do, also those of formats
+/// that are not read; or it is a link that leads nowhere.
+fn meant_as_photo(path: &Path) -> bool {
+    const ENDINGS: [&str; 13] =
+        ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif", "avif"];
+    let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase());
+    ending.is_some_and(|e| ENDINGS.contains(&e.as_str())) || !path.exists()
 }
 
 fn photo(path: &Path) -> Result<()> {

@@ -1,0 +1,18 @@
+//! What is said on stderr beside a result. Only this file writes there, and a lint in `src/lib.rs` keeps it so.
+//!
+//! Nobody may be listening (`2>&1 | head`), or the disk behind a log may be full: what cannot be said is not said, and the
+//! work goes on.
+
+use std::fmt::Display;
+use std::io::Write;
+
+/// A sentence of the program: `vlm: …`.
+pub fn notice(text: impl Display) {
+    plain(format_args!("vlm: {text}"));
+}
+
+/// A line as it stands.
+pub fn plain(text: impl Display) {
+    // in one call, so that lines of two programs do not mix
+    _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}

@@ -1,0 +1,60 @@
+//! Where a command may write: over nothing that it did not make, unless it is told to, and never over what it reads.
+
+use crate::base::{Error, Result};
+use crate::io::atomic;
+use std::path::Path;
+
+/// Errors: `file` is there, and nobody said `--overwrite`.
+pub fn free(file: &Path, overwrite: bool) -> Result<()> {
+    match file.exists() && !overwrite {
+        true => Err(Error::file(file, "is there already; name another file or give --overwrite")),
+        false => Ok(()),
+    }
+}
+
+/// Errors: `to` is one of the files in `inputs`, or lies in one of the folders, by whatever names: to write it would
+/// destroy what is read.
+pub fn not_an_input<'a>(to: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    // what is not there is read by nobody
+    let Ok(there) = to.canonicalize() else { return Ok(()) };
+    let read = |input: &&Path| input.canonicalize().is_ok_and(|input| there.starts_with(input));
+    match inputs.into_iter().find(read) {
+        Some(input) if input.is_dir() => {
+            let said = format!("is part of {}, which this command reads; write to another place", input.display());
+            Err(Error::file(to, said))
+        }
+        Some(_) => Err(Error::file(to, "is read by this command, and would be replaced; write to another file")),
+        None => Ok(()),
+    }
+}
+
+/// What a folder holds that a command fills with all it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    Nothing,
+    /// What the same command left there.
+    Ours,
+}
+
+/// Looks into the folder `dir`, which `mark`, a file's name, tells from others. Errors: it holds files and no mark, so
+/// that they are somebody's; it cannot be read. `whose` is what messages call the command.
+pub fn holds(dir: &Path, mark: &str, whose: &str) -> Result<Holds> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries.count(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(e) => return Err(Error::io("use as a folder", dir, e)),
+    };
+    match (entries, dir.join(mark).exists()) {
+        (0, _) => Ok(Holds::Nothing),
+        (_, true) => Ok(Holds::Ours),
+        (_, false) => {
+            Err(Error::file(dir, format!("holds files that are no {whose}'s; name another folder with --out")))
+        }
+    }
+}
+
+/// Makes the folder with its mark in it, which says what it was made with.
+pub fn mark(dir: &Path, mark: &str, settings: &serde_json::Value) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+    atomic::write_file(&dir.join(mark), |file| file.write(settings.to_string().as_bytes()))
+}

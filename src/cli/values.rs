@@ -1,0 +1,111 @@
+//! What stands behind a flag, read; and numbers as a sentence has them. Errors are what was wanted.
+
+use std::path::PathBuf;
+
+/// A picture's path; what is no file is said at once.
+pub fn picture(text: &str) -> Result<PathBuf, String> {
+    let lower = text.to_ascii_lowercase();
+    if lower.starts_with("http://") || lower.starts_with("https://") {
+        return Err(
+            "pictures are read from files only; download it (for example with curl -LO) and give its path".into()
+        );
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// One of the answers to choose from, without the spaces around it.
+pub fn choice(text: &str) -> Result<String, String> {
+    Ok(text.trim().to_owned())
+}
+
+/// A number of tokens that memory is laid out for.
+pub fn tokens(text: &str) -> Result<usize, String> {
+    tokens_from(0, text)
+}
+
+/// The same for an answer, which has at least one.
+pub fn answer_tokens(text: &str) -> Result<usize, String> {
+    tokens_from(1, text)
+}
+
+fn tokens_from(least: usize, text: &str) -> Result<usize, String> {
+    const MOST: usize = 1_000_000;
+    let number = text.parse().ok().filter(|n| (least..=MOST).contains(n));
+    number.ok_or_else(|| format!("give a whole number from {least} to {MOST}"))
+}
+
+/// A number above 0.
+pub fn positive(text: &str) -> Result<f64, String> {
+    let number: Option<f64> = text.parse().ok();
+    number.filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| "wanted a number above 0".into())
+}
+
+/// AdamW's two.
+pub fn betas(text: &str) -> Result<[f64; 2], String> {
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(|x| x.trim().parse()).collect();
+    numbers.ok().and_then(|n| n.try_into().ok()).ok_or_else(|| "wanted two numbers, such as 0.9,0.999".into())
+}
+
+/// Bytes: a whole number, or one with K, M, G or T behind it (also KiB and so on: powers of 1024; KB: of 1000).
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "wanted bytes, or a number with K, M, G or T such as 24G (powers of 1024; GB: of 1000)".to_string();
+    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit = unit.trim().to_ascii_uppercase();
+    if unit.is_empty() || unit == "B" {
+        return number.parse().map_err(|_| wrong());
+    }
+    let (letter, rest) = unit.split_at_checked(1).ok_or_else(wrong)?;
+    let power = "KMGT".find(letter).ok_or_else(wrong)? as i32 + 1;
+    let step: f64 = match rest {
+        "" | "IB" => 1024.0,
+        "B" => 1000.0,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| wrong())? * step.powi(power);
+    if bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+/// `1 photo`, `2 photos`.
+pub fn counted(n: impl TryInto<u64>, one: &str, many: &str) -> String {
+    match n.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {one}"),
+        n => format!("{n} {many}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_with_and_without_units() {
+        for (text, want) in [
+            ("0", 0),
+            ("123", 123),
+            ("5B", 5),
+            ("24G", 24 << 30),
+            ("24 GiB", 24 << 30),
+            ("1.5k", 1536),
+            ("2MB", 2_000_000),
+            ("1t", 1 << 40),
+        ] {
+            assert_eq!(bytes(text), Ok(want), "{text}");
+        }
+        for text in ["", "G", "-1", "1.5", "24X", "24Gb/s", "1e9", "24Gi", "99999999T", "1..5G", "24é"] {
+            assert!(bytes(text).is_err_and(|said| said.contains("24G")), "{text}");
+        }
+    }
+
+    #[test]
+    fn one_is_no_plural() {
+        assert_eq!(
+            [
+                counted(0_usize, "class", "classes"),
+                counted(1_u64, "class", "classes"),
+                counted(2_i32, "class", "classes")
+            ],
+            ["0 classes", "1 class", "2 classes"]
+        );
+    }
+}

@@ -1,0 +1,220 @@
+//! What a command writes: over nothing of anybody's, over nothing that it reads; and stderr may go nowhere.
+
+use crate::commands::{arguments, fails, image, program, single, works};
+use crate::folders::entries;
+use crate::golden_cases::cases;
+use serde_json::json;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+/// A folder with a photo in it, a dataset of this photo, and a place for results.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let place = Place { dir: tempfile::tempdir().unwrap() };
+        fs::copy(image(), place.at("photo.png")).unwrap();
+        place.write("set.jsonl", &format!("{}\n", json!({"image": "photo.png", "label": "dent"})));
+        place
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) -> PathBuf {
+        let path = self.at(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path
+    }
+
+    fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.at(name)).unwrap()
+    }
+}
+
+/// A line that fails with `words` and leaves `file` as it was.
+#[track_caller]
+fn spares(file: &Path, line: &str, paths: &[&Path], words: &[&str]) {
+    let before = fs::read(file).unwrap();
+    fails(line, paths, words);
+    assert_eq!(fs::read(file).unwrap(), before, "{line}");
+}
+
+#[test]
+fn files_of_somebody_are_not_replaced() {
+    let (place, model) = (Place::new(), single());
+    let messages = cases().join("one_image.json");
+    let (photo, set) = (place.at("photo.png"), place.at("set.jsonl"));
+    let mine = place.write("mine.jpg", "a photo that was not backed up");
+    let taken = ["mine.jpg", "is there already", "--overwrite"];
+    spares(&mine, "preprocess --image {} --out {}", &[&photo, &mine], &taken);
+    spares(&mine, "dump --model {} --messages {} --out {}", &[&model, &messages, &mine], &taken);
+    spares(&mine, "data show {} --sheet {}", &[&set, &mine], &taken);
+    let train = "train --model {} --data {} --out {} --prompt Which? --rank 1 --max-steps 1 --dump-first-gradients {}";
+    let run = place.at("run");
+    spares(&mine, train, &[&model, &set, &run, &mine], &taken);
+    spares(&mine, &format!("{train} --resume"), &[&model, &set, &run, &mine], &taken);
+    assert!(!run.exists());
+    // one picture after another to the same file
+    let patches = place.at("patches.safetensors");
+    works("preprocess --image {} --out {}", &[&photo, &patches]);
+    works("preprocess --image {} --out {}", &[&photo, &patches]);
+    // another command's tensors may have cost more
+    let tensors = place.at("tensors.safetensors");
+    works("dump --model {} --messages {} --out {}", &[&model, &messages, &tensors]);
+    spares(&tensors, "preprocess --image {} --out {}", &[&photo, &tensors], &["tensors.safetensors", "--overwrite"]);
+    spares(&tensors, "dump --model {} --messages {} --out {}", &[&model, &messages, &tensors], &["--overwrite"]);
+    // gradients of a run that was stopped in its first step are written again
+    let gradients = place.at("gradients.safetensors");
+    works(train, &[&model, &set, &run, &gradients]);
+    let first = place.read("gradients.safetensors");
+    spares(&gradients, train, &[&model, &set, &place.at("other"), &gradients], &["--overwrite"]);
+    let begun = format!("{train} --resume");
+    works(&begun, &[&model, &set, &place.at("begun"), &gradients]);
+    assert_eq!(place.read("gradients.safetensors"), first);
+    // told to, all of them do
+    for (line, paths) in [
+        ("preprocess --image {} --overwrite --out {}", &[&photo, &mine][..]),
+        ("dump --model {} --messages {} --overwrite --out {}", &[&model, &messages, &mine]),
+        ("data show {} --overwrite --sheet {}", &[&set, &mine]),
+    ] {
+        fs::write(&mine, "mine").unwrap();
+        works(line, &paths.iter().map(|p| p.as_path()).collect::<Vec<_>>());
+        assert_ne!(place.read("mine.jpg"), b"mine", "{line}");
+    }
+    works(&format!("{train} --overwrite"), &[&model, &set, &run, &mine]);
+    assert_eq!(place.read("mine.jpg"), first);
+}
+
+#[test]
+fn what_is_read_is_not_replaced_under_any_name() {
+    let (place, model) = (Place::new(), single());
+    let (photo, set) = (place.at("photo.png"), place.at("set.jsonl"));
+    std::os::unix::fs::symlink(place.dir.path(), place.at("link")).unwrap();
+    let (linked_photo, linked_set) = (place.at("link/photo.png"), place.at("link/set.jsonl"));
+    let read = ["is read by this command"];
+    spares(&photo, "preprocess --image {} --overwrite --out {}", &[&photo, &linked_photo], &read);
+    spares(&set, "data show {} --overwrite --sheet {}", &[&set, &linked_set], &read);
+    spares(&photo, "data show {} --overwrite --sheet {}", &[&set, &linked_photo], &read);
+    let chat = json!({"messages": [{"role": "user", "content": [{"type": "image", "image": "photo.png"}]}]});
+    let chat = place.write("chat.json", &chat.to_string());
+    let dump = "dump --model {} --messages {} --overwrite --out {}";
+    spares(&chat, dump, &[&model, &chat, &place.at("link/chat.json")], &read);
+    spares(&photo, dump, &[&model, &chat, &photo], &read);
+    let weights = model.join("model.safetensors");
+    spares(&weights, dump, &[&model, &chat, &weights], &["is part of", "which this command reads"]);
+
+    let table = place.write("table.csv", "image,label\nphoto.png,dent\n");
+    spares(&table, "data import {} --overwrite --out {}", &[&table, &place.at("link/table.csv")], &read);
+    spares(&photo, "data import {} --overwrite --out {}", &[&table, &photo], &read);
+    for name in ["train", "validation", "test"] {
+        let part =
+            place.write(&format!("s/{name}.jsonl"), &fs::read_to_string(&set).unwrap().replace("photo", "../photo"));
+        spares(&part, "data split {} --out {} --test 1 --overwrite", &[&part, &place.at("link/s")], &read);
+    }
+    let pairs = place.write("p/test.jsonl", "");
+    let split = "data split {} --pairs {} --out {} --test 1 --overwrite";
+    spares(&pairs, split, &[&set, &pairs, &place.at("p")], &read);
+    let other = place.write("s/other.jsonl", &fs::read_to_string(&set).unwrap().replace("photo", "../photo"));
+    let train = place.at("s/train.jsonl");
+    let dedupe = "data dedupe --model {} {} {} --out {} --threshold 0.9";
+    spares(&train, &format!("{dedupe} --overwrite"), &[&model, &train, &other, &place.at("link/s")], &read);
+    // a cleaned set would take the place of a file that no search left there
+    let there = place.write("clean/other.jsonl", "mine");
+    spares(&there, dedupe, &[&model, &train, &other, &place.at("clean")], &["is there already", "--overwrite"]);
+    assert_eq!(entries(&place.at("clean")), ["other.jsonl"]);
+
+    let predictions = place.write("scores/predictions.jsonl", &fs::read_to_string(&set).unwrap());
+    let eval = "eval --model {} --data {} --out {} --prompt Which? --overwrite";
+    spares(&predictions, eval, &[&model, &predictions, &place.at("link/scores")], &read);
+    works("eval --model {} --data {} --out {} --prompt Which?", &[&model, &set, &place.at("base")]);
+    let summary = place.at("base/summary.json");
+    spares(&summary, "report {} --overwrite --out {}", &[&place.at("base"), &summary], &["is part of"]);
+    // a page may lie among what it shows
+    for line in ["report {} --out {}", "report {} --overwrite --out {}"] {
+        works(line, &[&place.at("base"), &place.at("base/page.html")]);
+    }
+
+    let run = place.at("run");
+    let train = "train --model {} --data {} --out {} --prompt Which? --max-steps 1";
+    works(&format!("{train} --rank 1"), &[&model, &set, &run]);
+    let adapter = run.join("adapter_model.safetensors");
+    spares(&adapter, &format!("{train} --overwrite --init-adapter {{}}"), &[&model, &set, &run, &run], &read);
+    let gradients = format!("{train} --overwrite --dump-first-gradients {{}}");
+    spares(&set, &gradients, &[&model, &set, &run, &linked_set], &read);
+    let full = place.at("full");
+    works(&format!("{train} --full"), &[&model, &set, &full]);
+    let trained = full.join("model");
+    spares(&trained.join("config.json"), &format!("{train} --full --overwrite"), &[&trained, &set, &full], &read);
+}
+
+/// A bench fills a folder of its own, and uses again what it left there.
+#[test]
+fn a_bench_writes_into_no_folder_of_others() {
+    let place = Place::new();
+    let mine = place.write("mine/train.jsonl", "mine");
+    let tiny =
+        "bench one-dollar --shape tiny --photos 3 --test 3 --size 64x48 --epochs 1 --rank 1 --device cpu --out {}";
+    spares(&mine, tiny, &[&place.at("mine")], &["holds files that are no bench one-dollar's"]);
+    assert_eq!(entries(&place.at("mine")), ["train.jsonl"]);
+    let (photo, out) = (place.at("photo.png"), place.at("bench"));
+    spares(&photo, &format!("{tiny} --csv {{}}"), &[&out, &photo], &["is no table of this bench"]);
+    assert!(!out.exists());
+    let line = format!("{tiny} --csv {{}}");
+    let table = place.at("bench.csv");
+    works(&line, &[&out, &table]);
+    let made = || {
+        ["random-tiny/model.safetensors", "photos-64x48-3-3"]
+            .map(|name| fs::metadata(out.join(name)).unwrap().modified().unwrap())
+    };
+    let first = made();
+    works(&line, &[&out, &table]);
+    assert_eq!(made(), first);
+    let lines = fs::read_to_string(&table).unwrap();
+    let heads = lines.lines().filter(|l| l.starts_with("date,device,")).count();
+    assert_eq!((heads, lines.lines().count()), (1, 5), "{lines}");
+}
+
+/// Where stderr takes nothing (a full disk, a reader that has gone), what would be said is lost and nothing else.
+#[test]
+fn nothing_hangs_on_stderr() {
+    let (place, model) = (Place::new(), cases().join("uneven"));
+    let data = cases().join("train.jsonl");
+    let run = |line: &str, paths: &[&Path], stderr: Stdio| {
+        let mut command = program();
+        command.args(arguments(line, paths)).env("VLM_LOG", "trace").stdout(Stdio::piped()).stderr(stderr);
+        let mut child = command.spawn().unwrap();
+        // the other end of a pipe
+        drop(child.stderr.take());
+        let done = child.wait_with_output().unwrap();
+        (done.status.code(), String::from_utf8(done.stdout).unwrap())
+    };
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    let train = "train --model {} --data {} --out {} --epochs 3 --batch-size 2 --rank 2 --warmup-steps 9";
+    let adapter = |out: &Path| fs::read(out.join("adapter_model.safetensors")).unwrap();
+    let outs = ["null", "full", "pipe"].map(|name| place.at(name));
+    for (out, stderr) in outs.iter().zip([Stdio::null(), full(), Stdio::piped()]) {
+        let (code, said) = run(train, &[&model, &data, out], stderr);
+        assert_eq!(code, Some(0), "{out:?} {said}");
+        assert!(said.starts_with("6 steps, loss"), "{said}");
+        assert_eq!(adapter(out), adapter(&outs[0]));
+        assert_eq!(fs::read_to_string(out.join("metrics.jsonl")).unwrap().lines().count(), 6);
+    }
+    // what fails, fails with its own code
+    let absent = place.at("absent");
+    let scores = place.at("scores");
+    for (line, paths, want) in [
+        ("eval --model {} --data {} --out {}", &[&model, &data, &scores][..], 0),
+        ("inspect {}", &[&absent], 1),
+        ("train --model {} --data {} --out {} --learning-rate -1", &[&model, &data, &absent], 2),
+        ("paint", &[], 2),
+    ] {
+        let paths: Vec<&Path> = paths.iter().map(|p| p.as_path()).collect();
+        assert_eq!(run(line, &paths, full()).0, Some(want), "{line}");
+    }
+}
