@@ -7,6 +7,7 @@ use super::values::counted;
 use crate::base::Result;
 use crate::data::messages::{ImageSource, read_messages};
 use crate::infer::trace;
+use crate::io::safetensors::SafetensorsFile;
 use crate::io::{HostTensor, host_tensor};
 use crate::qwen3vl::template::Ending;
 use std::path::{Path, PathBuf};
@@ -33,7 +34,9 @@ pub struct Dump {
 
 impl Dump {
     pub fn run(&self) -> Result<()> {
-        output::free(&self.out, self.overwrite)?;
+        // scripts write one prompt's tensors after another's to the same file
+        let ours = SafetensorsFile::open(&self.out).is_ok_and(|file| file.entry("input_ids").is_some());
+        output::free(&self.out, self.overwrite || ours)?;
         let conversation = read_messages(&self.messages)?;
         let photos = conversation.images().filter_map(|image| match image {
             ImageSource::File(path) => Some(path.as_path()),
