@@ -2,6 +2,7 @@
 
 use super::interrupt;
 use crate::base::{Error, Result};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -33,8 +34,10 @@ fn command(arguments: &[String]) -> Result<Command> {
 
 /// Errors: the command failed.
 fn check(arguments: &[String], status: ExitStatus, stopped: &str) -> Result<()> {
-    // a command may be done, or have ended in whatever way, when Ctrl-C comes: it was meant for all of them
-    if interrupt::asked() || status.code() == Some(interrupt::CODE.into()) {
+    // a command may be done, or have ended in whatever way, when Ctrl-C comes: it was meant for all of them. One that was just
+    // starting dies of it, maybe before this program has noticed.
+    let told = status.code() == Some(interrupt::CODE.into()) || status.signal() == Some(libc::SIGINT);
+    if told || interrupt::asked() {
         interrupt::exit(stopped);
     }
     match status.success() {
