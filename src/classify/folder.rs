@@ -48,8 +48,7 @@ impl Folder {
     /// evaluation (`New`), or one of another identity, with the differences named (`Resume`); another process writes into
     /// it.
     pub fn open(dir: &Path, identity: Map<String, Value>, start: Start) -> Result<Folder> {
-        std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-        let lock = FolderLock::take(dir)?;
+        let lock = FolderLock::create(dir)?;
         let [predictions, summary, about] = [PREDICTIONS, SUMMARY, IDENTITY].map(|name| dir.join(name));
         let (mut records, mut seconds) = (Vec::new(), 0.0);
         match start {

@@ -5,12 +5,13 @@ use super::output;
 use super::progress::Progress;
 use super::values::counted;
 use crate::base::Result;
-use crate::data::messages::{ImageSource, read_messages};
+use crate::data::messages::{Conversation, ImageSource, read_messages};
 use crate::infer::trace;
-use crate::io::safetensors::SafetensorsFile;
 use crate::io::{HostTensor, host_tensor};
 use crate::qwen3vl::template::Ending;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+const WRITER: &str = "vlm dump";
 
 /// Write every intermediate tensor of a prompt to a safetensors file
 #[derive(Debug, clap::Args)]
@@ -27,34 +28,32 @@ pub struct Dump {
     /// Where to write
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Replace the file
+    /// Replace the file, whatever it is; one that this command wrote is replaced anyway
     #[arg(long)]
     overwrite: bool,
 }
 
 impl Dump {
     pub fn run(&self) -> Result<()> {
-        // scripts write one prompt's tensors after another's to the same file
-        let ours = SafetensorsFile::open(&self.out).is_ok_and(|file| file.entry("input_ids").is_some());
-        output::free(&self.out, self.overwrite || ours)?;
+        output::free_or_own(&self.out, self.overwrite, WRITER)?;
         let conversation = read_messages(&self.messages)?;
-        let photos = conversation.images().filter_map(|image| match image {
-            ImageSource::File(path) => Some(path.as_path()),
-            ImageSource::Bytes { .. } => None,
-        });
+        let photos = conversation.images().filter_map(ImageSource::file);
         let files = [Some(&self.messages), Some(&self.model.model), self.model.adapter.as_ref()];
         output::not_an_input(&self.out, files.into_iter().flatten().map(|f| f.as_path()).chain(photos))?;
-        let tensors = compute(&self.model, &self.messages, self.through_cache)?;
-        host_tensor::write(&self.out, &tensors)?;
+        let tensors = compute(&self.model, &conversation, self.through_cache)?;
+        host_tensor::write(&self.out, WRITER, &tensors)?;
         super::print(&format!("{} in {}\n", counted(tensors.len(), "tensor", "tensors"), self.out.display()))
     }
 }
 
 /// The tensors of one prompt: `vlm verify` compares the same.
-pub fn compute(model: &ModelFlags, messages: &Path, through_cache: bool) -> Result<Vec<(String, HostTensor)>> {
-    let conversation = read_messages(messages)?;
+pub fn compute(
+    model: &ModelFlags,
+    conversation: &Conversation,
+    through_cache: bool,
+) -> Result<Vec<(String, HostTensor)>> {
     let mut opened = model.open()?;
-    let prepared = opened.preparer.prepare(&conversation, Ending::GenerationPrompt)?;
+    let prepared = opened.preparer.prepare(conversation, Ending::GenerationPrompt)?;
     let mut bar = Progress::new("prompt");
     let mut progress = |done: usize, all: usize| bar.at(done as u64, all as u64);
     if through_cache {

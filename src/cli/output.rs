@@ -1,7 +1,7 @@
 //! Where a command may write: over nothing that it did not make, unless it is told to, and never over what it reads.
 
 use crate::base::{Error, Result};
-use crate::io::atomic;
+use crate::io::{atomic, host_tensor};
 use std::path::Path;
 
 /// Errors: `file` is there, and nobody said `--overwrite`.
@@ -10,6 +10,12 @@ pub fn free(file: &Path, overwrite: bool) -> Result<()> {
         true => Err(Error::file(file, "is there already; name another file or give --overwrite")),
         false => Ok(()),
     }
+}
+
+/// The same, but that a file of tensors which `writer` wrote itself is replaced: scripts write one prompt's or picture's
+/// after another's to the same file, and that costs nobody anything.
+pub fn free_or_own(file: &Path, overwrite: bool, writer: &str) -> Result<()> {
+    free(file, overwrite || host_tensor::is_written_by(file, writer))
 }
 
 /// Errors: `to` is one of the files in `inputs`, or lies in one of the folders, by whatever names: to write it would
@@ -36,14 +42,10 @@ pub enum Holds {
     Ours,
 }
 
-/// Looks into the folder `dir`, which `mark`, a file's name, tells from others. Errors: it holds files and no mark, so
-/// that they are somebody's; it cannot be read. `whose` is what messages call the command.
+/// Looks into the folder `dir`, which this process has locked, and which `mark`, a file's name, tells from others. Errors:
+/// it holds files and no mark, so that they are somebody's; it cannot be read. `whose` is what messages call the command.
 pub fn holds(dir: &Path, mark: &str, whose: &str) -> Result<Holds> {
-    let entries = match std::fs::read_dir(dir) {
-        Ok(entries) => entries.count(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
-        Err(e) => return Err(Error::io("use as a folder", dir, e)),
-    };
+    let entries = std::fs::read_dir(dir).map_err(|e| Error::io("use as a folder", dir, e))?.count();
     match (entries, dir.join(mark).exists()) {
         (0, _) => Ok(Holds::Nothing),
         (_, true) => Ok(Holds::Ours),
@@ -53,8 +55,7 @@ pub fn holds(dir: &Path, mark: &str, whose: &str) -> Result<Holds> {
     }
 }
 
-/// Makes the folder with its mark in it, which says what it was made with.
+/// Puts its mark into the folder, which says what it was made with.
 pub fn mark(dir: &Path, mark: &str, settings: &serde_json::Value) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
     atomic::write_file(&dir.join(mark), |file| file.write(settings.to_string().as_bytes()))
 }

@@ -5,14 +5,12 @@ use super::output;
 use super::values::{counted, picture};
 use crate::base::Result;
 use crate::data::image::{self, PatchSpec};
-use crate::io::safetensors::SafetensorsFile;
 use crate::io::{HostTensor, host_tensor};
 use crate::qwen3vl::processor::read_patch_spec;
 use serde_json::json;
 use std::path::PathBuf;
 
-/// What is in the file.
-const NAMES: [&str; 2] = ["pixel_values", "image_grid_thw"];
+const WRITER: &str = "vlm preprocess";
 
 /// Write a picture's patches (pixel_values, image_grid_thw) to a safetensors file
 #[derive(Debug, clap::Args)]
@@ -50,10 +48,10 @@ impl Preprocess {
         let grid = patches.grid;
         let n = grid.iter().product::<usize>();
         let tensors = [
-            (NAMES[0].to_string(), HostTensor::f32([n, patches.values.len() / n.max(1)], patches.values)),
-            (NAMES[1].to_string(), HostTensor::i64([1, 3], grid.map(|g| g as i64).to_vec())),
+            ("pixel_values".to_string(), HostTensor::f32([n, patches.values.len() / n.max(1)], patches.values)),
+            ("image_grid_thw".to_string(), HostTensor::i64([1, 3], grid.map(|g| g as i64).to_vec())),
         ];
-        host_tensor::write(&self.out, &tensors)?;
+        host_tensor::write(&self.out, WRITER, &tensors)?;
         let (from, to) = ((picture.width, picture.height), (grid[2] * spec.patch, grid[1] * spec.patch));
         let tokens = n / (spec.merge * spec.merge);
         if self.json {
@@ -66,15 +64,11 @@ impl Preprocess {
         super::print(&format!("{} x {} pixels to {} x {}: {patches}, {tokens}\n", from.0, from.1, to.0, to.1))
     }
 
-    /// Scripts write one picture after another to the same file: that costs nobody anything.
     fn check_output(&self) -> Result<()> {
         output::not_an_input(
             &self.out,
             [Some(&self.image), self.model.as_ref()].into_iter().flatten().map(|p| p.as_path()),
         )?;
-        let ours = SafetensorsFile::open(&self.out).is_ok_and(|file| {
-            file.tensors().len() == NAMES.len() && NAMES.iter().all(|name| file.entry(name).is_some())
-        });
-        output::free(&self.out, self.overwrite || ours)
+        output::free_or_own(&self.out, self.overwrite, WRITER)
     }
 }

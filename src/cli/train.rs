@@ -7,7 +7,6 @@ use super::shares::Shares;
 use super::values::{betas, bytes, counted, positive};
 use super::{interrupt, output};
 use crate::base::Result;
-use crate::io::safetensors::SafetensorsFile;
 use crate::train::config_file;
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::Start;
@@ -291,9 +290,11 @@ impl Train {
         let optional = [&settings.init_adapter, &settings.eval_data, &self.config].into_iter().flatten();
         let read = optional.chain([&settings.model, &settings.data]);
         output::not_an_input(file, read.map(PathBuf::as_path))?;
-        // a run that goes on may have written it before it was stopped
-        let ours = self.resume && SafetensorsFile::open(file).is_ok();
-        output::free(file, self.overwrite || ours)
+        match self.resume {
+            // it may have been written before the run was stopped
+            true => output::free_or_own(file, self.overwrite, session::GRADIENTS),
+            false => output::free(file, self.overwrite),
+        }
     }
 
     fn stated(&self) -> Option<Roof> {

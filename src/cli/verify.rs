@@ -3,6 +3,7 @@
 use super::dump;
 use super::model::ModelFlags;
 use crate::base::{Error, Result};
+use crate::data::messages::read_messages;
 use crate::io::safetensors::SafetensorsFile;
 use crate::io::{HostData, HostTensor};
 use std::fmt::Write;
@@ -28,7 +29,7 @@ pub struct Verify {
 impl Verify {
     pub fn run(&self) -> Result<()> {
         let reference = SafetensorsFile::open(&self.reference)?;
-        let ours = dump::compute(&self.model, &self.messages, false)?;
+        let ours = dump::compute(&self.model, &read_messages(&self.messages)?, false)?;
         let mut said = format!("{:<16} {:<16} {:>12} {:>12}\n", "tensor", "shape", "relative", "largest");
         let (mut first, mut compared) = (None, 0);
         for (name, tensor) in &ours {

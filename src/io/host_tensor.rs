@@ -53,8 +53,16 @@ impl HostTensor {
     }
 }
 
-/// Writes named arrays to one safetensors file, at once or not at all.
-pub fn write(path: &Path, tensors: &[(String, HostTensor)]) -> Result<()> {
+/// The key of a file's metadata that names the command which wrote it.
+const WRITER: &str = "written_by";
+
+/// Whether `writer` wrote this file. What is no safetensors file, or not there, nobody here wrote.
+pub fn is_written_by(path: &Path, writer: &str) -> bool {
+    SafetensorsFile::open(path).is_ok_and(|file| file.metadata.get(WRITER).is_some_and(|w| w == writer))
+}
+
+/// Writes named arrays to one safetensors file, at once or not at all; its metadata names the `writer`.
+pub fn write(path: &Path, writer: &str, tensors: &[(String, HostTensor)]) -> Result<()> {
     let spec = |(name, tensor): &(String, HostTensor)| TensorSpec {
         name: name.clone(),
         dtype: match tensor.data {
@@ -64,7 +72,7 @@ pub fn write(path: &Path, tensors: &[(String, HostTensor)]) -> Result<()> {
         shape: tensor.shape.clone(),
     };
     let specs: Vec<TensorSpec> = tensors.iter().map(spec).collect();
-    safetensors::write(path, &specs, &[], |spec, out| {
+    safetensors::write(path, &specs, &[(WRITER, writer)], |spec, out| {
         let data = tensors.iter().find(|(name, _)| *name == spec.name).map(|(_, t)| &t.data);
         match data {
             Some(HostData::F32(values)) => out.write(bytemuck::cast_slice(values)),

@@ -12,6 +12,12 @@ pub struct FolderLock {
 }
 
 impl FolderLock {
+    /// Locks the folder `dir`, made where it is missing. Errors: it cannot be made, or as of [`FolderLock::take`].
+    pub fn create(dir: &Path) -> Result<FolderLock> {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
+        FolderLock::take(dir)
+    }
+
     /// Locks the folder `dir`. Errors: there is none; another process, or another part of this one, holds its lock.
     pub fn take(dir: &Path) -> Result<FolderLock> {
         let folder = File::open(dir).map_err(|e| Error::io("use as a folder", dir, e))?;
@@ -43,8 +49,7 @@ mod tests {
             format!("another vlm is writing into {}: wait for it, or choose another --out", dir.path().display());
         assert_eq!(said, wanted);
         let other = dir.path().join("inside");
-        std::fs::create_dir(&other).unwrap();
-        FolderLock::take(&other).unwrap();
+        FolderLock::create(&other).unwrap();
         drop(lock);
         FolderLock::take(dir.path()).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

@@ -39,6 +39,11 @@ impl Samples<'_> {
         (0..self.all.len()).into_par_iter().map(|at| self.example(at, Preparer::measure)).collect()
     }
 
+    /// Whether a step has photos.
+    pub fn pictured(&self, step: &Step) -> bool {
+        step.micro_batches.iter().flatten().any(|at| self.all[*at].images().next().is_some())
+    }
+
     /// Seconds that one sample takes to be prepared where a step's are prepared together: the mean of some, the better of two
     /// tries.
     pub fn seconds_each(&self, step: usize) -> Result<f64> {

@@ -112,8 +112,7 @@ impl RunFolder {
     pub fn open(settings: &Settings, identity: Identity, start: Start, wall_time: f64) -> Result<Opened> {
         let dir = settings.out.as_path();
         may_begin(dir, start)?;
-        fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-        let lock = FolderLock::take(dir)?;
+        let lock = FolderLock::create(dir)?;
         // another may have begun and ended in between
         check(dir, start)?;
         match start {

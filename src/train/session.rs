@@ -37,6 +37,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 /// An overfit check is passed when the loss of a step is below this.
 const OVERFIT_LOSS: f64 = 0.01;
 
+/// Who wrote a file of the first step's gradients.
+pub const GRADIENTS: &str = "vlm train --dump-first-gradients";
+
 /// The random numbers of what drops out ("drop").
 const DROPOUT: u64 = 0x6472_6f70;
 
@@ -223,8 +226,7 @@ pub fn train(
         )));
     }
     let features = Store::new(&mut trainer.engine.device, plan.features)?;
-    let pictured = |step: &Step| step.micro_batches.iter().flatten().any(|at| all[*at].images().next().is_some());
-    let vision_steps = order.steps_after(0).take_while(|s| s.number <= done).filter(pictured).count();
+    let vision_steps = order.steps_after(0).take_while(|s| s.number <= done).filter(|s| samples.pictured(s)).count();
     let mut session = Session {
         vision_steps: u32::try_from(vision_steps).unwrap_or(u32::MAX),
         settings,
@@ -537,11 +539,11 @@ impl Session<'_> {
         if step.number == 1
             && let Some(file) = &begin.first_gradients
         {
-            host_tensor::write(file, &self.named_gradients()?)?;
+            host_tensor::write(file, GRADIENTS, &self.named_gradients()?)?;
         }
         let total = order.total_steps();
         let lr = self.settings.schedule(total).lr(step.number);
-        let pictured = batches.iter().flatten().any(|e| !e.sequence.grids.is_empty());
+        let pictured = samples.pictured(step);
         self.vision_steps = self.vision_steps.saturating_add(u32::from(pictured));
         self.trainer.update(&Optimizer {
             number: u32::try_from(step.number).unwrap_or(u32::MAX),

@@ -70,6 +70,10 @@ fn files_of_somebody_are_not_replaced() {
     spares(&tensors, "preprocess --image {} --out {}", &[&photo, &tensors], &["tensors.safetensors", "--overwrite"]);
     works("dump --model {} --messages {} --out {}", &[&model, &messages, &tensors]);
     spares(&patches, "dump --model {} --messages {} --out {}", &[&model, &messages, &patches], &["--overwrite"]);
+    // tensors of the same names that another program wrote, as vlm verify reads them
+    let reference = place.at("reference.safetensors");
+    fs::copy(cases().join("single.one_image.safetensors"), &reference).unwrap();
+    spares(&reference, "dump --model {} --messages {} --out {}", &[&model, &messages, &reference], &["--overwrite"]);
     // gradients of a run that was stopped in its first step are written again
     let gradients = place.at("gradients.safetensors");
     works(train, &[&model, &set, &run, &gradients]);

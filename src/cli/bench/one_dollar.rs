@@ -118,8 +118,7 @@ impl OneDollar {
     pub fn run(&self) -> Result<()> {
         Compute::check(&self.device)?;
         self.csv.as_deref().map_or(Ok(()), check_table)?;
-        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
-        let _lock = FolderLock::take(&self.out)?;
+        let _lock = FolderLock::create(&self.out)?;
         output::holds(&self.out, MARK, "bench one-dollar")?;
         output::mark(&self.out, MARK, &json!({"bench": "one-dollar"}))?;
         let photos = self.photos()?;

@@ -138,8 +138,7 @@ impl Dedupe {
             output::not_an_input(&file, self.files.iter().map(PathBuf::as_path))?;
             output::free(&file, self.overwrite)?;
         }
-        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
-        let _lock = FolderLock::take(&self.out)?;
+        let _lock = FolderLock::create(&self.out)?;
         let out = self.out.canonicalize().map_err(|e| Error::io("use as a folder", &self.out, e))?;
         let mut embedder = self.tower.open(&self.model, &out)?;
         let outcome = search(&sets, &mut embedder, &options, &out)?;

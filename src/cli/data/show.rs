@@ -57,10 +57,7 @@ impl Show {
         // the question does not matter here
         let set = read_dataset(&self.file, Some(""), OnBad::Skip)?;
         if let Some(sheet) = &self.sheet {
-            let photos = set.samples.iter().flat_map(|s| s.images()).filter_map(|image| match image {
-                ImageSource::File(path) => Some(path.as_path()),
-                ImageSource::Bytes { .. } => None,
-            });
+            let photos = set.samples.iter().flat_map(|s| s.images()).filter_map(ImageSource::file);
             output::free(sheet, self.overwrite)?;
             output::not_an_input(sheet, photos.chain([self.file.as_path()]))?;
         }

@@ -157,10 +157,8 @@ impl Split {
             let folder = file.parent().unwrap_or(Path::new(""));
             let mut by_path: HashMap<PathBuf, usize> = HashMap::new();
             for (i, (sample, _)) in samples.iter().enumerate() {
-                for source in sample.images() {
-                    if let ImageSource::File(path) = source {
-                        by_path.insert(path.canonicalize().map_err(|e| Error::io("find", path, e))?, i);
-                    }
+                for path in sample.images().filter_map(ImageSource::file) {
+                    by_path.insert(path.canonicalize().map_err(|e| Error::io("find", path, e))?, i);
                 }
             }
             let at = |image: &str| folder.join(image).canonicalize().ok().and_then(|path| by_path.get(&path).copied());

@@ -72,15 +72,12 @@ impl Demo {
     /// An empty folder with the base model in it, and its lock.
     fn make_folder(&self) -> Result<FolderLock> {
         let out = &self.out;
-        let create = || std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e));
-        create()?;
-        let mut lock = FolderLock::take(out)?;
+        let mut lock = FolderLock::create(out)?;
         match (output::holds(out, MARK, "demo")?, self.overwrite) {
             (Holds::Nothing, _) => (),
             (Holds::Ours, true) => {
                 std::fs::remove_dir_all(out).map_err(|e| Error::io("delete", out, e))?;
-                create()?;
-                lock = FolderLock::take(out)?;
+                lock = FolderLock::create(out)?;
             }
             (Holds::Ours, false) => {
                 return Err(Error::file(

@@ -24,6 +24,14 @@ impl std::fmt::Display for ImageSource {
 }
 
 impl ImageSource {
+    /// The file, where it is one.
+    pub fn file(&self) -> Option<&Path> {
+        match self {
+            ImageSource::File(path) => Some(path),
+            ImageSource::Bytes { .. } => None,
+        }
+    }
+
     /// Understands a path (relative to `folder`), a `file://` URL (taken verbatim after the scheme, as qwen-vl-utils
     /// does) and a `data:` URL. The error is a sentence without the place, which the caller adds.
     pub(super) fn parse(text: &str, folder: &Path) -> Result<Self, String> {

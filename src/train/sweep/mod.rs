@@ -58,8 +58,7 @@ pub struct Host<'a> {
 /// fit its memory, has failed, and the sweep goes on.
 pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
     check_sets(sweep)?;
-    std::fs::create_dir_all(&sweep.out).map_err(|e| Error::io("create", &sweep.out, e))?;
-    let _lock = FolderLock::take(&sweep.out)?;
+    let _lock = FolderLock::create(&sweep.out)?;
     remember(sweep)?;
     let mut rows: Vec<Row> = Vec::new();
     for trial in &sweep.trials {
