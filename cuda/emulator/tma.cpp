@@ -216,13 +216,15 @@ extern "C" int vlm_emu_tensor_map(void* out128, uint32_t dtype, uint32_t rank, u
   m.rank = (uint8_t)rank;
   m.element_bytes = element_bytes[dtype];
   m.swizzle = (uint8_t)swizzle;
+  uint64_t below = dims[0] * m.element_bytes;   // what the dimensions so far span: a stride must not cut into it
   for (uint32_t d = 0; d < rank; d++) {
     if (dims[d] == 0 || dims[d] > 1ull << 32 || box[d] == 0 || box[d] > 256) return 1;
     m.dims[d] = dims[d];
     m.box[d] = (uint16_t)box[d];
     if (d == 0) continue;
     const uint64_t stride = strides_bytes[d - 1];
-    if (stride & 15 || stride >= 1ull << 40) return 1;
+    if (stride & 15 || stride >= 1ull << 40 || stride < below) return 1;
+    below = stride * dims[d];
     m.strides[d - 1] = stride;
   }
   const uint32_t row_bytes = box[0] * m.element_bytes;

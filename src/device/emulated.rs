@@ -2,7 +2,7 @@
 //! asynchronous copies. `cuda/emulator/README.md` tells what it checks.
 
 use super::arguments::{Field, StructLayout};
-use super::launcher::{Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape};
+use super::launcher::{ArgumentCopy, Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape};
 use super::recording::{Noting, Recorded};
 use crate::base::{Error, Result, env};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -143,30 +143,19 @@ pub struct Emulated {
 
 /// Something that was recorded: a launch with a copy of its arguments, a fill or a copy of bytes.
 enum Noted {
-    Launch { op: &'static str, launch: Launch, arguments: Vec<TensorMap>, argument_bytes: usize },
+    Launch { op: &'static str, launch: Launch, arguments: ArgumentCopy },
     Fill { to: u64, byte: u8, bytes: usize },
     Copy { from: u64, to: u64, bytes: usize },
 }
 
 impl Noted {
-    /// Copies arguments to where they are aligned as the strictest of their fields is: a [`TensorMap`].
-    ///
-    /// # Safety
-    /// As of [`Launcher::launch`].
-    unsafe fn launch(op: &'static str, launch: &Launch, arguments: *const c_void, argument_bytes: usize) -> Noted {
-        let mut copied = vec![TensorMap([0; 16]); argument_bytes.div_ceil(size_of::<TensorMap>())];
-        // SAFETY: the caller promises so many bytes, and `copied` was made for as many.
-        unsafe { std::ptr::copy_nonoverlapping(arguments.cast(), copied.as_mut_ptr().cast::<u8>(), argument_bytes) };
-        Noted::Launch { op, launch: *launch, arguments: copied, argument_bytes }
-    }
-
     /// # Safety
     /// What was promised when it was noted holds still.
     unsafe fn happen(&self, functions: &Functions, number: u64) -> Result<()> {
         match self {
             // SAFETY: the caller's promise, and a copy of the arguments.
-            Noted::Launch { op, launch, arguments, argument_bytes } => unsafe {
-                run(functions, number, op, launch, arguments.as_ptr().cast(), *argument_bytes)?
+            Noted::Launch { op, launch, arguments } => unsafe {
+                run(functions, number, op, launch, arguments.as_ptr(), arguments.bytes())?
             },
             // SAFETY: addresses are ordinary pointers here, and the caller promises the range.
             Noted::Fill { to, byte, bytes } => unsafe { std::ptr::write_bytes(*to as *mut u8, *byte, *bytes) },
@@ -372,7 +361,8 @@ impl Launcher for Emulated {
     ) -> Result<()> {
         if let Some(noted) = self.recording().noting()? {
             // SAFETY: the caller's promise.
-            noted.push(unsafe { Noted::launch(op, launch, arguments, argument_bytes) });
+            let arguments = unsafe { ArgumentCopy::of(arguments, argument_bytes) };
+            noted.push(Noted::Launch { op, launch: *launch, arguments });
             return Ok(());
         }
         // SAFETY: the caller's promise.

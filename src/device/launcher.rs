@@ -63,6 +63,33 @@ impl Launch {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorMap(pub [u64; 16]);
 
+/// A copy of a kernel's argument struct, for a launch that happens later: aligned as the strictest of its fields is, a
+/// [`TensorMap`].
+#[derive(Debug, Clone)]
+pub struct ArgumentCopy {
+    copied: Vec<TensorMap>,
+    bytes: usize,
+}
+
+impl ArgumentCopy {
+    /// # Safety
+    /// `bytes` bytes lie at `from`.
+    pub unsafe fn of(from: *const c_void, bytes: usize) -> ArgumentCopy {
+        let mut copied = vec![TensorMap([0; 16]); bytes.div_ceil(size_of::<TensorMap>())];
+        // SAFETY: the caller promises so many bytes, and `copied` was made for as many.
+        unsafe { std::ptr::copy_nonoverlapping(from.cast(), copied.as_mut_ptr().cast::<u8>(), bytes) };
+        ArgumentCopy { copied, bytes }
+    }
+
+    pub fn as_ptr(&self) -> *const c_void {
+        self.copied.as_ptr().cast()
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
 /// What a [`TensorMap`] is made of. Sizes have the contiguous dimension first, as the driver has them.
 #[derive(Debug, Clone)]
 pub struct TensorMapShape<'a> {

@@ -2,11 +2,11 @@
 //! results may be written, others point to what is named.
 
 use crate::device::Driver;
-use crate::streams::{Arguments, Work};
+use crate::streams::Work;
 use crate::{Done, call, give, pointer, refused};
 use cudarc::driver::sys::*;
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
-use vlm::device::launcher::{MapType, Swizzle, TensorMapShape};
+use vlm::device::launcher::{ArgumentCopy, MapType, Swizzle, TensorMapShape};
 
 /// Declares functions that leave one value.
 macro_rules! giving {
@@ -192,7 +192,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
         let (function, launch) = driver.launchable(function.into(), grid, block, shared)?;
         // SAFETY: the kernel has one parameter, and so many bytes of it are copied, as a driver does.
-        let arguments = unsafe { Arguments::copy((*parameters).cast(), function.facts.parameter_bytes) };
+        let arguments = unsafe { ArgumentCopy::of(*parameters, function.facts.parameter_bytes) };
         driver.enqueue(stream.into(), Work::Launch { launch, arguments })
     })
 }

@@ -10,6 +10,7 @@ use std::cell::Cell;
 use std::io::Write;
 use std::sync::Arc;
 use vlm::device::emulated::Emulated;
+use vlm::device::launcher::{Launcher, TensorMap, TensorMapShape};
 
 thread_local! {
     /// The context that is current for the calling thread.
@@ -160,5 +161,17 @@ impl Driver {
             Some(emulator) if CURRENT.get().is_some() && self.retained > 0 => Ok(emulator.clone()),
             _ => refused(CUresult::CUDA_ERROR_INVALID_CONTEXT, "no context is current for this thread"),
         }
+    }
+
+    /// The emulator knows what cuTensorMapEncodeTiled asks of its arguments.
+    pub fn encode(&self, shape: &TensorMapShape) -> Done<TensorMap> {
+        self.emulator()?.tensor_map(shape).or_else(|_| {
+            let TensorMapShape { address, sizes, strides_bytes, box_sizes, swizzle, .. } = shape;
+            let why = format!(
+                "a tensor map with strides of {strides_bytes:?} bytes, sizes {sizes:?}, boxes {box_sizes:?} swizzled {swizzle:?}, \
+                 at {address:#x}"
+            );
+            refused(CUresult::CUDA_ERROR_INVALID_VALUE, why)
+        })
     }
 }

@@ -19,7 +19,6 @@ mod memory;
 mod modules;
 mod settings;
 mod streams;
-mod tensor_map;
 
 use cudarc::driver::sys::CUresult;
 use device::Driver;

@@ -8,37 +8,19 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::thread::ThreadId;
 use std::time::Instant;
-use vlm::device::launcher::TensorMap;
+use vlm::device::launcher::ArgumentCopy;
 use vlm::device::{Launch, Launcher};
 
 /// Something that a stream was given to do. Ranges were checked when it was.
 #[derive(Clone)]
 pub enum Work {
-    Launch { launch: Launch, arguments: Arguments },
+    Launch { launch: Launch, arguments: ArgumentCopy },
     ToDevice { from: usize, to: u64, bytes: usize },
     ToHost { from: u64, to: usize, bytes: usize },
     Copy { from: u64, to: u64, bytes: usize },
     Fill { to: u64, byte: u8, bytes: usize },
     Record(Handle),
     Graph(Arc<Vec<Work>>),
-}
-
-/// A copy of a kernel's argument struct, aligned as the strictest of its fields.
-#[derive(Clone)]
-pub struct Arguments {
-    copied: Vec<TensorMap>,
-    bytes: usize,
-}
-
-impl Arguments {
-    /// # Safety
-    /// `bytes` bytes lie at `from`.
-    pub unsafe fn copy(from: *const u8, bytes: usize) -> Arguments {
-        let mut copied = vec![TensorMap([0; 16]); bytes.div_ceil(size_of::<TensorMap>())];
-        // SAFETY: the caller's promise; `copied` was made for as many.
-        unsafe { std::ptr::copy_nonoverlapping(from, copied.as_mut_ptr().cast::<u8>(), bytes) };
-        Arguments { copied, bytes }
-    }
 }
 
 struct Stream {
@@ -183,7 +165,7 @@ impl Driver {
                         self.lost = Some(CUresult::CUDA_ERROR_LAUNCH_FAILED);
                         return refused(CUresult::CUDA_ERROR_LAUNCH_FAILED, "as the test asks");
                     }
-                    emulator.launch("launch", launch, arguments.copied.as_ptr().cast(), arguments.bytes)
+                    emulator.launch("launch", launch, arguments.as_ptr(), arguments.bytes())
                 }
                 Work::ToDevice { from, to, bytes } => {
                     emulator.write(*to, std::slice::from_raw_parts(*from as *const u8, *bytes))

@@ -2,6 +2,7 @@
 
 use crate::data_split::picture;
 use crate::support::close::assert_within;
+use crate::support::tiny::cases;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::fs;
@@ -26,10 +27,6 @@ use vlm::io::safetensors::SafetensorsFile;
 use vlm::qwen3vl::checkpoint::Checkpoint;
 use vlm::qwen3vl::model::Model;
 use vlm::qwen3vl::processor::read_patch_spec;
-
-fn cases() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases")
-}
 
 fn embedder(cache: &Path) -> Embedder {
     let dir = cases().join("single");

@@ -2,8 +2,8 @@
 //! given as late as it may, and writes down what it refuses.
 
 use crate::golden_cases::cases;
-use crate::support::json_lines;
 use crate::support::run::{adapter, log};
+use crate::support::{json_lines, program};
 use cudarc::driver::{CudaContext, result, sys};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -54,9 +54,15 @@ impl Machine {
         command
     }
 
+    /// `vlm LINE` on this driver.
+    fn program(&self, line: &str) -> Command {
+        let mut command = self.lend(&program());
+        command.args(line.split_whitespace());
+        command
+    }
+
     fn vlm(&self, line: &str) -> Output {
-        let arguments = line.split_whitespace();
-        self.lend(env!("CARGO_BIN_EXE_vlm").as_ref()).args(arguments).output().expect("the program")
+        self.program(line).output().expect("the program")
     }
 
     #[track_caller]
@@ -151,14 +157,12 @@ fn a_driver_changes_no_bit() {
                 "generate --model {} --messages {messages} --device {device} --precision bf16 --max-new-tokens 9 --json",
                 model()
             );
-            let mut program = machine.lend(env!("CARGO_BIN_EXE_vlm").as_ref());
-            program.env("VLM_EMULATED_CAPABILITY", capability);
-            let done = program.args(line.split_whitespace()).output().expect("the program");
+            let mut program = machine.program(&line);
+            let done = program.env("VLM_EMULATED_CAPABILITY", capability).output().expect("the program");
             assert!(done.status.success(), "{line}\n{}", String::from_utf8_lossy(&done.stderr));
             let answer: serde_json::Value = serde_json::from_slice(&done.stdout).expect("JSON");
-            let mut program = machine.lend(env!("CARGO_BIN_EXE_vlm").as_ref());
-            program.env("VLM_EMULATED_CAPABILITY", capability);
-            let done = program.args(training(device, &out).split_whitespace()).output().expect("the program");
+            let mut program = machine.program(&training(device, &out));
+            let done = program.env("VLM_EMULATED_CAPABILITY", capability).output().expect("the program");
             assert!(done.status.success(), "{settings}\n{}", String::from_utf8_lossy(&done.stderr));
             assert_eq!(json_lines(&out.join("metrics.jsonl")).len(), 8, "{settings}");
             ((answer["text"].clone(), answer["token_ids"].clone()), log(&out), adapter(&out))
@@ -213,18 +217,11 @@ fn a_gpu_that_fails_loses_nothing_that_was_saved() {
     let line = training("cuda", &broken.path("run"));
     let said = broken.fails(&line);
     assert!(said.contains("CUDA_ERROR_LAUNCH_FAILED") && said.contains("VLM_SYNC_LAUNCHES=1 names it"), "{said}");
-    let mut named = broken.lend(env!("CARGO_BIN_EXE_vlm").as_ref());
     fs::remove_dir_all(broken.path("run")).expect("a run");
-    let done = named.env("VLM_SYNC_LAUNCHES", "1").args(line.split_whitespace()).output().expect("the program");
+    let done = broken.program(&line).env("VLM_SYNC_LAUNCHES", "1").output().expect("the program");
     let said = String::from_utf8(done.stderr).expect("text");
     assert!(said.contains("kernel ") && said.contains("_bf16"), "{said}");
-    let mended = Machine::new("");
-    let done = mended
-        .lend(env!("CARGO_BIN_EXE_vlm").as_ref())
-        .args(line.split_whitespace().chain(["--resume"]))
-        .output()
-        .expect("the program");
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    Machine::new("").works(&format!("{line} --resume"));
     assert!(adapter(&broken.path("run")) == adapter(&whole.path("run")), "the adapters differ");
     assert_eq!(log(&broken.path("run")), log(&whole.path("run")));
 }

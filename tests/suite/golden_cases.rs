@@ -1,8 +1,7 @@
 //! The whole model against transformers and PEFT: two small checkpoints and what those computed for them.
 //! tests/golden/README.md says where the values come from and how far they are from float64.
 
-use crate::support::repository;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use vlm::base::Precision;
 use vlm::data::messages::read_messages;
 use vlm::device::Device;
@@ -25,9 +24,7 @@ pub const CASES: [(&str, &str); 4] =
     [("uneven", "one_image"), ("uneven", "turns"), ("single", "one_image"), ("single", "text_only")];
 const BOTH: [Precision; 2] = [Precision::F32, Precision::Bf16];
 
-pub fn cases() -> PathBuf {
-    repository().join("tests/golden/cases")
-}
+pub use crate::support::tiny::cases;
 
 /// A model of the cases, ready to run.
 pub struct Opened {

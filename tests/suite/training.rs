@@ -2,8 +2,8 @@
 //! targets, rsLoRA, weight decay): first gradients, then loss and norm of every step, then the final adapter.
 
 use crate::batches::text;
-use crate::support::tiny::{What, step, trainer};
-use std::path::{Path, PathBuf};
+use crate::support::tiny::{What, cases, step, trainer};
+use std::path::Path;
 use vlm::base::Precision;
 use vlm::base::rng::Stream;
 use vlm::data::dataset::{OnBad, read_dataset};
@@ -21,10 +21,6 @@ use vlm::qwen3vl::processor::read_patch_spec;
 use vlm::qwen3vl::template::Ending;
 use vlm::qwen3vl::trainable::{Group, Trainable};
 use vlm::train::step::{Example, Optimizer, Trainer};
-
-fn cases() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases")
-}
 
 fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()

@@ -1,6 +1,7 @@
 //! A small model of `tests/golden/cases` in training.
 
-use std::path::{Path, PathBuf};
+use super::repository;
+use std::path::PathBuf;
 use vlm::base::Precision;
 use vlm::base::rng::Stream;
 use vlm::data::dataset::{OnBad, read_dataset};
@@ -16,7 +17,7 @@ use vlm::qwen3vl::trainable::Trainable;
 use vlm::train::step::{Example, Trainer};
 
 pub fn cases() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases")
+    repository().join("tests/golden/cases")
 }
 
 /// What is trained.
