@@ -74,6 +74,34 @@ template <int RANK> DEV void store_box(const ConformanceArgs& a) {
 CONFORMANCE(tma_store_2d, 32) { store_box<2>(a); }
 CONFORMANCE(tma_store_3d, 32) { store_box<3>(a); }
 
+// x: [blocks][n] f32, then two counters that are 0. y: [2][n], the sums of all blocks but the last, added in the order of
+// the numbers that blocks draw, and of all.
+CONFORMANCE(ordered_sums, 64) {
+  DYN_SMEM(raw);
+  SHARED(uint32_t, s_number, [1]);
+  float *s_part = (float*)aligned_shared(raw), *y = (float*)a.y;
+  const float* x = (const float*)a.x;
+  uint32_t* counters = (uint32_t*)(x + (int)gridDim.x * a.n);
+  if (threadIdx.x == 0) s_number[0] = atomicAdd(counters, 1u);
+  __syncthreads();
+  const uint32_t number = s_number[0], last = gridDim.x - 1;
+  for (int i = (int)threadIdx.x; i < a.n; i += 64) s_part[i] = x[number * a.n + i];
+  fence_proxy_async();
+  __syncthreads();
+  if (threadIdx.x == 0 && number > 0) wait_counter(counters + 1, number);
+  if (threadIdx.x == 0 && number < last) {
+    fence_proxy_async_global();
+    if (number == 0) bulk_store(y, smem_u32(s_part), (uint32_t)a.n * 4);
+    else bulk_add(y, smem_u32(s_part), (uint32_t)a.n * 4);
+    bulk_commit();
+    bulk_wait_read<0>();
+    bulk_wait<0>();
+    arrive_counter(counters + 1, last + 1);
+  }
+  __syncthreads();
+  for (int i = (int)threadIdx.x; i < a.n && number == last; i += 64) y[a.n + i] = y[i] + s_part[i];
+}
+
 // x: n bytes of shared memory. Descriptors of A (at byte 0) and B (at byte option[4]): leading and stride byte offsets
 // option[0..1] and option[2..3]. y: the D registers [128][N / 2] of one wgmma onto D = 1.
 template <int N> DEV void finish_wgmma(const ConformanceArgs& a, float (&d)[N / 2]) {
@@ -111,6 +139,7 @@ CONFORMANCE_WGMMA(n64_mn_sw32, 64, 1, 1, wgmma_desc_sw32)
 CONFORMANCE_WGMMA(n64_kk_none, 64, 0, 0, wgmma_desc_none)
 CONFORMANCE_WGMMA(n64_mn_none, 64, 1, 1, wgmma_desc_none)
 CONFORMANCE_WGMMA(n16_kk_sw128, 16, 0, 0, wgmma_desc_sw128)
+CONFORMANCE_WGMMA(n16_mn_sw128, 16, 1, 1, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n32_kk_sw128, 32, 0, 0, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n80_kk_sw128, 80, 0, 0, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n80_mn_sw128, 80, 1, 1, wgmma_desc_sw128)

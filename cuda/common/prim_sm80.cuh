@@ -144,3 +144,14 @@ DEV uint32_t arrive_counter(uint32_t* counter, uint32_t n) {
   return emu::arrive_counter(counter, n);
 #endif
 }
+// Until a counter has come to n: this thread sees what those who arrived saw. Blocks need not run side by side, so only what
+// has begun for certain may be waited for: blocks that drew an earlier number of a counter.
+DEV void wait_counter(const uint32_t* counter, uint32_t n) {
+#ifdef __CUDACC__
+  asm volatile(
+      "{\n.reg .pred p;\n.reg .u32 v;\nwaiting:\nld.acquire.gpu.u32 v, [%0];\nsetp.lt.u32 p, v, %1;\n@p bra waiting;\n}" ::"l"(
+          counter), "r"(n) : "memory");
+#else
+  emu::wait_counter(counter, n);
+#endif
+}

@@ -66,6 +66,14 @@ DEV void fence_proxy_async() {
   emu::fence_proxy_async();
 #endif
 }
+// The same between what a counter let this thread see of device memory and its own bulk_store and bulk_add there.
+DEV void fence_proxy_async_global() {
+#ifdef __CUDACC__
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+#else
+  emu::fence_proxy_async_global();
+#endif
+}
 DEV void mbar_arrive(uint32_t bar) {
 #ifdef __CUDACC__
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(bar) : "memory");
@@ -148,6 +156,23 @@ DEV void tma_prefetch(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 #else
   (void)map;
+#endif
+}
+// Bytes of shared memory into device memory, without a map, or f32 numbers added to those there, each once and rounded to
+// nearest. Both addresses and `bytes` are multiples of 16.
+DEV void bulk_store(void* to, uint32_t src, uint32_t bytes) {
+#ifdef __CUDACC__
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(src), "r"(bytes) : "memory");
+#else
+  emu::bulk_store(to, src, bytes, false);
+#endif
+}
+DEV void bulk_add(float* to, uint32_t src, uint32_t bytes) {
+#ifdef __CUDACC__
+  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(src), "r"(bytes)
+               : "memory");
+#else
+  emu::bulk_store(to, src, bytes, true);
 #endif
 }
 // TMA stores of this thread, in groups: _read waits until shared memory may be written again, the other for the whole.

@@ -1,5 +1,8 @@
-// Barriers of the block: __syncthreads (number 0) and the named ones. A thread that has exited does not count as arrived,
+// Barriers of the block: __syncthreads (number 0) and the named ones; counters, on which blocks wait for each other. A thread that has exited does not count as arrived,
 // which is stricter than the hardware.
+#include <chrono>
+#include <thread>
+
 #include "block.h"
 
 namespace emu {
@@ -57,30 +60,87 @@ void barrier_arrive(uint32_t id, uint32_t threads) {
 void thread_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 namespace {
-template <class Change> uint32_t atomically(uint32_t* p, void (*RaceHooks::*hook)(uint32_t, uintptr_t), Change change) {
-  if ((uintptr_t)p & 3) fail("an atomic on the misaligned address %p", (void*)p);
-  if (race_hooks) (race_hooks->*hook)(self()->linear, (uintptr_t)p);
+template <class Change> uint32_t change_atomically(uint32_t* p, Change change) {
   uint32_t old = __atomic_load_n(p, __ATOMIC_RELAXED);
   while (!__atomic_compare_exchange_n(p, &old, change(old), true, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED)) {
   }
   return old;
 }
+void check_counter(const uint32_t* p, const char* what) {
+  if ((uintptr_t)p & 3) fail("%s: the misaligned address %p", what, (const void*)p);
+  if ((uintptr_t)p - (uintptr_t)block->shared < kSharedBytes) fail("%s: the counter lies in shared memory", what);
+}
+template <class Change> uint32_t atomically(uint32_t* p, Change change) {
+  if ((uintptr_t)p & 3) fail("an atomic on the misaligned address %p", (void*)p);
+  if (race_hooks) race_hooks->atomic(self()->linear, (uintptr_t)p);
+  return change_atomically(p, change);
+}
 }  // namespace
 uint32_t atomic_add(uint32_t* p, uint32_t v) {
-  return atomically(p, &RaceHooks::atomic, [=](uint32_t old) { return old + v; });
+  return atomically(p, [=](uint32_t old) { return old + v; });
 }
 uint32_t atomic_max(uint32_t* p, uint32_t v) {
-  return atomically(p, &RaceHooks::atomic, [=](uint32_t old) { return old < v ? v : old; });
+  return atomically(p, [=](uint32_t old) { return old < v ? v : old; });
 }
 uint32_t atomic_or(uint32_t* p, uint32_t v) {
-  return atomically(p, &RaceHooks::atomic, [=](uint32_t old) { return old | v; });
+  return atomically(p, [=](uint32_t old) { return old | v; });
 }
 uint32_t atomic_cas(uint32_t* p, uint32_t wanted, uint32_t v) {
-  return atomically(p, &RaceHooks::atomic, [=](uint32_t old) { return old == wanted ? v : old; });
+  return atomically(p, [=](uint32_t old) { return old == wanted ? v : old; });
 }
 uint32_t arrive_counter(uint32_t* p, uint32_t n) {
   if (n == 0) fail("arrive_counter: a counter of no arrivals");
-  if ((uintptr_t)p - (uintptr_t)block->shared < kSharedBytes) fail("arrive_counter: the counter lies in shared memory");
-  return atomically(p, &RaceHooks::arrive_counter, [=](uint32_t old) { return old >= n - 1 ? 0 : old + 1; });
+  check_counter(p, "arrive_counter");
+  const auto next = [=](uint32_t old) { return old >= n - 1 ? 0 : old + 1; };
+  // the race build runs one block at a time, so nobody else changes the counter between these two
+  if (race_hooks) race_hooks->arrive_counter(self()->linear, (uintptr_t)p, next(*p));
+  return change_atomically(p, next);
+}
+
+// A counter is looked at now and then while other threads run, and all the time once none can.
+namespace {
+bool reached(const uint32_t* p, uint32_t n) { return __atomic_load_n(p, __ATOMIC_SEQ_CST) >= n; }
+constexpr std::chrono::seconds kPatience{60};
+}  // namespace
+
+void look_at_counters() {
+  auto& waiters = block->counter_waiters;
+  for (size_t i = 0; i < waiters.size();) {
+    if (!reached(waiters[i].counter, waiters[i].wanted)) {
+      i++;
+      continue;
+    }
+    wake(waiters[i].thread);
+    waiters[i] = waiters.back();
+    waiters.pop_back();
+  }
+}
+
+bool await_counters() {
+  const size_t waiting = block->counter_waiters.size();
+  const auto start = std::chrono::steady_clock::now();
+  while (waiting) {
+    // in this order: who else ran and is done has arrived wherever it was going to
+    const bool alone = block->siblings->running == 1;
+    look_at_counters();
+    if (block->counter_waiters.size() < waiting) return true;
+    if (alone || block->siblings->failed || std::chrono::steady_clock::now() - start > kPatience) break;
+    std::this_thread::yield();
+  }
+  return false;
+}
+
+void wait_counter(const uint32_t* p, uint32_t n) {
+  check_counter(p, "wait_counter");
+  Thread* me = self();
+  if (!reached(p, n)) {
+    block->counter_waiters.push_back({p, n, me});
+    if (block->next_due > block->tick + kLook) block->next_due = block->tick + kLook;
+    suspend(State::Counter, "wait_counter", n, 0);
+  } else if (block->options.policy != kFixed && (random_bits() & 7) == 0) {
+    yield();
+  }
+  me->unfenced_counter = true;
+  if (race_hooks) race_hooks->wait_counter(me->linear, (uintptr_t)p, n);
 }
 }  // namespace emu

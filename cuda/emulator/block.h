@@ -1,6 +1,7 @@
 // A block of a launch while it runs: its threads, each on a stack of its own, and the state of everything that they wait
 // for. One operating system thread runs a block from beginning to end, so nothing in here is locked.
 #pragma once
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <string>
@@ -20,7 +21,7 @@ struct Options {
 enum Policy { kFixed = 0, kWarpAtATime = 1, kAnyThread = 2 };
 enum Async { kAtOnce = 0, kRandom = 1, kLatest = 2 };
 
-enum class State : uint8_t { Ready, Barrier, Collective, Mbarrier, Wgmma, Exited };
+enum class State : uint8_t { Ready, Barrier, Collective, Mbarrier, Counter, Wgmma, Exited };
 
 // ---- what single threads keep ----
 
@@ -44,7 +45,7 @@ struct BulkStore {
   Map map;
   uint32_t source, group;
   int corner[5];
-  bool read_done;
+  bool add_f32, read_done;
   std::vector<uint8_t> at_issue, data;
 };
 
@@ -69,6 +70,7 @@ struct Thread : ThreadView {
   uint32_t proxy_epoch;      // counts fence.proxy.async
   uint32_t mbar_epoch;       // counts fences that publish mbarrier.init
   uint32_t failed_tests;     // of mbar_test in a row
+  bool unfenced_counter;     // waited for a counter, without a fence.proxy.async.global since
   bool used;                 // whether anything below has to be cleared for the next block
   std::vector<CpAsync> copies;
   std::vector<uint32_t> copy_groups;
@@ -97,6 +99,11 @@ struct NamedBarrier {
 };
 struct MbarrierWaiter {
   uint32_t address, parity;
+  Thread* thread;
+};
+struct CounterWaiter {
+  const uint32_t* counter;
+  uint32_t wanted;
   Thread* thread;
 };
 struct MbarrierRecord {
@@ -128,7 +135,14 @@ struct StaticArray {
   uint32_t offset, bytes;
 };
 
+// What the blocks of a launch know of each other.
+struct Siblings {
+  std::atomic<bool> failed{false};
+  std::atomic<int> running{0};  // threads of the operating system that run blocks
+};
+
 constexpr int kMaxThreads = 1024;
+constexpr uint64_t kLook = 256;         // ticks between two looks at the counters that threads wait for
 constexpr uint32_t kRedZone = 32;       // bytes between shared arrays, checked when the block ends
 constexpr uint8_t kRedZoneByte = 0xa7;
 
@@ -136,6 +150,7 @@ struct Block {
   Options options;
   const Kernel* kernel;
   const void* argument;
+  const Siblings* siblings;
   dim3 shape;
   uint3 index;
   int n_threads, n_warps, alive;
@@ -153,6 +168,7 @@ struct Block {
   alignas(64) float wgmma_a[16 * 64], wgmma_b[16 * 256];  // operands of the wgmma that runs, by k
   std::vector<MbarrierWaiter> mbarrier_waiters;
   std::vector<MbarrierRecord> mbarriers;
+  std::vector<CounterWaiter> counter_waiters;
   std::vector<TmaLoad> loads;
 
   uint8_t* shared;                      // between guard pages
@@ -225,6 +241,10 @@ void check_wgmma_done(const Thread* t);
 void deliver_due_loads();
 void deliver_some_load();
 void complete_bytes(uint32_t barrier, uint32_t bytes);
+// Wakes those whose counters have come so far. The second one is for when no thread can run: it waits for other blocks,
+// and false says that none of them will ever come.
+void look_at_counters();
+bool await_counters();
 uint64_t* mbarrier_at(uint32_t address, const char* what);
 void check_mbarrier_published(uint32_t address);
 std::string describe_mbarrier(uint32_t address);

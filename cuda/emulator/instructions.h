@@ -53,6 +53,8 @@ uint32_t atomic_or(uint32_t* p, uint32_t v);
 uint32_t atomic_cas(uint32_t* p, uint32_t wanted, uint32_t v);
 // Up to n - 1, then back to 0; releases and acquires at the device's scope.
 uint32_t arrive_counter(uint32_t* p, uint32_t n);
+// Until the counter is n or more; acquires at the device's scope.
+void wait_counter(const uint32_t* p, uint32_t n);
 
 // cp.async.
 void cp_async(uint32_t destination, const void* source, uint32_t bytes, uint32_t source_bytes);
@@ -68,10 +70,12 @@ void mbar_wait(uint32_t barrier, uint32_t parity);
 bool mbar_test(uint32_t barrier, uint32_t parity);
 void fence_mbar_init();
 void fence_proxy_async();
+void fence_proxy_async_global();
 
 // TMA.
 void tma_load(uint32_t destination, const void* map, uint32_t barrier, int rank, const int* corner);
 void tma_store(const void* map, uint32_t source, int rank, const int* corner);
+void bulk_store(void* destination, uint32_t source, uint32_t bytes, bool add_f32);
 void bulk_commit();
 void bulk_wait(uint32_t groups_left, bool only_reads);
 

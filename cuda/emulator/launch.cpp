@@ -77,15 +77,15 @@ struct Launch {
   uint64_t n_blocks;
   Order order;
   std::atomic<uint64_t> next{0};
-  std::atomic<bool> failed{false};
+  Siblings siblings;
   std::mutex mutex;
   std::string error;
 };
 
 void fail_launch(Launch& l, std::string why) {
   std::lock_guard<std::mutex> lock(l.mutex);
-  if (!l.failed) l.error = std::move(why);
-  l.failed = true;
+  if (!l.siblings.failed) l.error = std::move(why);
+  l.siblings.failed = true;
 }
 
 void run_one(Launch& l, Block* b, uint64_t number) {
@@ -103,15 +103,18 @@ void work(Launch& l, std::chrono::microseconds limit) {
   if (!b) return fail_launch(l, "no memory for the stacks of a block");
   b->kernel = l.kernel;
   b->argument = l.argument;
+  b->siblings = &l.siblings;
+  l.siblings.running++;
   b->options = l.options;
   launch_shape = {l.shape, l.grid};
   block = b;
   const auto start = std::chrono::steady_clock::now();
-  for (uint64_t turn; !l.failed && (turn = l.next++) < l.n_blocks;) {
+  for (uint64_t turn; !l.siblings.failed && (turn = l.next++) < l.n_blocks;) {
     run_one(l, b, (uint64_t)((l.order.first + (unsigned __int128)turn * l.order.stride) % l.n_blocks));
     if (limit.count() && std::chrono::steady_clock::now() - start > limit) break;
   }
   block = nullptr;
+  l.siblings.running--;
   std::lock_guard<std::mutex> lock(pool_mutex);
   pool.push_back(b);
 }
@@ -123,7 +126,7 @@ void run_all(Launch& l) {
   if (threads <= 1) return work(l, {});
   // Most launches are over before other threads could help.
   work(l, std::chrono::microseconds(200));
-  if (l.next >= l.n_blocks || l.failed) return;
+  if (l.next >= l.n_blocks || l.siblings.failed) return;
   std::vector<std::thread> helpers;
   for (uint64_t i = 1; i < threads; i++) helpers.emplace_back([&l] { work(l, {}); });
   work(l, {});
@@ -170,13 +173,13 @@ extern "C" int vlm_emu_launch(uint64_t device, const char* kernel, const uint32_
   if (l.options.policy != kFixed) l.order = drawn_order(l.options.seed, l.n_blocks);
   if (race_hooks) race_hooks->launch_begin();
   run_all(l);
-  if (!l.failed) {
+  if (!l.siblings.failed) {
     const std::string slack = check_slack(device);
     if (!slack.empty()) fail_launch(l, slack + " [kernel " + name + "]");
   }
   free(argument);
   last_error = l.error;
-  return l.failed;
+  return l.siblings.failed;
 }
 
 extern "C" const char* vlm_emu_last_error(void) { return emu::last_error.c_str(); }

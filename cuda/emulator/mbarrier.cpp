@@ -130,6 +130,7 @@ void mbar_wait(uint32_t address, uint32_t parity) {
 }
 
 void fence_mbar_init() { self()->mbar_epoch++; }
+void fence_proxy_async_global() { self()->unfenced_counter = false; }
 void fence_proxy_async() {
   self()->mbar_epoch++;
   self()->proxy_epoch++;

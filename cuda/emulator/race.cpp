@@ -4,8 +4,8 @@
 //
 // An actor is who reads or writes: a thread, the TMA loads of an mbarrier, the TMA stores of a thread, the wgmmas of a
 // warpgroup. An access is ordered after an earlier one if its actor's clock knows the earlier one's time. Barriers, named
-// barriers, mbarriers and __syncwarp hand on what threads know, and arrivals at a counter (race_device.cpp) do so between
-// blocks; shuffles, mma.sync, fences and atomics order nothing. Atomics on one address do not race with each other.
+// barriers, mbarriers and __syncwarp hand on what threads know, and arrivals at a counter and waits for it (race_device.cpp) do
+// so between blocks; shuffles, mma.sync, fences and atomics order nothing. Atomics on one address do not race with each other.
 //
 // Shared memory is watched in cells of 2 bytes. So is device memory, where accesses of different blocks of one launch race
 // unless a counter orders them; addresses outside of an allocation are errors to the byte.
@@ -269,9 +269,9 @@ void wgmma_done(uint32_t g, uint32_t t) {
 
 constexpr RaceHooks kHooks = {
     launch_begin,    block_begin,    shared_access, device_access,     barrier_arrive, barrier_release,
-    barrier_done,    syncwarp,       atomic,        arrive_at_counter, copy_issued,    copy_done,
-    load_issued,     load_done,      store_issued,  store_read,        mbarrier_arrive, mbarrier_phase,
-    mbarrier_wait,   wgmma_begin,    wgmma_read,    wgmma_done,
+    barrier_done,    syncwarp,       atomic,        arrive_at_counter, wait_for_counter, copy_issued,
+    copy_done,       load_issued,    load_done,     store_issued,      store_read,       mbarrier_arrive,
+    mbarrier_phase,  mbarrier_wait,  wgmma_begin,   wgmma_read,        wgmma_done,
 };
 
 // A load or store of the kernel's own code.

@@ -17,9 +17,11 @@ struct RaceHooks {
   void (*barrier_release)(uint32_t barrier, uint32_t thread);
   void (*barrier_done)(uint32_t barrier);
   void (*syncwarp)(uint32_t warp, uint32_t lanes);
-  // A relaxed one, which orders nothing; and the arrival at a counter, which orders the threads of different blocks.
+  // A relaxed one, which orders nothing; and the arrival at a counter and the wait for it, which order the threads of different
+  // blocks.
   void (*atomic)(uint32_t thread, uintptr_t address);
-  void (*arrive_counter)(uint32_t thread, uintptr_t address);
+  void (*arrive_counter)(uint32_t thread, uintptr_t address, uint32_t becomes);
+  void (*wait_counter)(uint32_t thread, uintptr_t address, uint32_t wanted);
   void (*copy_issued)(uint32_t thread, uint32_t offset, uint32_t bytes);
   void (*copy_done)(uint32_t thread, uint32_t offset, uint32_t bytes);
   void (*load_issued)(uint32_t thread, uint32_t offset, uint32_t bytes, uint32_t mbarrier);

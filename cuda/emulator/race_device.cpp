@@ -1,5 +1,5 @@
 // The race checker's device memory. Accesses of different blocks of one launch race, unless arrivals at a counter order them:
-// an arrival takes over what all who arrived there before it knew, and leaves what its own thread knows by then. That is
+// an arrival, like a wait, takes over what all who arrived there before it knew, and leaves what its own thread knows by then. That is
 // its block's clock, as far as barriers told the thread, and what it has taken over itself. The threads that a barrier
 // then lets go on with it know the same.
 //
@@ -194,16 +194,27 @@ void device_atomic(uint32_t thread, uintptr_t address) {
   times[thread] = knows.own[thread];
 }
 
-void arrive_at_counter(uint32_t thread, uintptr_t address) {
+// Who waits for a value knows of those who arrived until then, and nothing of later ones.
+void wait_for_counter(uint32_t thread, uintptr_t address, uint32_t wanted) {
+  const auto& of = history->counters[address];
+  if (of.empty()) return;
+  const Others& then = of[std::min((size_t)wanted, of.size() - 1)];
+  Knowledge& knows = history->known[thread];
+  knows.others = merged(knows.others, then);
+  if (const Clock* of_own_block = clock_of(then, history->block_number)) join(knows.own, *of_own_block);
+}
+
+void arrive_at_counter(uint32_t thread, uintptr_t address, uint32_t becomes) {
   device_atomic(thread, address);
+  wait_for_counter(thread, address, ~0u);
   History& h = *history;
   Knowledge& knows = h.known[thread];
-  Others& counter = h.counters[address];
-  knows.others = merged(knows.others, counter);
-  if (const Clock* of_own_block = clock_of(counter, h.block_number)) join(knows.own, *of_own_block);
   auto own = std::make_shared<std::vector<std::pair<uint32_t, std::shared_ptr<const Clock>>>>();
   own->emplace_back(h.block_number, std::make_shared<Clock>(knows.own));
-  counter = merged(knows.others, own);
+  auto& of = h.counters[address];
+  if (becomes == 0) of.clear();
+  if (becomes > 0 && of.empty()) of.push_back(nullptr);
+  of.push_back(merged(knows.others, own));
   knows.own[thread]++;
 }
 }  // namespace emu

@@ -50,7 +50,7 @@ struct History {
   // When which thread last changed a word by an atomic: of shared memory, and of device memory for each block in turn.
   std::unordered_map<uint32_t, Clock> shared_atomics;
   std::unordered_map<uintptr_t, std::vector<std::pair<uint32_t, Clock>>> device_atomics;
-  std::map<uintptr_t, Others> counters;  // what all who arrived there knew
+  std::map<uintptr_t, std::vector<Others>> counters;  // what all who had arrived there knew, for each value it has had since 0
   Others merge_of[2], merge_is;          // the last merge of what is known of other blocks: many threads ask for the same
   Allocation* recent = nullptr;
 };
@@ -66,5 +66,6 @@ std::string at_place();
 void device_launch_begin();
 void device_access(uint32_t thread, uintptr_t address, size_t bytes, bool write, const char* what);
 void device_atomic(uint32_t thread, uintptr_t address);
-void arrive_at_counter(uint32_t thread, uintptr_t address);
+void arrive_at_counter(uint32_t thread, uintptr_t address, uint32_t becomes);
+void wait_for_counter(uint32_t thread, uintptr_t address, uint32_t wanted);
 }  // namespace emu

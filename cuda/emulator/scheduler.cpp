@@ -61,6 +61,7 @@ void reset(Thread& t) {
   t.what = nullptr;
   t.proxy_epoch = t.mbar_epoch = 1;
   t.failed_tests = 0;
+  t.unfenced_counter = false;
   t.asan_stack = nullptr;
   if (t.used) {
     t.copies.clear();
@@ -111,6 +112,7 @@ const char* state_name(State s) {
     case State::Barrier: return "barrier";
     case State::Collective: return "warp instruction";
     case State::Mbarrier: return "mbarrier";
+    case State::Counter: return "a counter";
     case State::Wgmma: return "wgmma.wait_group";
     case State::Exited: return "exited";
   }
@@ -130,6 +132,8 @@ std::string describe_wait(const Thread& t) {
       return text;
     case State::Mbarrier:
       return "parity " + std::to_string(t.parity) + " of " + describe_mbarrier(t.waits_for);
+    case State::Counter:
+      return "a counter that comes to " + std::to_string(t.waits_for) + ", which no block that runs will take it to";
     default:
       return state_name(t.state);
   }
@@ -164,14 +168,17 @@ uint32_t next_bit(uint32_t mask, uint32_t from) {
 Thread* pick() {
   Block* b = block;
   b->tick++;
-  if (__builtin_expect(b->tick >= b->next_due, 0)) deliver_due_loads();
+  if (__builtin_expect(b->tick >= b->next_due, 0)) {
+    look_at_counters();
+    deliver_due_loads();
+  }
   const int policy = b->options.policy;
   const uint64_t r = policy == kFixed ? 0 : random_bits();
   const bool jump = policy == kAnyThread || (policy == kWarpAtATime && (r >> 40 & b->jump_mask) == 0);
   if (__builtin_expect(jump || !b->ready[b->warp_now], 0)) {
     while (!b->ready_warps) {
-      if (b->loads.empty()) report_deadlock();
-      deliver_some_load();
+      if (!b->loads.empty()) deliver_some_load();
+      else if (!await_counters()) report_deadlock();
     }
     b->warp_now = next_bit(b->ready_warps, policy == kFixed ? (b->warp_now + 1) & 31 : r >> 8 & 31);
   }
@@ -243,6 +250,7 @@ void begin(Block* b, dim3 shape, uint3 index, uint32_t dynamic_bytes) {
   b->loads.clear();
   b->mbarrier_waiters.clear();
   b->mbarriers.clear();
+  b->counter_waiters.clear();
   memset(b->ready, 0, sizeof b->ready);
   memset(b->started, 0, sizeof b->started);
   b->ready_warps = 0;

@@ -90,7 +90,7 @@ TmaLoad take(size_t i) {
 }
 
 void find_next_due() {
-  block->next_due = ~0ull;
+  block->next_due = block->counter_waiters.empty() ? ~0ull : block->tick + kLook;
   for (const TmaLoad& l : block->loads)
     if (l.due < block->next_due) block->next_due = l.due;
 }
@@ -115,8 +115,21 @@ void write_out(const BulkStore& s) {
   each_row(s.map, s.corner, [&](uint32_t row, uint8_t* to, uint32_t start, uint32_t end) {
     if (!to) return;
     if (race_hooks) race_hooks->device_access(self()->linear, (uintptr_t)to, end - start, true, "a TMA store");
-    memcpy(to, &s.data[row * row_bytes + start], end - start);
+    const uint8_t* from = &s.data[row * row_bytes + start];
+    if (!s.add_f32) memcpy(to, from, end - start);
+    else for (uint32_t i = 0; i < (end - start) / 4; i++) ((float*)to)[i] += ((const float*)from)[i];
   });
+}
+
+// The store is under way: its source may not change any more.
+void issue_store(const Map& m, uint32_t source, const int* corner, bool add_f32) {
+  Thread* me = self();
+  if (race_hooks) race_hooks->store_issued(me->linear, me->store_groups, source - kSharedBase, box_bytes(m));
+  me->used = true;
+  me->stores.push_back({m, source, me->store_groups, {}, add_f32, false, {}, {}});
+  BulkStore& s = me->stores.back();
+  memcpy(s.corner, corner, sizeof(int) * m.rank);
+  gather(s, true, s.at_issue);
 }
 }  // namespace
 
@@ -165,13 +178,23 @@ void tma_store(const void* map, uint32_t source, int rank, const int* corner) {
   // CUDA Programming Guide, on writes from shared memory: the rest of a box may lie outside, its corner may not be negative
   for (int d = 0; d < rank; d++)
     if (corner[d] < 0) fail("TMA store: a box that begins at coordinate %d of dimension %d", corner[d], d);
-  Thread* me = self();
-  if (race_hooks) race_hooks->store_issued(me->linear, me->store_groups, source - kSharedBase, box_bytes(m));
-  me->used = true;
-  me->stores.push_back({m, source, me->store_groups, {}, false, {}, {}});
-  BulkStore& s = me->stores.back();
-  memcpy(s.corner, corner, sizeof(int) * (size_t)rank);
-  gather(s, true, s.at_issue);
+  issue_store(m, source, corner, false);
+}
+
+// Like a box of one row that the tensor ends with.
+void bulk_store(void* destination, uint32_t source, uint32_t bytes, bool add_f32) {
+  const char* what = add_f32 ? "bulk add" : "bulk store";
+  if (bytes == 0 || bytes & 15) fail("%s: %u bytes are no multiple of 16", what, bytes);
+  if ((uintptr_t)destination & 15) fail("%s: %p is not aligned to 16 bytes", what, destination);
+  shared_at(source, bytes, 16, what);
+  if (self()->unfenced_counter) fail("%s after a wait for a counter, without a fence.proxy.async.global between them", what);
+  Map m = {};
+  m.base = (uint64_t)destination;
+  m.rank = 1;
+  m.element_bytes = 16;
+  m.dims[0] = m.box[0] = (uint16_t)(bytes / 16);
+  const int corner[1] = {0};
+  issue_store(m, source, corner, add_f32);
 }
 
 void bulk_commit() {

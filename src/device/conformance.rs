@@ -209,6 +209,16 @@ fn hopper_cases() -> Vec<Case> {
     all.push(case("elect_one", "conformance_elect_one", 32, vec![0; 4], 128));
     all.push(case("mbarrier_phases", "conformance_mbarrier_phases", 32, vec![0; 4], 40));
     all.push(case("setmaxnreg", "conformance_setmaxnreg", 256, words(0..256u32), 1024));
+    // fractions of different sizes, so that another order gives other bits
+    let (blocks, n) = (40, 1000);
+    let mut x = floats((0..blocks * n).map(|i| pattern(i) as f32 / 7.0 * [1.0, 1e3, 1e-3, 17.0][i / n % 4]));
+    x.extend([0; 8]);
+    all.push(Case {
+        blocks: blocks as u32,
+        n: n as i32,
+        shared_bytes: 4 * n as u32 + 1024,
+        ..case("ordered_sums", "conformance_ordered_sums", 64, x, 8 * n)
+    });
     all.extend(tma_cases());
     all.extend(wgmma_cases());
     all
@@ -301,7 +311,7 @@ const WGMMA_B: i32 = 8192;
 
 /// (kernel, N, leading and stride byte offsets of A, then of B).
 #[rustfmt::skip]
-const WGMMA: [(&str, i32, [i32; 4]); 28] = [
+const WGMMA: [(&str, i32, [i32; 4]); 29] = [
     ("conformance_wgmma_n64_kk_sw128", 64, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n64_mk_sw128", 64, [2048, 1024, 16, 1024]),
     ("conformance_wgmma_n64_kn_sw128", 64, [16, 1024, 2048, 1024]),
@@ -313,6 +323,7 @@ const WGMMA: [(&str, i32, [i32; 4]); 28] = [
     ("conformance_wgmma_n64_kk_none", 64, [128, 256, 128, 256]),
     ("conformance_wgmma_n64_mn_none", 64, [128, 256, 128, 256]),
     ("conformance_wgmma_n16_kk_sw128", 16, [16, 1024, 16, 1024]),
+    ("conformance_wgmma_n16_mn_sw128", 16, [2048, 1024, 2048, 1024]),
     ("conformance_wgmma_n32_kk_sw128", 32, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n80_kk_sw128", 80, [16, 1024, 16, 1024]),
     ("conformance_wgmma_n80_mn_sw128", 80, [2048, 1024, 2048, 1024]),

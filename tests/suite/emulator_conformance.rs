@@ -147,6 +147,7 @@ fn expected(case: &Case) -> Vec<u8> {
         "named_barriers" => [1u32, 12, 123, 1234].iter().flat_map(|v| v.to_le_bytes()).collect(),
         "atomics" => atomics(case),
         "counter" => counter(case),
+        "ordered_sums" => ordered_sums(case),
         "elect_one" => (0..32).flat_map(|l| u32::from(l == 0).to_le_bytes()).collect(),
         "setmaxnreg" => words(&case.x).iter().flat_map(|v| (v + 1).to_le_bytes()).collect(),
         // A new barrier is in phase 0: the phase of parity 1 counts as ended. Two arrivals end a phase.
@@ -253,6 +254,14 @@ fn counter(case: &Case) -> Vec<u8> {
     let all: Vec<u32> =
         std::iter::once(0).chain(vec![seen; case.blocks as usize]).chain(parts.clone()).chain(sums).collect();
     all.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Each block adds once, in the order of the numbers, rounding each time.
+fn ordered_sums(case: &Case) -> Vec<u8> {
+    let (x, n) = (floats(&case.x), case.n as usize);
+    let last = case.blocks as usize - 1;
+    let sum = |blocks: usize, i: usize| (1..blocks).fold(x[i], |sum, b| sum + x[b * n + i]);
+    [last, last + 1].iter().flat_map(|&blocks| (0..n).flat_map(move |i| sum(blocks, i).to_le_bytes())).collect()
 }
 
 /// Element (row, column) of an 8 x 8 matrix is in lane 4 row + column / 2, half column % 2; transposed (column, row).

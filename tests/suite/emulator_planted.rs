@@ -46,6 +46,14 @@ struct CounterArgs {
     y: u64,
 }
 
+#[repr(C)]
+struct OrderedArgs {
+    x: u64,
+    sums: u64,
+    counters: u64,
+    y: u64,
+}
+
 /// Small whole numbers, whose products' sums are exact.
 fn matrix(rows: usize, columns: usize, of: usize) -> Vec<bf16> {
     (0..rows * columns).map(|i| bf16::from_f32(((i * 5 + i / 7 + of) % 5) as f32 - 2.0)).collect()
@@ -148,6 +156,18 @@ fn counter(e: &Emulator, kernel: &str) -> Result<(), String> {
     if counters.read::<u32>() == [0; 7] { Ok(()) } else { Err("wrong counters".into()) }
 }
 
+/// Sums over blocks of fractions, bit for bit only in the order of the numbers that blocks draw.
+fn ordered(e: &Emulator, kernel: &str) -> Result<(), String> {
+    let (blocks, threads) = (9, 64);
+    let x: Vec<f32> = (0..blocks * threads).map(|i| (i * 7 % 1009) as f32 / 13.0 + 0.1).collect();
+    let wanted: Vec<f32> = (0..threads).map(|t| (1..blocks).fold(x[t], |sum, b| sum + x[b * threads + t])).collect();
+    let x = e.buffer(&x, x.len() * 4);
+    let (sums, counters) = (e.buffer::<u8>(&[], threads * 4), e.buffer(&[0u32; 2], 8));
+    let y = e.buffer::<u8>(&[], threads * 4);
+    let arguments = OrderedArgs { x: x.address, sums: sums.address, counters: counters.address, y: y.address };
+    agree(e.launch(kernel, [blocks as u32, 1, 1], threads as u32, 0, &arguments), || y.read(), &wanted)
+}
+
 type Program = fn(&Emulator, &str) -> Result<(), String>;
 
 /// The seeds under which the plain build finds something, and the first thing it says.
@@ -166,7 +186,7 @@ fn found_by_seeds(e: &Emulator, program: Program, kernel: &str) -> (i64, String)
 /// Correct kernels, under every policy and delay: no alarm, in no build.
 #[test]
 fn correct_kernels_give_no_alarm() {
-    let correct: [(Program, &str); 12] = [
+    let correct: [(Program, &str); 13] = [
         (copies, "planted_copies_correct"),
         (hopper, "planted_hopper_correct"),
         (stored, "planted_stored_correct"),
@@ -179,6 +199,7 @@ fn correct_kernels_give_no_alarm() {
         (counter, "planted_counter_warp_correct"),
         (counter, "planted_counter_thread_correct"),
         (counter, "planted_counter_tree_correct"),
+        (ordered, "planted_ordered_correct"),
     ];
     let (Some(plain), Some(race)) = (Emulator::open("planted"), Emulator::open("planted-race")) else { return };
     for (program, kernel) in correct {
@@ -211,7 +232,7 @@ enum Catch {
 #[test]
 fn planted_bugs_are_caught() {
     use Catch::{Both, Plain, Race};
-    let bugs: [(Program, &str, Catch, &str); 49] = [
+    let bugs: [(Program, &str, Catch, &str); 62] = [
         (copies, "planted_copies_no_wait", Both, "race:"),
         (copies, "planted_copies_no_barrier_before_read", Both, "race:"),
         (copies, "planted_copies_no_barrier_before_refill", Both, "race:"),
@@ -244,6 +265,19 @@ fn planted_bugs_are_caught() {
         (counter, "planted_counter_warp_no_syncwarp", Race, "after the write by block"),
         (counter, "planted_counter_thread_by_atomics", Race, "a read of byte"),
         (counter, "planted_counter_tree_of_firsts", Race, "by block"),
+        (ordered, "planted_ordered_no_wait", Race, "a TMA store"),
+        (ordered, "planted_ordered_wait_for_less", Race, "a TMA store"),
+        (ordered, "planted_ordered_no_fence", Both, "without a fence.proxy.async.global"),
+        (ordered, "planted_ordered_no_short_fence", Race, "fence.proxy.async"),
+        (ordered, "planted_ordered_no_barrier", Race, "shared address"),
+        (ordered, "planted_ordered_only_read", Race, "by block"),
+        (ordered, "planted_ordered_no_wait_at_all", Both, "still reads shared memory"),
+        (ordered, "planted_ordered_arrive_first", Race, "by block"),
+        (ordered, "planted_ordered_relaxed", Race, "by block"),
+        (ordered, "planted_ordered_no_arrival", Both, "a counter that comes to 1, which no block that runs will"),
+        (ordered, "planted_ordered_by_index", Plain, "a counter"),
+        (ordered, "planted_ordered_no_barrier_after_wait", Race, "a read of byte"),
+        (ordered, "planted_ordered_unaligned", Both, "not aligned to 16 bytes"),
         (hopper, "planted_hopper_no_wgmma_wait", Both, ""),
         (hopper, "planted_hopper_released_early", Race, "race: a write"),
         (hopper, "planted_hopper_producer_phase", Both, "deadlock"),
