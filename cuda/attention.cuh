@@ -58,7 +58,7 @@ DEV float* statistics_of(const AttentionBackwardArgs& a, int head, int token) {
 }
 
 // The statistics of two queries of a head, of which `row` of the sequence is the first and row + 8 the other, found by the
-// four lanes that share them and left for the kernel of dk and dv. Zeros for rows from n on. Aligned: as load_rows says.
+// four lanes that share them and left for the other kernel. Zeros for rows from n on. Aligned: as load_rows says.
 template <bool Aligned>
 DEV void find_statistics(float (&lse)[2], float (&delta)[2], const AttentionBackwardArgs& a, int head, int from, int row,
                          int n) {

@@ -22,7 +22,7 @@
 // kernel, and walks over their keys. attention_bwd_dkv: a warp owns 16 keys of one key head, a block 64; it walks over the
 // query heads of its group in order and over the queries that see the keys, 32 at a time, with keys as the rows of s and
 // dp, so that p^T and ds^T are the left operands of their products as they come out. Seven products, where five would do:
-// the price of sums in a fixed order without atomics and without a pass over partial dq in device memory.
+// the price of sums in a fixed order within a block. attention_backward_sm90.cu has five.
 //
 //   dq:  delta = dy . y;  for each tile of keys: s = q k^T, dp = dy v^T, ds = 2^(s - lse) (dp - delta), dq += ds k
 //   dkv: for each head, for each tile of queries: s^T = k q^T, dp^T = v dy^T, dv += p^T dy, dk += ds^T q

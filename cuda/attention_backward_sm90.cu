@@ -1,59 +1,80 @@
 // The gradients of attention over packed sequences with heads 72 to 128 wide, by Hopper's own instructions.
 //
 // Maths, semantics and tensors as in attention_backward.cu; q, k, v and dy come as attention_sm90.cuh says, the
-// statistics by a map of their own, 64 queries a box.
+// statistics by a map of their own, 64 queries a box. W is the kernel's width, 80 or 128; a slot is a tile of 64 queries.
+//
+//   tensor         shape            dtype  layout
+//   sums           [slots, H, 64 W] f32    scratch: what dq has so far, as registers hold it
+//   counters       [1 + slots H]    u32    scratch: blocks that have begun; who has added to a tile of sums
 //
 // Numerics and rounding points as in attention_backward.cu.
 //
-// attention_bwd_dq: a block has 128 queries of one head, finds their statistics while the first tiles come, and walks over
-// their keys in tiles of 128. attention_bwd_dkv: a block has 128 keys of one key head and walks over the query heads of
-// its group in order and over the queries that see the keys, 64 at a time, with keys as the rows of s and dp. So in
-// both the left operand of the last products is what the registers hold. Of each the copying warpgroup runs one tile
-// ahead.
+// attention_bwd_statistics: four lanes have two queries of a head. It also clears the counters.
+// attention_bwd: a block has 128 keys of one key head and walks over the tiles of 64 queries that see them, the last
+// first, and in each over the query heads of its group, with keys as the rows of s and dp: the left operand of dv's
+// product is what the registers hold, and ds goes to shared memory, where dk's and dq's products read it. The copying warpgroup runs one tile ahead.
 //
-//   dq:  delta = dy . y;  for each tile of keys: s = q k^T, dp = dy v^T, ds = 2^(s - lse) (dp - delta), dq += ds k
-//   dkv: for each head, for each tile of queries: s^T = k q^T, dp^T = v dy^T, dv += p^T dy, dk += ds^T q
+//   for each tile of queries, for each head:  s^T = k q^T, dp^T = v dy^T, ds = 2^(s - lse) (dp - delta),
+//                                             dv += p^T dy, dk += ds^T q, sums += ds k
 //
-// 1. A tile has two places, each with a barrier for what has come and one for what is free. The two computing
-//    warpgroups drift apart: one's exponentials under the other's products, and its own p under its dp. (ds under
-//    dv += p^T dy as well would take 16 bytes more of registers than there are at width 128.)
-// 2. Seven products a tile of pairs: three in dq, four in dkv.
-// 3. Registers: 40 for a copying thread, 232 for the others, which at width 128 hold 192 sums (128 of dk and dv, or 64 of
-//    dq).
-// 4. The rows behind a sequence's end belong to another sequence: they are cleared in the tiles that are walked over
-//    before any product reads them, so that no number of theirs, NaN or not, gets in.
+// 1. Five products. dq of a tile is a sum over blocks, which a fixed order makes deterministic: the blocks of a head add
+//    to it in the order of their keys, each waiting for a counter that the one before moves. The first stores, the last
+//    rounds what has come together and writes dq. All begin with the last tile and go through all tiles in the same
+//    order, so that a block which is one step behind its forerunner never waits again.
+// 2. Which keys a block has is a number that it draws as it begins, so whom it waits for has begun before it, whatever the
+//    order in which a GPU starts blocks. The same tile of all heads comes together, so that few of
+//    those that begin at once wait for each other. Under a causal mask the longest walks begin first, of all sequences; else
+//    the sequences follow each other, so that the sums under way at once stay in the L2 cache.
+// 3. Three warps of the copying warpgroup send sums, in turn, so that a step has three steps' time for its turn to come and
+//    for its sums to arrive.
+// 4. dp is under way under the exponentials, dv and dk while dq leaves. The warpgroups meet once a step, since each half
+//    of the width of dq has the keys of both. ds is in shared memory twice, so that a second meeting is not needed.
+// 5. Registers: 40 for a copying thread, 232 for the others, which at width 128 hold 128 sums of dk and dv and 64 of a step.
+// 6. The rows behind a sequence's end belong to another sequence: they are cleared before any product reads them, so that
+//    no number of theirs, NaN or not, gets in.
 //
-// Limits: as attention_sm90.cu's. Shared memory: 193 KiB (dq), 130 KiB (dkv). Deterministic, as attention_backward.cu is.
+// Limits: as attention_sm90.cu's. Shared memory: 196 KiB. Deterministic.
 #include "attention_sm90.cuh"
 
 struct AttentionBackwardSm90Args {
   AttentionBackwardArgs gradients;
+  float* sums;
+  uint32_t* counters;
   TensorMap q;
   TensorMap k;
   TensorMap v;
   TensorMap dy;
   TensorMap statistics;
 };
-LAYOUT(AttentionBackwardSm90Args, gradients, q, k, v, dy, statistics);
+LAYOUT(AttentionBackwardSm90Args, gradients, sums, counters, q, k, v, dy, statistics);
 
 namespace attention {
 
 constexpr uint32_t kWideBytes = kTileBytes<kWide>;
-constexpr int kNarrow = 64;                // queries of a step in backward_dkv
+constexpr int kNarrow = 64;                // queries of a step
 constexpr uint32_t kNarrowBytes = kTileBytes<kNarrow>;
+constexpr uint32_t kWeightBytes = kWide * kNarrow * 2;
 // Of a step's queries, two numbers each. A box begins at a multiple of 16 bytes, so at an even query: it has two more.
 constexpr uint32_t kStatisticsBytes = (kNarrow + 2) * 2 * 4;
 constexpr uint32_t kStatisticsPlace = (kStatisticsBytes + 127) & ~127u;
+template <int W> constexpr uint32_t kSumBytes = kNarrow * W * 4;
 
-// Barriers of a walk: what stays has come; a place's tile has come; a place is free (the last two: two each, 8 bytes
-// apart).
+// Where things are in shared memory: keys, values; twice queries and dy; twice ds; sums of dq; twice statistics.
+constexpr uint32_t kQueriesAt = 2 * kWideBytes, kWeightsAt = kQueriesAt + 4 * kNarrowBytes;
+constexpr uint32_t kSumsAt = kWeightsAt + 2 * kWeightBytes, kStatisticsAt = kSumsAt + kSumBytes<128>;
+constexpr int kSenders = 96;               // threads of the three warps that send sums, a step each in turn
+
+// Barriers of a block: keys and values have come; a step's queries have come, their place is free (two each, 8 bytes
+// apart); sums of dq lie ready (one for each warp that sends, in turn), their place is free.
 struct Walk {
-  uint32_t stays, here, free;
+  uint32_t stays, here, free, sums_here, sums_free;
   DEV explicit Walk(uint64_t* s_barriers) {
-    stays = smem_u32(s_barriers), here = stays + 8, free = stays + 24;
+    stays = smem_u32(s_barriers), here = stays + 8, free = stays + 24, sums_here = stays + 40, sums_free = stays + 64;
     if (threadIdx.x == 0) {
       mbar_init(stays, 1);
       UNROLL for (int i = 0; i < 2; i++) mbar_init(here + 8 * i, 1), mbar_init(free + 8 * i, 8);   // a warp each
+      UNROLL for (int i = 0; i < kSenders / 32; i++) mbar_init(sums_here + 8 * i, 8);
+      mbar_init(sums_free, 1);
       fence_mbar_init();
     }
     __syncthreads();
@@ -65,119 +86,205 @@ struct Walk {
     mbar_arrive_expect_tx(here + 8 * (step & 1), bytes);
     return here + 8 * (step & 1);
   }
-  DEV void leave(int step) const {
-    if ((threadIdx.x & 31) == 0) mbar_arrive(free + 8 * (step & 1));
+  DEV void wait_sums(int step) const { mbar_wait(sums_here + 8 * (step % 3), step / 3 & 1); }
+  DEV void leave(uint32_t barrier) const {
+    if ((threadIdx.x & 31) == 0) mbar_arrive(barrier);
   }
 };
 
-// dq of queries 64 `part` to 64 `part` + 63 of the block. s_tiles: queries, dy, and twice keys and values.
-template <int W>
-DEV void compute_dq(const AttentionBackwardArgs& a, const Span& span, const Walk& walk, uint8_t* s_tiles,
-                    int n_tiles, int part) {
-  const int lane = threadIdx.x & 31, n = span.length, head = blockIdx.x, first = span.tile * kWide + part * 64;
-  const int row = first + (threadIdx.x >> 5 & 3) * 16 + (lane >> 2);   // and row + 8
-  const uint32_t queries = smem_u32(s_tiles) + part * 64 * 128;
-  float dq[W / 2], lse[2], delta[2];
-  UNROLL for (int i = 0; i < W / 2; i++) dq[i] = 0.f;
-  find_statistics<true>(lse, delta, a, head, span.from, row, n);
-  mbar_wait(walk.stays, 0);
-  for (int j = 0; j < n_tiles; j++) {
-    uint8_t* s_keys = s_tiles + (2 + (j & 1) * 2) * kWideBytes;
-    const uint32_t keys = smem_u32(s_keys);
-    walk.wait_here(j);
-    const bool last = j == n_tiles - 1;
-    if (last && n_tiles * kWide > n) {
-      clear_rows<kWide>(s_keys, n - j * kWide);
-      clear_rows<kWide>(s_keys + kWideBytes, n - j * kWide);
-      fence_proxy_async();
-      bar_sync<1>(256);
-    }
-    float s[64], dp[64];
-    wgmma_fence();
-    multiply_rows<W, kWide, kWide>(s, queries, keys);
-    wgmma_commit();
-    wgmma_fence();
-    multiply_rows<W, kWide, kWide>(dp, queries + kWideBytes, keys + kWideBytes);
-    wgmma_commit();
-    wgmma_wait<1>();
-    UNROLL for (int i = 0; i < 64; i++) s[i] = ex2(fmaf(s[i], a.scale_log2, -lse[i >> 1 & 1]));
-    if (last) {
-      UNROLL for (int i = 0; i < 64; i++) {
-        const int key = j * kWide + (i >> 2) * 8 + (lane & 3) * 2 + (i & 1);
-        if (key >= n || (a.causal && key > row + (i >> 1 & 1) * 8)) s[i] = 0.f;
-      }
-    }
-    wgmma_wait<0>();
-    UNROLL for (int i = 0; i < 64; i++) s[i] *= dp[i] - delta[i >> 1 & 1];
-    const Weights<kWide> ds(s);
-    wgmma_fence();
-    add_weighted<W, kWide>(dq, ds, keys);
-    wgmma_commit();
-    wgmma_wait<0>();
-    walk.leave(j);
+// The tile of keys with this number, where the first tiles of all sequences come first, then their second ones: the warp
+// looks at the sequences together. A tile past the end where there are not so many.
+DEV Span find_ranked_tile(const int32_t* starts, int sequences, int tokens, int rank, int& sequence) {
+  const int lane = threadIdx.x & 31;
+  auto tiles_of = [&](int b) {
+    const int n = start_of(starts, b + 1, tokens) - start_of(starts, b, tokens);
+    return (max(n, 0) + kWide - 1) / kWide;
+  };
+  auto before = [&](int tile) {            // how many tiles with a smaller number within their sequence there are
+    int sum = 0;
+    UNROLL1 for (int b = lane; b < sequences; b += 32) sum += min(tiles_of(b), tile);
+    return warp_sum(sum);
+  };
+  int low = 0, high = (tokens + kWide - 1) / kWide;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (before(middle) <= rank) low = middle; else high = middle - 1;
   }
-  UNROLL for (int i = 0; i < W / 2; i++) dq[i] *= a.scale;
-  const int64_t stride = (int64_t)a.heads * a.width, to = (span.from + first) * stride + head * a.width;
-  store_sums<W>(dq, a.dq + to, stride, n - first, a.width, a.add_dq);
+  rank -= before(low);
+  sequence = 0;
+  UNROLL1 for (int base = 0; base < sequences; base += 32) {
+    const int b = base + lane;
+    uint32_t long_enough = __ballot_sync(0xffffffffu, b < sequences && tiles_of(b) > low);
+    const int n = __popc(long_enough);
+    if (rank < n) {
+      for (; rank > 0; rank--) long_enough &= long_enough - 1;
+      sequence = base + __ffs((int)long_enough) - 1;
+      const int from = start_of(starts, sequence, tokens);
+      return {from, start_of(starts, sequence + 1, tokens) - from, low};
+    }
+    rank -= n;
+  }
+  return {0, 0, 0};
 }
 
-template <int W> DEV void backward_dq(const AttentionBackwardSm90Args& args) {
-  const AttentionBackwardArgs& a = args.gradients;
-  uint8_t* s_tiles = swizzled_memory();
-  SHARED(uint64_t, s_barriers, [5]);
-  int sequence;
-  const Span span = find_tile(a.starts, a.sequences, a.tokens, 1, kWide, (int)(gridDim.y - 1 - blockIdx.y), sequence);
-  const int first = span.tile * kWide, n = span.length;
-  if (first >= n) return;
-  const int n_tiles = a.causal ? span.tile + 1 : (n + kWide - 1) / kWide;
-  const Walk walk(s_barriers);
-  if (threadIdx.x < 128) {
-    reg_dealloc<40>();
-    if (threadIdx.x == 0) {
-      const uint32_t queries = smem_u32(s_tiles);
-      const int key_head = blockIdx.x / a.group;
-      mbar_arrive_expect_tx(walk.stays, 2 * kWideBytes);
-      copy_rows<kWide>(queries, &args.q, walk.stays, blockIdx.x, span.from + first);
-      copy_rows<kWide>(queries + kWideBytes, &args.dy, walk.stays, blockIdx.x, span.from + first);
-      for (int j = 0; j < n_tiles; j++) {
-        const uint32_t keys = queries + (2 + (j & 1) * 2) * kWideBytes, here = walk.expect(j, 2 * kWideBytes);
-        copy_rows<kWide>(keys, &args.k, here, key_head, span.from + j * kWide);
-        copy_rows<kWide>(keys + kWideBytes, &args.v, here, key_head, span.from + j * kWide);
-      }
-    }
+// What a block has: keys of a head, and the tiles of queries from `begin` to `last` that see them.
+struct Work {
+  Span span;
+  int sequence, key_head, begin, last;
+  DEV int steps(const AttentionBackwardArgs& a) const { return (last + 1 - begin) * a.group; }
+};
+
+DEV Work find_work(const AttentionBackwardArgs& a, int number) {
+  Work w;
+  w.key_head = number % (int)gridDim.x;
+  const int tile = number / (int)gridDim.x;
+  if (a.causal) {
+    w.span = find_ranked_tile(a.starts, a.sequences, a.tokens, tile, w.sequence);
   } else {
-    reg_alloc<232>();
-    compute_dq<W>(a, span, walk, s_tiles, n_tiles, (threadIdx.x >> 7) - 1);
+    w.span = find_tile(a.starts, a.sequences, a.tokens, 1, kWide, tile, w.sequence);
+  }
+  // under a causal mask the first query that sees a key of this tile is the first of them
+  w.begin = a.causal ? w.span.tile * (kWide / kNarrow) : 0;
+  w.last = (w.span.length + kNarrow - 1) / kNarrow - 1;
+  return w;
+}
+
+// Where a walk is: at tile i of the queries, and in it at this query head. All roles go through the same steps.
+struct Step {
+  int number, i, head;
+  DEV void next(const Work& work, const AttentionBackwardArgs& a) {
+    number++;
+    if (++head == (work.key_head + 1) * a.group) head = work.key_head * a.group, i--;
+  }
+};
+DEV Step first_step(const Work& work, const AttentionBackwardArgs& a) { return {0, work.last, work.key_head * a.group}; }
+
+DEV void copy_steps(const AttentionBackwardSm90Args& args, const Work& work, const Walk& walk, uint32_t tiles) {
+  const AttentionBackwardArgs& a = args.gradients;
+  const int first = work.span.from + work.span.tile * kWide;
+  mbar_arrive_expect_tx(walk.stays, 2 * kWideBytes);
+  copy_rows<kWide>(tiles, &args.k, walk.stays, work.key_head, first);
+  copy_rows<kWide>(tiles + kWideBytes, &args.v, walk.stays, work.key_head, first);
+  for (Step step = first_step(work, a); step.number < work.steps(a); step.next(work, a)) {
+    const uint32_t place = step.number & 1, queries = tiles + kQueriesAt + place * 2 * kNarrowBytes;
+    const uint32_t here = walk.expect(step.number, 2 * kNarrowBytes + kStatisticsBytes);
+    const int from = work.span.from + step.i * kNarrow;
+    copy_rows<kNarrow>(queries, &args.q, here, step.head, from);
+    copy_rows<kNarrow>(queries + kNarrowBytes, &args.dy, here, step.head, from);
+    tma_load_2d(tiles + kStatisticsAt + place * kStatisticsPlace, &args.statistics, here, (from & ~1) * 2, step.head);
   }
 }
 
-// dk and dv of keys 64 `part` to 64 `part` + 63 of the block, over tiles of queries from `begin` on, `n_tiles` a head.
-// s_tiles: keys, values, twice queries and dy, twice statistics.
+// dq of a step's queries, once all other blocks have added to it: by all senders. Quads of numbers lie as the registers of
+// a warpgroup's thread held them: two columns of a row and of the row 8 below.
 template <int W>
-DEV void compute_dkv(const AttentionBackwardArgs& a, const Span& span, const Walk& walk, uint8_t* s_tiles, int begin,
-                     int n_tiles, int part) {
-  const int lane = threadIdx.x & 31, n = span.length, key_head = blockIdx.x, first = span.tile * kWide + part * 64;
+DEV void finish_dq(const AttentionBackwardArgs& a, const Work& work, const Step& step, const float4* sums,
+                   const float4* s_sums) {
+  const int n_valid = work.span.length - step.i * kNarrow, stride = a.heads * a.width;
+  bf16* dq = a.dq + (int64_t)(work.span.from + step.i * kNarrow) * stride + step.head * a.width;
+  UNROLL1 for (int c = (int)threadIdx.x - 32; c < W * kNarrow / 4; c += kSenders) {
+    const int t = c & 127, row = (t >> 5) * 16 + (t >> 2 & 7), column = (c >> 7) * 8 + (t & 3) * 2;
+    if (column >= a.width) break;          // those that follow are no further to the left
+    float4 v = s_sums[c];
+    if (work.span.tile > 0) {
+      const float4 before = sums[c];
+      v = make_float4(before.x + v.x, before.y + v.y, before.z + v.z, before.w + v.w);
+    }
+    UNROLL for (int h = 0; h < 2; h++) {
+      if (row + h * 8 >= n_valid) continue;
+      uint32_t* pair = (uint32_t*)(dq + (row + h * 8) * stride + column);
+      float low = (h ? v.z : v.x) * a.scale, high = (h ? v.w : v.y) * a.scale;
+      if (a.add_dq) low += bflo(*pair), high += bfhi(*pair);
+      *pair = pack_bf16(low, high);
+    }
+  }
+}
+
+template <int W>
+DEV void send_sums(const AttentionBackwardSm90Args& args, const Work& work, const Walk& walk, const float4* s_sums) {
+  const AttentionBackwardArgs& a = args.gradients;
+  const int warp = (int)(threadIdx.x >> 5) - 1, tile = work.span.tile;
+  for (Step step = first_step(work, a); step.number < work.steps(a); step.next(work, a)) {
+    __syncwarp();
+    // the blocks that add to dq of this tile of queries
+    const int owners = a.causal ? step.i / (kWide / kNarrow) + 1 : (work.span.length + kWide - 1) / kWide;
+    const int slot = (work.span.from / kNarrow + work.sequence + step.i) * a.heads + step.head;
+    float* sums = args.sums + (int64_t)slot * (kNarrow * W);
+    uint32_t* counter = args.counters + 1 + slot;
+    if (tile == owners - 1) {
+      walk.wait_sums(step.number);
+      if (tile > 0) {
+        if (threadIdx.x == 32) wait_counter(counter, (uint32_t)tile);
+        bar_sync<2>(kSenders);
+      }
+      finish_dq<W>(a, work, step, (const float4*)sums, s_sums);
+      bar_sync<2>(kSenders);
+      if (threadIdx.x == 32) mbar_arrive(walk.sums_free);
+    } else if (step.number % 3 == warp && (threadIdx.x & 31) == 0) {
+      walk.wait_sums(step.number);
+      if (tile > 0) {
+        wait_counter(counter, (uint32_t)tile);
+        fence_proxy_async_global();
+        bulk_add(sums, smem_u32(s_sums), kSumBytes<W>);
+      } else {
+        bulk_store(sums, smem_u32(s_sums), kSumBytes<W>);
+      }
+      bulk_commit();
+      bulk_wait_read<0>();
+      mbar_arrive(walk.sums_free);
+      bulk_wait<0>();
+      arrive_counter(counter, (uint32_t)owners);
+    }
+  }
+}
+
+DEV void wgmma_dq(float (&d)[32], uint64_t a, uint64_t b, int scale_d) { wgmma_m64n64k16<1, 1>(d, a, b, scale_d); }
+DEV void wgmma_dq(float (&d)[8], uint64_t a, uint64_t b, int scale_d) { wgmma_m64n16k16<1, 1>(d, a, b, scale_d); }
+
+DEV void wgmma_dk(float (&d)[40], uint64_t a, uint64_t b) { wgmma_m64n80k16<0, 1>(d, a, b, 1); }
+DEV void wgmma_dk(float (&d)[64], uint64_t a, uint64_t b) { wgmma_m64n128k16<0, 1>(d, a, b, 1); }
+
+// A warpgroup's 64 keys of ds^T in shared memory, a row of 64 queries for each, swizzled by 128 bytes.
+DEV void leave_weights(uint32_t to, const Weights<kNarrow>& ds) {
+  const int lane = threadIdx.x & 31, row = (threadIdx.x >> 5 & 3) * 16 + (lane & 15);
+  UNROLL for (int kk = 0; kk < kNarrow / 16; kk++) {
+    stmatrix_x4(to + row * 128 + (((kk * 2 + (lane >> 4)) ^ (row & 7)) << 4), ds.v[kk]);
+  }
+}
+
+// dk and dv of keys 64 `part` to 64 `part` + 63 of the block; of each step's dq the COLUMNS columns from 64 `part` on.
+template <int W, int COLUMNS>
+DEV void compute_gradients(const AttentionBackwardArgs& a, const Work& work, const Walk& walk, uint8_t* s_tiles, int part) {
+  const int lane = threadIdx.x & 31, n = work.span.length, first = work.span.tile * kWide + part * 64;
   const int row = first + (threadIdx.x >> 5 & 3) * 16 + (lane >> 2);   // and row + 8
-  const uint32_t keys = smem_u32(s_tiles) + part * 64 * 128;
+  const uint32_t tiles = smem_u32(s_tiles), keys = tiles + part * 64 * 128;
+  float4* s_sums = (float4*)(s_tiles + kSumsAt) + part * 8 * 128 + (threadIdx.x & 127);
   float dk[W / 2], dv[W / 2];
   UNROLL for (int i = 0; i < W / 2; i++) dk[i] = 0.f, dv[i] = 0.f;
+
   mbar_wait(walk.stays, 0);
-  for (int step = 0, i = begin; step < a.group * n_tiles; step++) {
-    uint8_t* s_queries = s_tiles + 2 * kWideBytes + (step & 1) * 2 * kNarrowBytes;
-    float* s_statistics =
-        (float*)(s_tiles + 2 * kWideBytes + 4 * kNarrowBytes + (step & 1) * kStatisticsPlace) + (span.from & 1) * 2;
-    const uint32_t queries = smem_u32(s_queries);
-    walk.wait_here(step);
-    const int end = n - i * kNarrow;
+  const int n_keys = n - work.span.tile * kWide;
+  if (n_keys < kWide) {
+    clear_rows<kWide>(s_tiles, n_keys);
+    clear_rows<kWide>(s_tiles + kWideBytes, n_keys);
+    fence_proxy_async();
+    bar_sync<1>(256);
+  }
+  for (Step step = first_step(work, a); step.number < work.steps(a); step.next(work, a)) {
+    const int place = step.number & 1, end = n - step.i * kNarrow;
+    uint8_t* s_queries = s_tiles + kQueriesAt + place * 2 * kNarrowBytes;
+    float* s_statistics = (float*)(s_tiles + kStatisticsAt + place * kStatisticsPlace) + (work.span.from & 1) * 2;
+    const uint32_t queries = smem_u32(s_queries), weights = tiles + kWeightsAt + place * kWeightBytes;
+    walk.wait_here(step.number);
     if (end < kNarrow) {
       clear_rows<kNarrow>(s_queries, end);
       clear_rows<kNarrow>(s_queries + kNarrowBytes, end);
-      const int at = end * 2 + (int)threadIdx.x - 128;
-      if (at < kNarrow * 2) s_statistics[at] = 0.f;
+      const int number = end * 2 + (int)threadIdx.x - 128;
+      if (number < kNarrow * 2) s_statistics[number] = 0.f;
       fence_proxy_async();
       bar_sync<1>(256);
     }
-    float p[kNarrow / 2], ds[kNarrow / 2];
+    float p[kNarrow / 2], ds[kNarrow / 2], dq[COLUMNS / 2];
     wgmma_fence();
     multiply_rows<W, kWide, kNarrow>(p, keys, queries);
     wgmma_commit();
@@ -185,15 +292,18 @@ DEV void compute_dkv(const AttentionBackwardArgs& a, const Span& span, const Wal
     multiply_rows<W, kWide, kNarrow>(ds, keys + kWideBytes, queries + kNarrowBytes);
     wgmma_commit();
     wgmma_wait<1>();
-    const bool edge = (a.causal && i * kNarrow < first + 64) || end < kNarrow;
+    const bool edge = (a.causal && step.i * kNarrow < first + 64) || end < kNarrow || n - first < 64;
     UNROLL for (int c = 0; c < kNarrow / 8; c++) {
       const float* lses = s_statistics + (c * 8 + (lane & 3) * 2) * 2;
       UNROLL for (int e = c * 4; e < c * 4 + 4; e++) p[e] = ex2(fmaf(p[e], a.scale_log2, -lses[(e & 1) * 2]));
     }
-    if (edge) {
-      UNROLL for (int e = 0; e < kNarrow / 2; e++) {
-        const int key = row + (e >> 1 & 1) * 8, query = i * kNarrow + (e >> 2) * 8 + (lane & 3) * 2 + (e & 1);
-        if (query >= n || (a.causal && key > query)) p[e] = 0.f;
+    if (edge) {                            // of each key, the queries from `low` to `end` see it
+      UNROLL for (int h = 0; h < 2; h++) {
+        const int key = row + h * 8, low = key >= n ? kNarrow : a.causal ? key - step.i * kNarrow : 0;
+        UNROLL for (int i = 0; i < kNarrow / 4; i++) {
+          const int query = (i >> 1) * 8 + (lane & 3) * 2 + (i & 1);
+          if (query < low || query >= end) p[(i >> 1) * 4 + h * 2 + (i & 1)] = 0.f;
+        }
       }
     }
     wgmma_wait<0>();
@@ -201,75 +311,90 @@ DEV void compute_dkv(const AttentionBackwardArgs& a, const Span& span, const Wal
       const float* deltas = s_statistics + (c * 8 + (lane & 3) * 2) * 2 + 1;
       UNROLL for (int e = c * 4; e < c * 4 + 4; e++) ds[e] = p[e] * (ds[e] - deltas[(e & 1) * 2]);
     }
-    const Weights<kNarrow> weights_p(p), weights_ds(ds);
+    const Weights<kNarrow> weights_p(p);
+    leave_weights(weights + part * 64 * 128, Weights<kNarrow>(ds));
+    fence_proxy_async();
+    bar_sync<1>(256);
+    wgmma_fence();
+    UNROLL for (int kk = 0; kk < kWide / 16; kk++) {
+      wgmma_dq(dq, wgmma_desc_sw128(weights + kk * 2048, kHalfBytes<kWide>, 1024),
+               wgmma_desc_sw128(tiles + part * kHalfBytes<kWide> + kk * 2048, kHalfBytes<kWide>, 1024), kk > 0);
+    }
+    wgmma_commit();
     wgmma_fence();
     add_weighted<W, kNarrow>(dv, weights_p, queries + kNarrowBytes);
-    add_weighted<W, kNarrow>(dk, weights_ds, queries);
+    UNROLL for (int kk = 0; kk < kNarrow / 16; kk++) {
+      wgmma_dk(dk, wgmma_desc_sw128(weights + part * 64 * 128 + kk * 32, kAlongK, 1024),
+               wgmma_desc_sw128(queries + kk * 2048, kHalfBytes<kNarrow>, 1024));
+    }
     wgmma_commit();
-    wgmma_wait<0>();
-    fence_proxy_async();                   // the statistics were read, before TMA writes there again
+    if (step.number > 0) mbar_wait(walk.sums_free, place ^ 1);
+    wgmma_wait<1>();
+    UNROLL for (int j = 0; j < COLUMNS / 8; j++) {
+      s_sums[j * 128] = make_float4(dq[j * 4], dq[j * 4 + 1], dq[j * 4 + 2], dq[j * 4 + 3]);
+    }
+    fence_proxy_async();                   // the statistics were read too, before TMA writes there again
     __syncwarp();
-    walk.leave(step);
-    if (++i == begin + n_tiles) i = begin;
+    walk.leave(walk.sums_here + 8 * (step.number % 3));
+    wgmma_wait<0>();
+    walk.leave(walk.free + 8 * place);
   }
   UNROLL for (int i = 0; i < W / 2; i++) dk[i] *= a.scale;
-  const int64_t k_at = (span.from + first) * a.k_stride + key_head * a.width;
-  const int64_t v_at = (span.from + first) * a.v_stride + a.v_column + key_head * a.width;
+  const int64_t k_at = (work.span.from + first) * a.k_stride + work.key_head * a.width;
+  const int64_t v_at = (work.span.from + first) * a.v_stride + a.v_column + work.key_head * a.width;
   store_sums<W>(dk, a.dk + k_at, a.k_stride, n - first, a.width, a.add_dk);
   store_sums<W>(dv, a.dv + v_at, a.v_stride, n - first, a.width, a.add_dv);
   if (a.add_dv) return;
-  clear_outside(a.dv + (span.from + first) * a.v_stride, min(64, n - first), a.v_stride, a.v_column, a.width, key_head,
+  clear_outside(a.dv + (work.span.from + first) * a.v_stride, min(64, n - first), a.v_stride, a.v_column, a.width, work.key_head,
                 a.heads / a.group);
 }
 
-template <int W> DEV void backward_dkv(const AttentionBackwardSm90Args& args) {
+template <int W> DEV void backward(const AttentionBackwardSm90Args& args) {
   const AttentionBackwardArgs& a = args.gradients;
   uint8_t* s_tiles = swizzled_memory();
-  SHARED(uint64_t, s_barriers, [5]);
-  int sequence;
-  const Span span = find_tile(a.starts, a.sequences, a.tokens, 1, kWide, (int)blockIdx.y, sequence);
-  const int first = span.tile * kWide, n = span.length;
-  if (first >= n) return;
-  // under a causal mask the first query that sees a key of this tile is the first of them
-  const int begin = a.causal ? first / kNarrow : 0, n_tiles = (n + kNarrow - 1) / kNarrow - begin;
+  SHARED(uint64_t, s_barriers, [9]);
+  SHARED(uint32_t, s_number, [1]);
+  SHARED(Work, s_work, [1]);
+  if (threadIdx.x == 0) s_number[0] = atomicAdd(args.counters, 1u);
+  if (threadIdx.x < 32) {
+    __syncwarp();
+    const Work found = find_work(a, (int)s_number[0]);
+    if (threadIdx.x == 0) s_work[0] = found;
+  }
+  __syncthreads();
+  const Work& work = s_work[0];
+  if (work.span.tile * kWide >= work.span.length) return;
   const Walk walk(s_barriers);
   if (threadIdx.x < 128) {
     reg_dealloc<40>();
-    if (threadIdx.x == 0) {
-      const uint32_t keys = smem_u32(s_tiles);
-      mbar_arrive_expect_tx(walk.stays, 2 * kWideBytes);
-      copy_rows<kWide>(keys, &args.k, walk.stays, blockIdx.x, span.from + first);
-      copy_rows<kWide>(keys + kWideBytes, &args.v, walk.stays, blockIdx.x, span.from + first);
-      int step = 0;
-      for (int head = blockIdx.x * a.group; head < (int)(blockIdx.x + 1) * a.group; head++) {
-        for (int i = begin; i < begin + n_tiles; i++, step++) {
-          const uint32_t queries = keys + 2 * kWideBytes + (step & 1) * 2 * kNarrowBytes;
-          const uint32_t statistics = keys + 2 * kWideBytes + 4 * kNarrowBytes + (step & 1) * kStatisticsPlace;
-          const uint32_t here = walk.expect(step, 2 * kNarrowBytes + kStatisticsBytes);
-          const int from = span.from + i * kNarrow;
-          copy_rows<kNarrow>(queries, &args.q, here, head, from);
-          copy_rows<kNarrow>(queries + kNarrowBytes, &args.dy, here, head, from);
-          tma_load_2d(statistics, &args.statistics, here, (from & ~1) * 2, head);
-        }
-      }
-    }
+    if (threadIdx.x == 0) copy_steps(args, work, walk, smem_u32(s_tiles));
+    if (threadIdx.x >= 32) send_sums<W>(args, work, walk, (const float4*)(s_tiles + kSumsAt));
   } else {
     reg_alloc<232>();
-    compute_dkv<W>(a, span, walk, s_tiles, begin, n_tiles, (threadIdx.x >> 7) - 1);
+    if (threadIdx.x < 256 || W == 128) {
+      compute_gradients<W, 64>(a, work, walk, s_tiles, (threadIdx.x >> 7) - 1);
+    } else {
+      compute_gradients<W, 16>(a, work, walk, s_tiles, 1);
+    }
   }
 }
 
 }  // namespace attention
 
-KERNEL(attention_bwd_dq_w80_sm90_bf16, 384, 1, const __grid_constant__ AttentionBackwardSm90Args a) {
-  attention::backward_dq<80>(a);
+KERNEL(attention_bwd_statistics_sm90_bf16, 128, 1, const __grid_constant__ AttentionBackwardSm90Args args) {
+  const AttentionBackwardArgs& a = args.gradients;
+  const int head = blockIdx.x, slot = blockIdx.y;
+  if (threadIdx.x == 0) {
+    args.counters[1 + (int64_t)slot * a.heads + head] = 0;
+    if (head == 0 && slot == 0) args.counters[0] = 0;
+  }
+  float lse[2], delta[2];
+  const int row = slot * 64 + (int)(threadIdx.x >> 5) * 16 + (int)(threadIdx.x & 31) / 4;
+  attention::find_statistics<true>(lse, delta, a, head, 0, row, a.tokens);
 }
-KERNEL(attention_bwd_dq_w128_sm90_bf16, 384, 1, const __grid_constant__ AttentionBackwardSm90Args a) {
-  attention::backward_dq<128>(a);
+KERNEL(attention_bwd_w80_sm90_bf16, 384, 1, const __grid_constant__ AttentionBackwardSm90Args a) {
+  attention::backward<80>(a);
 }
-KERNEL(attention_bwd_dkv_w80_sm90_bf16, 384, 1, const __grid_constant__ AttentionBackwardSm90Args a) {
-  attention::backward_dkv<80>(a);
-}
-KERNEL(attention_bwd_dkv_w128_sm90_bf16, 384, 1, const __grid_constant__ AttentionBackwardSm90Args a) {
-  attention::backward_dkv<128>(a);
+KERNEL(attention_bwd_w128_sm90_bf16, 384, 1, const __grid_constant__ AttentionBackwardSm90Args a) {
+  attention::backward<128>(a);
 }

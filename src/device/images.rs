@@ -48,11 +48,13 @@ mod tests {
 
     /// Which instructions a kernel has to have: those of its products, those that bring their operands, of the large
     /// products those that take y away, and where the last block finishes what others left those of an arrival that
-    /// releases and acquires.
+    /// releases and acquires, and where blocks add to sums in turn the wait and the addition.
     fn meant(kernel: &str) -> Vec<&'static str> {
         let tiles = ["_128x128_", "_64x64_", "_16x32_"].iter().any(|tile| kernel.contains(tile));
         let padded = ["_w32_", "_w64_", "_w80_", "_w128_"].iter().any(|width| kernel.contains(width));
         let mut meant = match kernel.starts_with("linear_") && tiles || kernel.starts_with("attention_") && padded {
+            // this one multiplies nothing
+            _ if kernel.starts_with("attention_bwd_statistics_") => Vec::new(),
             _ if kernel.contains("_sm90_") => vec!["HGMMA", "UTMALDG"],
             true => vec!["HMMA.16816.F32.BF16", "LDGSTS"],
             false => Vec::new(),
@@ -61,6 +63,10 @@ mod tests {
             && kernel.contains("_sm90_")
         {
             meant.extend(["STSM", "UTMASTG"]);
+        }
+        if kernel.starts_with("attention_bwd_w") && kernel.contains("_sm90_") {
+            meant.extend(["STSM", "LD.E.STRONG.GPU", "UBLKRED.G.S.ADD.F32.RN", "UBLKCP.G.S"]);
+            meant.extend(["MEMBAR.ALL.GPU", "ATOM.E.INC.STRONG.GPU"]);
         }
         if kernel.contains("_few_") || kernel.starts_with("attention_cached_") {
             meant.extend(["MEMBAR.ALL.GPU", "ATOM.E.INC.STRONG.GPU", "CCTL.IVALL"]);
@@ -89,7 +95,7 @@ mod tests {
                 older += usize::from(wanted.first() == Some(&"HMMA.16816.F32.BF16"));
             }
         }
-        // six of attention, sixteen of linear; both of each width and tile
-        assert!(hopper >= 22 && older >= 30, "{hopper} of Hopper's, {older} others");
+        // four of attention, sixteen of linear; both of each width and tile
+        assert!(hopper >= 20 && older >= 30, "{hopper} of Hopper's, {older} others");
     }
 }

@@ -62,7 +62,8 @@ impl AttentionBackward {
         self.forward.lse.ok_or_else(missing)
     }
 
-    /// How a device with kernels runs it: dq and the statistics of the queries first, then dk and dv.
+    /// How a device with kernels runs it: the statistics of the queries, and dq where it has a kernel of its own; then the
+    /// other gradients.
     pub fn plan(&self, facts: &Facts) -> Result<[Launch; 2]> {
         let (op, f) = ("attention_backward", &self.forward);
         if let Some(launches) = hopper::backward(f, facts)? {
@@ -123,9 +124,11 @@ impl Op for AttentionBackward {
         self.forward.flops() / 2 * 5
     }
 
-    fn scratch(&self, _facts: &Facts) -> Result<Vec<usize>> {
+    fn scratch(&self, facts: &Facts) -> Result<Vec<usize>> {
         // two numbers for each query of each head
-        Ok(vec![self.statistics_rows() * self.forward.heads.queries * 2 * size_of::<f32>()])
+        let statistics = self.statistics_rows() * self.forward.heads.queries * 2 * size_of::<f32>();
+        let [sums, counters] = hopper::backward_scratch(&self.forward, facts)?;
+        Ok(vec![statistics, sums, counters])
     }
 
     fn check(&self, memory: &Memory) -> Result<()> {
@@ -171,7 +174,7 @@ impl Op for AttentionBackward {
                 if f.q.shape.rows() == 0 {
                     return Ok(());
                 }
-                let [statistics] = gpu.scratch(&self.scratch(gpu.facts())?)?;
+                let [statistics, sums, counters] = gpu.scratch(&self.scratch(gpu.facts())?)?;
                 let args = AttentionBackwardArgs {
                     q: at.of(&f.q)?,
                     k: at.of(&f.k)?,
@@ -200,8 +203,9 @@ impl Op for AttentionBackward {
                     scale_log2: f.scale * std::f32::consts::LOG2_E,
                 };
                 if hopper::runs(f, gpu.facts()) {
-                    let args = hopper::backward_arguments(self, args, gpu, &at)?;
-                    // SAFETY: as below; reads go through tensor maps of the tensors' own sizes.
+                    let args = hopper::backward_arguments(self, args, [sums, counters], gpu, &at)?;
+                    // SAFETY: as below; reads go through tensor maps of the tensors' own sizes, and the scratch memory has
+                    // the sums and counters of every tile of queries.
                     return launches.iter().try_for_each(|launch| unsafe { gpu.launch(op, launch, &args) });
                 }
                 for launch in &launches {

@@ -20,6 +20,8 @@ crate::arguments! {
     /// Of `cuda/attention_backward_sm90.cu`, likewise.
     pub struct AttentionBackwardSm90Args {
         gradients: AttentionBackwardArgs,
+        sums: u64,
+        counters: u64,
         q: TensorMap,
         k: TensorMap,
         v: TensorMap,
@@ -28,10 +30,10 @@ crate::arguments! {
     }
 }
 
-/// Queries (of dk and dv: keys) of a block, and threads of one.
+/// Queries (of backward: keys) of a block, and threads of one.
 const ROWS: usize = 128;
 const THREADS: u32 = 384;
-/// Rows of a box, and its columns.
+/// Rows of a box, and its columns; queries of a step of backward.
 const BOX: u32 = 64;
 
 /// Numbers of a box of statistics: two a query, and room for the query before, since a box begins at a multiple of 16 bytes.
@@ -69,16 +71,33 @@ pub(super) fn forward(f: &Attention, facts: &Facts) -> Result<Option<Launch>> {
     launch("attention", kernel, f.heads.queries, 5 * TILE_BYTES, f).map(Some)
 }
 
-/// The launches of backward, where these kernels run it.
+/// Bytes that backward's sums of dq of one head have for the queries of a step.
+fn sum_bytes(i: usize) -> usize {
+    [80, 128][i] * BOX as usize * size_of::<f32>()
+}
+
+/// Tiles of queries that have sums: each sequence's, rounded up, have slots of their own.
+fn sum_slots(f: &Attention) -> Result<u32> {
+    slots("attention_backward", f.q.shape.rows(), BOX as usize, f.sequences())
+}
+
+/// Bytes of backward's sums and of its counters: one for each tile of sums, and one for the blocks that have begun.
+pub(super) fn backward_scratch(f: &Attention, facts: &Facts) -> Result<[usize; 2]> {
+    let Some(i) = choose(f, facts) else { return Ok([0; 2]) };
+    let tiles = sum_slots(f)? as usize * f.heads.queries;
+    Ok([tiles * sum_bytes(i), (1 + tiles) * size_of::<u32>()])
+}
+
+/// The launches of backward, where these kernels run it: the statistics of the queries, then all gradients.
 pub(super) fn backward(f: &Attention, facts: &Facts) -> Result<Option<[Launch; 2]>> {
     let Some(i) = choose(f, facts) else { return Ok(None) };
     let op = "attention_backward";
-    let dq = ["attention_bwd_dq_w80_sm90_bf16", "attention_bwd_dq_w128_sm90_bf16"][i];
-    let dkv = ["attention_bwd_dkv_w80_sm90_bf16", "attention_bwd_dkv_w128_sm90_bf16"][i];
-    // queries and dy, keys and values twice; keys and values, twice half a tile of queries and of dy and their statistics
-    let dq = launch(op, dq, f.heads.queries, 6 * TILE_BYTES, f)?;
-    let dkv = launch(op, dkv, f.heads.keys, 4 * TILE_BYTES + 2 * STATISTICS_BYTES, f)?;
-    Ok(Some([dq, dkv]))
+    let grid = [f.heads.queries as u32, sum_slots(f)?, 1];
+    let statistics = Launch { kernel: "attention_bwd_statistics_sm90_bf16", grid, block: 128, shared_bytes: 0 };
+    let kernel = ["attention_bwd_w80_sm90_bf16", "attention_bwd_w128_sm90_bf16"][i];
+    // keys and values, twice half a tile of queries, of dy and of weights; sums, statistics twice
+    let bytes = 5 * TILE_BYTES + sum_bytes(1) as u32 + 2 * STATISTICS_BYTES;
+    Ok(Some([statistics, launch(op, kernel, f.heads.keys, bytes, f)?]))
 }
 
 /// Rows of `heads` heads, from a column of a tensor on, as boxes of one head: what lies beyond a head's width is zero.
@@ -118,6 +137,7 @@ pub(super) fn forward_arguments(
 pub(super) fn backward_arguments(
     op: &AttentionBackward,
     gradients: AttentionBackwardArgs,
+    [sums, counters]: [u64; 2],
     gpu: &Accelerator,
     at: &Addresses,
 ) -> Result<AttentionBackwardSm90Args> {
@@ -133,6 +153,8 @@ pub(super) fn backward_arguments(
     })?;
     Ok(AttentionBackwardSm90Args {
         gradients,
+        sums,
+        counters,
         q: map(gpu, at, &f.q, 0, heads, f)?,
         k: map(gpu, at, &f.k, 0, f.heads.keys, f)?,
         v: map(gpu, at, &f.v, f.v_column, f.heads.keys, f)?,
