@@ -12,21 +12,23 @@
 // attention_bwd_statistics: four lanes have two queries of a head. It also clears the counters.
 // attention_bwd: a block has 128 keys of one key head and walks over the tiles of 64 queries that see them, the last
 // first, and in each over the query heads of its group, with keys as the rows of s and dp: the left operand of dv's
-// product is what the registers hold, and ds goes to shared memory, where dk's and dq's products read it. The copying warpgroup runs one tile ahead.
+// product is what the registers hold, and ds goes to shared memory, where dk's and dq's products read it. The copying
+// warpgroup runs one tile ahead.
 //
 //   for each tile of queries, for each head:  s^T = k q^T, dp^T = v dy^T, ds = 2^(s - lse) (dp - delta),
 //                                             dv += p^T dy, dk += ds^T q, sums += ds k
 //
 // 1. Five products. dq of a tile is a sum over blocks, which a fixed order makes deterministic: the blocks of a head add
 //    to it in the order of their keys, each waiting for a counter that the one before moves. The first stores, the last
-//    rounds what has come together and writes dq. All begin with the last tile and go through all tiles in the same
+//    rounds what has come together into dq. All begin with the last tile and go through all tiles in the same
 //    order, so that a block which is one step behind its forerunner never waits again.
 // 2. Which keys a block has is a number that it draws as it begins, so whom it waits for has begun before it, whatever the
 //    order in which a GPU starts blocks. The same tile of all heads comes together, so that few of
-//    those that begin at once wait for each other. Under a causal mask the longest walks begin first, of all sequences; else
-//    the sequences follow each other, so that the sums under way at once stay in the L2 cache.
-// 3. Three warps of the copying warpgroup send sums, in turn, so that a step has three steps' time for its turn to come and
-//    for its sums to arrive.
+//    those that begin at once wait for each other. Sequences follow each other, so that the sums under way at once stay in
+//    the L2 cache; but under a causal mask, where walks are of unequal length, as many side by side as make 32 heads, so that
+//    the longest begin first.
+// 3. Three warps of the copying warpgroup send sums, in turn, so that a step has three steps' time for its turn to come, for
+//    its sums to arrive and, in the last block, for dq.
 // 4. dp is under way under the exponentials, dv and dk while dq leaves. The warpgroups meet once a step, since each half
 //    of the width of dq has the keys of both. ds is in shared memory twice, so that a second meeting is not needed.
 // 5. Registers: 40 for a copying thread, 232 for the others, which at width 128 hold 128 sums of dk and dv and 64 of a step.
@@ -62,7 +64,7 @@ template <int W> constexpr uint32_t kSumBytes = kNarrow * W * 4;
 // Where things are in shared memory: keys, values; twice queries and dy; twice ds; sums of dq; twice statistics.
 constexpr uint32_t kQueriesAt = 2 * kWideBytes, kWeightsAt = kQueriesAt + 4 * kNarrowBytes;
 constexpr uint32_t kSumsAt = kWeightsAt + 2 * kWeightBytes, kStatisticsAt = kSumsAt + kSumBytes<128>;
-constexpr int kSenders = 96;               // threads of the three warps that send sums, a step each in turn
+constexpr int kSenders = 3;                // warps that send sums, a step each in turn
 
 // Barriers of a block: keys and values have come; a step's queries have come, their place is free (two each, 8 bytes
 // apart); sums of dq lie ready (one for each warp that sends, in turn), their place is free.
@@ -73,7 +75,7 @@ struct Walk {
     if (threadIdx.x == 0) {
       mbar_init(stays, 1);
       UNROLL for (int i = 0; i < 2; i++) mbar_init(here + 8 * i, 1), mbar_init(free + 8 * i, 8);   // a warp each
-      UNROLL for (int i = 0; i < kSenders / 32; i++) mbar_init(sums_here + 8 * i, 8);
+      UNROLL for (int i = 0; i < kSenders; i++) mbar_init(sums_here + 8 * i, 8);
       mbar_init(sums_free, 1);
       fence_mbar_init();
     }
@@ -86,45 +88,41 @@ struct Walk {
     mbar_arrive_expect_tx(here + 8 * (step & 1), bytes);
     return here + 8 * (step & 1);
   }
-  DEV void wait_sums(int step) const { mbar_wait(sums_here + 8 * (step % 3), step / 3 & 1); }
+  DEV void wait_sums(int step) const { mbar_wait(sums_here + 8 * (step % kSenders), step / kSenders & 1); }
   DEV void leave(uint32_t barrier) const {
     if ((threadIdx.x & 31) == 0) mbar_arrive(barrier);
   }
 };
 
-// The tile of keys with this number, where the first tiles of all sequences come first, then their second ones: the warp
-// looks at the sequences together. A tile past the end where there are not so many.
-DEV Span find_ranked_tile(const int32_t* starts, int sequences, int tokens, int rank, int& sequence) {
-  const int lane = threadIdx.x & 31;
-  auto tiles_of = [&](int b) {
-    const int n = start_of(starts, b + 1, tokens) - start_of(starts, b, tokens);
-    return (max(n, 0) + kWide - 1) / kWide;
-  };
-  auto before = [&](int tile) {            // how many tiles with a smaller number within their sequence there are
-    int sum = 0;
-    UNROLL1 for (int b = lane; b < sequences; b += 32) sum += min(tiles_of(b), tile);
-    return warp_sum(sum);
-  };
-  int low = 0, high = (tokens + kWide - 1) / kWide;
+// The tile of keys with this number. Sequences come in windows of at most 32, and of a window first the first tiles of all
+// of its sequences, then the second ones: a lane of the warp has a sequence. A window has slots as a sequence of find_tile
+// has; a tile past the end where there are more slots than tiles.
+DEV Span find_ranked_tile(const int32_t* starts, int sequences, int tokens, int window, int slot, int& sequence) {
+  auto first_slot = [&](int b) { return start_of(starts, b, tokens) / kWide + b; };
+  int low = 0, high = (sequences - 1) / window;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (before(middle) <= rank) low = middle; else high = middle - 1;
+    if (first_slot(middle * window) <= slot) low = middle; else high = middle - 1;
   }
-  rank -= before(low);
-  sequence = 0;
-  UNROLL1 for (int base = 0; base < sequences; base += 32) {
-    const int b = base + lane;
-    uint32_t long_enough = __ballot_sync(0xffffffffu, b < sequences && tiles_of(b) > low);
-    const int n = __popc(long_enough);
-    if (rank < n) {
-      for (; rank > 0; rank--) long_enough &= long_enough - 1;
-      sequence = base + __ffs((int)long_enough) - 1;
-      const int from = start_of(starts, sequence, tokens);
-      return {from, start_of(starts, sequence + 1, tokens) - from, low};
-    }
-    rank -= n;
+  const int lane = threadIdx.x & 31, b = low * window + lane;
+  const bool valid = lane < window && b < sequences;
+  const int from = valid ? start_of(starts, b, tokens) : 0, n = valid ? start_of(starts, b + 1, tokens) - from : 0;
+  const int tiles = (max(n, 0) + kWide - 1) / kWide;
+  int rank = slot - first_slot(low * window), tile = 0, last = (tokens + kWide - 1) / kWide;
+  while (tile < last) {                    // the largest for which no more than `rank` tiles have a smaller number
+    const int middle = (tile + last + 1) / 2;
+    if (warp_sum(min(tiles, middle)) <= rank) tile = middle; else last = middle - 1;
   }
-  return {0, 0, 0};
+  rank -= warp_sum(min(tiles, tile));
+  uint32_t long_enough = __ballot_sync(0xffffffffu, tiles > tile);
+  if (rank >= __popc(long_enough)) {
+    sequence = 0;
+    return {0, 0, 0};
+  }
+  for (; rank > 0; rank--) long_enough &= long_enough - 1;
+  const int owner = __ffs((int)long_enough) - 1;
+  sequence = low * window + owner;
+  return {__shfl_sync(0xffffffffu, from, owner), __shfl_sync(0xffffffffu, n, owner), tile};
 }
 
 // What a block has: keys of a head, and the tiles of queries from `begin` to `last` that see them.
@@ -137,27 +135,19 @@ struct Work {
 DEV Work find_work(const AttentionBackwardArgs& a, int number) {
   Work w;
   w.key_head = number % (int)gridDim.x;
-  const int tile = number / (int)gridDim.x;
-  if (a.causal) {
-    w.span = find_ranked_tile(a.starts, a.sequences, a.tokens, tile, w.sequence);
-  } else {
-    w.span = find_tile(a.starts, a.sequences, a.tokens, 1, kWide, tile, w.sequence);
-  }
+  const int window = a.causal ? max(1, 32 / (int)gridDim.x) : 1;
+  w.span = find_ranked_tile(a.starts, a.sequences, a.tokens, window, number / (int)gridDim.x, w.sequence);
   // under a causal mask the first query that sees a key of this tile is the first of them
   w.begin = a.causal ? w.span.tile * (kWide / kNarrow) : 0;
   w.last = (w.span.length + kNarrow - 1) / kNarrow - 1;
   return w;
 }
 
-// Where a walk is: at tile i of the queries, and in it at this query head. All roles go through the same steps.
-struct Step {
-  int number, i, head;
-  DEV void next(const Work& work, const AttentionBackwardArgs& a) {
-    number++;
-    if (++head == (work.key_head + 1) * a.group) head = work.key_head * a.group, i--;
-  }
-};
-DEV Step first_step(const Work& work, const AttentionBackwardArgs& a) { return {0, work.last, work.key_head * a.group}; }
+// A step of a walk, the same for all roles: tile i of the queries, of this query head.
+struct Step { int i, head; };
+DEV Step step_of(const Work& work, const AttentionBackwardArgs& a, int number) {
+  return {work.last - number / a.group, work.key_head * a.group + number % a.group};
+}
 
 DEV void copy_steps(const AttentionBackwardSm90Args& args, const Work& work, const Walk& walk, uint32_t tiles) {
   const AttentionBackwardArgs& a = args.gradients;
@@ -165,9 +155,10 @@ DEV void copy_steps(const AttentionBackwardSm90Args& args, const Work& work, con
   mbar_arrive_expect_tx(walk.stays, 2 * kWideBytes);
   copy_rows<kWide>(tiles, &args.k, walk.stays, work.key_head, first);
   copy_rows<kWide>(tiles + kWideBytes, &args.v, walk.stays, work.key_head, first);
-  for (Step step = first_step(work, a); step.number < work.steps(a); step.next(work, a)) {
-    const uint32_t place = step.number & 1, queries = tiles + kQueriesAt + place * 2 * kNarrowBytes;
-    const uint32_t here = walk.expect(step.number, 2 * kNarrowBytes + kStatisticsBytes);
+  for (int number = 0; number < work.steps(a); number++) {
+    const Step step = step_of(work, a, number);
+    const uint32_t place = number & 1, queries = tiles + kQueriesAt + place * 2 * kNarrowBytes;
+    const uint32_t here = walk.expect(number, 2 * kNarrowBytes + kStatisticsBytes);
     const int from = work.span.from + step.i * kNarrow;
     copy_rows<kNarrow>(queries, &args.q, here, step.head, from);
     copy_rows<kNarrow>(queries + kNarrowBytes, &args.dy, here, step.head, from);
@@ -175,66 +166,59 @@ DEV void copy_steps(const AttentionBackwardSm90Args& args, const Work& work, con
   }
 }
 
-// dq of a step's queries, once all other blocks have added to it: by all senders. Quads of numbers lie as the registers of
-// a warpgroup's thread held them: two columns of a row and of the row 8 below.
-template <int W>
-DEV void finish_dq(const AttentionBackwardArgs& a, const Work& work, const Step& step, const float4* sums,
-                   const float4* s_sums) {
-  const int n_valid = work.span.length - step.i * kNarrow, stride = a.heads * a.width;
-  bf16* dq = a.dq + (int64_t)(work.span.from + step.i * kNarrow) * stride + step.head * a.width;
-  UNROLL1 for (int c = (int)threadIdx.x - 32; c < W * kNarrow / 4; c += kSenders) {
-    const int t = c & 127, row = (t >> 5) * 16 + (t >> 2 & 7), column = (c >> 7) * 8 + (t & 3) * 2;
-    if (column >= a.width) break;          // those that follow are no further to the left
-    float4 v = s_sums[c];
-    if (work.span.tile > 0) {
-      const float4 before = sums[c];
-      v = make_float4(before.x + v.x, before.y + v.y, before.z + v.z, before.w + v.w);
-    }
+// dq of a step's queries, once all blocks have added to it, by a warp. Sums lie as registers held them: of each 8 columns
+// four for every thread of a warpgroup, two columns of a row and of the row 8 below.
+template <int W> DEV void round_dq(const AttentionBackwardArgs& a, const Work& work, const Step& step, const float4* sums) {
+  constexpr int kBatch = W == 80 ? 2 : 4;  // of 8 columns; so many loads are under way at once
+  const int lane = threadIdx.x & 31, stride = a.heads * a.width, first = step.i * kNarrow + (lane >> 2);
+  bf16* dq = a.dq + (int64_t)(work.span.from + first) * stride + step.head * a.width + (lane & 3) * 2;
+  UNROLL1 for (int c = 0; c < kNarrow / 16 * (W / 8 / kBatch); c++) {
+    const int row = (c & 3) * 16, from = (c >> 2) * kBatch;
+    float4 v[kBatch];
+    UNROLL for (int j = 0; j < kBatch; j++) v[j] = sums[(from + j) * 128 + (c & 3) * 32 + lane];
     UNROLL for (int h = 0; h < 2; h++) {
-      if (row + h * 8 >= n_valid) continue;
-      uint32_t* pair = (uint32_t*)(dq + (row + h * 8) * stride + column);
-      float low = (h ? v.z : v.x) * a.scale, high = (h ? v.w : v.y) * a.scale;
-      if (a.add_dq) low += bflo(*pair), high += bfhi(*pair);
-      *pair = pack_bf16(low, high);
+      if (first + row + h * 8 >= work.span.length) continue;
+      uint32_t* pairs = (uint32_t*)(dq + (row + h * 8) * stride + from * 8);
+      UNROLL for (int j = 0; j < kBatch; j++) {
+        if ((from + j) * 8 >= a.width) continue;
+        float low = (h ? v[j].z : v[j].x) * a.scale, high = (h ? v[j].w : v[j].y) * a.scale;
+        if (a.add_dq) low += bflo(pairs[j * 4]), high += bfhi(pairs[j * 4]);
+        pairs[j * 4] = pack_bf16(low, high);
+      }
     }
   }
 }
 
+// By one of the warps that send, of every third step.
 template <int W>
-DEV void send_sums(const AttentionBackwardSm90Args& args, const Work& work, const Walk& walk, const float4* s_sums) {
+DEV void send_sums(const AttentionBackwardSm90Args& args, const Work& work, const Walk& walk, uint32_t sums_place) {
   const AttentionBackwardArgs& a = args.gradients;
-  const int warp = (int)(threadIdx.x >> 5) - 1, tile = work.span.tile;
-  for (Step step = first_step(work, a); step.number < work.steps(a); step.next(work, a)) {
-    __syncwarp();
+  const int tile = work.span.tile;
+  for (int number = (int)(threadIdx.x >> 5) - 1; number < work.steps(a); number += kSenders) {
+    const Step step = step_of(work, a, number);
     // the blocks that add to dq of this tile of queries
     const int owners = a.causal ? step.i / (kWide / kNarrow) + 1 : (work.span.length + kWide - 1) / kWide;
     const int slot = (work.span.from / kNarrow + work.sequence + step.i) * a.heads + step.head;
     float* sums = args.sums + (int64_t)slot * (kNarrow * W);
     uint32_t* counter = args.counters + 1 + slot;
-    if (tile == owners - 1) {
-      walk.wait_sums(step.number);
+    __syncwarp();
+    if ((threadIdx.x & 31) == 0) {
+      if (tile > 0) wait_counter(counter, (uint32_t)tile);
+      walk.wait_sums(number);
       if (tile > 0) {
-        if (threadIdx.x == 32) wait_counter(counter, (uint32_t)tile);
-        bar_sync<2>(kSenders);
-      }
-      finish_dq<W>(a, work, step, (const float4*)sums, s_sums);
-      bar_sync<2>(kSenders);
-      if (threadIdx.x == 32) mbar_arrive(walk.sums_free);
-    } else if (step.number % 3 == warp && (threadIdx.x & 31) == 0) {
-      walk.wait_sums(step.number);
-      if (tile > 0) {
-        wait_counter(counter, (uint32_t)tile);
         fence_proxy_async_global();
-        bulk_add(sums, smem_u32(s_sums), kSumBytes<W>);
+        bulk_add(sums, sums_place, kSumBytes<W>);
       } else {
-        bulk_store(sums, smem_u32(s_sums), kSumBytes<W>);
+        bulk_store(sums, sums_place, kSumBytes<W>);
       }
       bulk_commit();
       bulk_wait_read<0>();
       mbar_arrive(walk.sums_free);
       bulk_wait<0>();
-      arrive_counter(counter, (uint32_t)owners);
+      if (tile < owners - 1) arrive_counter(counter, (uint32_t)owners);
     }
+    __syncwarp();
+    if (tile == owners - 1) round_dq<W>(a, work, step, (const float4*)sums);
   }
 }
 
@@ -270,17 +254,17 @@ DEV void compute_gradients(const AttentionBackwardArgs& a, const Work& work, con
     fence_proxy_async();
     bar_sync<1>(256);
   }
-  for (Step step = first_step(work, a); step.number < work.steps(a); step.next(work, a)) {
-    const int place = step.number & 1, end = n - step.i * kNarrow;
+  for (int number = 0; number < work.steps(a); number++) {
+    const int place = number & 1, i = step_of(work, a, number).i, end = n - i * kNarrow;
     uint8_t* s_queries = s_tiles + kQueriesAt + place * 2 * kNarrowBytes;
     float* s_statistics = (float*)(s_tiles + kStatisticsAt + place * kStatisticsPlace) + (work.span.from & 1) * 2;
     const uint32_t queries = smem_u32(s_queries), weights = tiles + kWeightsAt + place * kWeightBytes;
-    walk.wait_here(step.number);
+    walk.wait_here(number);
     if (end < kNarrow) {
       clear_rows<kNarrow>(s_queries, end);
       clear_rows<kNarrow>(s_queries + kNarrowBytes, end);
-      const int number = end * 2 + (int)threadIdx.x - 128;
-      if (number < kNarrow * 2) s_statistics[number] = 0.f;
+      const int at = end * 2 + (int)threadIdx.x - 128;
+      if (at < kNarrow * 2) s_statistics[at] = 0.f;
       fence_proxy_async();
       bar_sync<1>(256);
     }
@@ -292,17 +276,17 @@ DEV void compute_gradients(const AttentionBackwardArgs& a, const Work& work, con
     multiply_rows<W, kWide, kNarrow>(ds, keys + kWideBytes, queries + kNarrowBytes);
     wgmma_commit();
     wgmma_wait<1>();
-    const bool edge = (a.causal && step.i * kNarrow < first + 64) || end < kNarrow || n - first < 64;
+    const bool edge = (a.causal && i * kNarrow < first + 64) || end < kNarrow || n - first < 64;
     UNROLL for (int c = 0; c < kNarrow / 8; c++) {
       const float* lses = s_statistics + (c * 8 + (lane & 3) * 2) * 2;
       UNROLL for (int e = c * 4; e < c * 4 + 4; e++) p[e] = ex2(fmaf(p[e], a.scale_log2, -lses[(e & 1) * 2]));
     }
     if (edge) {                            // of each key, the queries from `low` to `end` see it
       UNROLL for (int h = 0; h < 2; h++) {
-        const int key = row + h * 8, low = key >= n ? kNarrow : a.causal ? key - step.i * kNarrow : 0;
-        UNROLL for (int i = 0; i < kNarrow / 4; i++) {
-          const int query = (i >> 1) * 8 + (lane & 3) * 2 + (i & 1);
-          if (query < low || query >= end) p[(i >> 1) * 4 + h * 2 + (i & 1)] = 0.f;
+        const int key = row + h * 8, low = key >= n ? kNarrow : a.causal ? key - i * kNarrow : 0;
+        UNROLL for (int c = 0; c < kNarrow / 4; c++) {
+          const int query = (c >> 1) * 8 + (lane & 3) * 2 + (c & 1);
+          if (query < low || query >= end) p[(c >> 1) * 4 + h * 2 + (c & 1)] = 0.f;
         }
       }
     }
@@ -316,26 +300,28 @@ DEV void compute_gradients(const AttentionBackwardArgs& a, const Work& work, con
     fence_proxy_async();
     bar_sync<1>(256);
     wgmma_fence();
+    const uint64_t ds_across = wgmma_desc_sw128(weights, kHalfBytes<kWide>, 1024);
+    const uint64_t keys_across = wgmma_desc_sw128(tiles + part * kHalfBytes<kWide>, kHalfBytes<kWide>, 1024);
     UNROLL for (int kk = 0; kk < kWide / 16; kk++) {
-      wgmma_dq(dq, wgmma_desc_sw128(weights + kk * 2048, kHalfBytes<kWide>, 1024),
-               wgmma_desc_sw128(tiles + part * kHalfBytes<kWide> + kk * 2048, kHalfBytes<kWide>, 1024), kk > 0);
+      wgmma_dq(dq, wgmma_desc_along(ds_across, kk * 2048), wgmma_desc_along(keys_across, kk * 2048), kk > 0);
     }
     wgmma_commit();
     wgmma_fence();
     add_weighted<W, kNarrow>(dv, weights_p, queries + kNarrowBytes);
+    const uint64_t ds_along = wgmma_desc_sw128(weights + part * 64 * 128, kAlongK, 1024);
+    const uint64_t queries_across = wgmma_desc_sw128(queries, kHalfBytes<kNarrow>, 1024);
     UNROLL for (int kk = 0; kk < kNarrow / 16; kk++) {
-      wgmma_dk(dk, wgmma_desc_sw128(weights + part * 64 * 128 + kk * 32, kAlongK, 1024),
-               wgmma_desc_sw128(queries + kk * 2048, kHalfBytes<kNarrow>, 1024));
+      wgmma_dk(dk, wgmma_desc_along(ds_along, kk * 32), wgmma_desc_along(queries_across, kk * 2048));
     }
     wgmma_commit();
-    if (step.number > 0) mbar_wait(walk.sums_free, place ^ 1);
+    if (number > 0) mbar_wait(walk.sums_free, place ^ 1);
     wgmma_wait<1>();
     UNROLL for (int j = 0; j < COLUMNS / 8; j++) {
       s_sums[j * 128] = make_float4(dq[j * 4], dq[j * 4 + 1], dq[j * 4 + 2], dq[j * 4 + 3]);
     }
     fence_proxy_async();                   // the statistics were read too, before TMA writes there again
     __syncwarp();
-    walk.leave(walk.sums_here + 8 * (step.number % 3));
+    walk.leave(walk.sums_here + 8 * (number % kSenders));
     wgmma_wait<0>();
     walk.leave(walk.free + 8 * place);
   }
@@ -345,8 +331,8 @@ DEV void compute_gradients(const AttentionBackwardArgs& a, const Work& work, con
   store_sums<W>(dk, a.dk + k_at, a.k_stride, n - first, a.width, a.add_dk);
   store_sums<W>(dv, a.dv + v_at, a.v_stride, n - first, a.width, a.add_dv);
   if (a.add_dv) return;
-  clear_outside(a.dv + (work.span.from + first) * a.v_stride, min(64, n - first), a.v_stride, a.v_column, a.width, work.key_head,
-                a.heads / a.group);
+  clear_outside(a.dv + (work.span.from + first) * a.v_stride, min(64, n - first), a.v_stride, a.v_column, a.width,
+                work.key_head, a.heads / a.group);
 }
 
 template <int W> DEV void backward(const AttentionBackwardSm90Args& args) {
@@ -368,7 +354,7 @@ template <int W> DEV void backward(const AttentionBackwardSm90Args& args) {
   if (threadIdx.x < 128) {
     reg_dealloc<40>();
     if (threadIdx.x == 0) copy_steps(args, work, walk, smem_u32(s_tiles));
-    if (threadIdx.x >= 32) send_sums<W>(args, work, walk, (const float4*)(s_tiles + kSumsAt));
+    if (threadIdx.x >= 32) send_sums<W>(args, work, walk, smem_u32(s_tiles + kSumsAt));
   } else {
     reg_alloc<232>();
     if (threadIdx.x < 256 || W == 128) {

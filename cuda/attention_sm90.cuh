@@ -41,10 +41,11 @@ DEV void wgmma_rows(float (&d)[64], uint64_t a, uint64_t b, int scale_d) { wgmma
 
 // d = the 64 rows at `a`, of a tile of A_ROWS, times the B_ROWS rows of the tile at `b`, over W columns.
 template <int W, int A_ROWS, int B_ROWS> DEV void multiply_rows(float (&d)[B_ROWS / 2], uint32_t a, uint32_t b) {
+  const uint64_t a_desc = wgmma_desc_sw128(a, kAlongK, 1024), b_desc = wgmma_desc_sw128(b, kAlongK, 1024);
   UNROLL for (int kk = 0; kk < W / 16; kk++) {
     const uint32_t half = kk >> 2, at = (kk & 3) * 32;
-    wgmma_rows(d, wgmma_desc_sw128(a + half * kHalfBytes<A_ROWS> + at, kAlongK, 1024),
-               wgmma_desc_sw128(b + half * kHalfBytes<B_ROWS> + at, kAlongK, 1024), kk > 0);
+    wgmma_rows(d, wgmma_desc_along(a_desc, half * kHalfBytes<A_ROWS> + at),
+               wgmma_desc_along(b_desc, half * kHalfBytes<B_ROWS> + at), kk > 0);
   }
 }
 
@@ -63,9 +64,8 @@ DEV void wgmma_weights(float (&d)[64], const uint32_t (&a)[4], uint64_t b) { wgm
 
 // d += weights times the rows of the tile at `b`.
 template <int W, int ROWS> DEV void add_weighted(float (&d)[W / 2], const Weights<ROWS>& weights, uint32_t b) {
-  UNROLL for (int kk = 0; kk < ROWS / 16; kk++) {
-    wgmma_weights(d, weights.v[kk], wgmma_desc_sw128(b + kk * 2048, kHalfBytes<ROWS>, 1024));
-  }
+  const uint64_t b_desc = wgmma_desc_sw128(b, kHalfBytes<ROWS>, 1024);
+  UNROLL for (int kk = 0; kk < ROWS / 16; kk++) wgmma_weights(d, weights.v[kk], wgmma_desc_along(b_desc, kk * 2048));
 }
 
 // The warpgroup's 64 rows in a tensor, rows below n_valid and columns below width. `add`: to what is there already,

@@ -159,7 +159,7 @@ DEV void tma_prefetch(const TensorMap* map) {
 #endif
 }
 // Bytes of shared memory into device memory, without a map, or f32 numbers added to those there, each once and rounded to
-// nearest. Both addresses and `bytes` are multiples of 16.
+// nearest (what is subnormal may become 0). Both addresses and `bytes` are multiples of 16.
 DEV void bulk_store(void* to, uint32_t src, uint32_t bytes) {
 #ifdef __CUDACC__
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(src), "r"(bytes) : "memory");
