@@ -130,7 +130,7 @@ pub struct Given {
     #[arg(long, value_name = "X", help_heading = "Optimiser")]
     weight_decay: Option<f64>,
     /// AdamW's [default: 0.9,0.999]
-    #[arg(long, value_name = "X,X", value_parser = betas, allow_hyphen_values = true, help_heading = "Optimiser")]
+    #[arg(long, value_name = "X,X", value_parser = betas, help_heading = "Optimiser")]
     betas: Option<[f64; 2]>,
     /// How the learning rate falls after the warm-up, as Hugging Face's schedules [default: cosine]
     #[arg(long, value_parser = ["cosine", "linear", "constant"], help_heading = "Optimiser")]

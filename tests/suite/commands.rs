@@ -154,6 +154,15 @@ fn negative_numbers_are_values() {
         ("data split f --out o --test -1", "'--test <N|X>'"),
         ("data dedupe --model m f --out o --threshold -2", "--threshold -2: wanted a cosine"),
         ("curve e --target -1", "--target -1"),
+        ("train --model m --data d --out o --learning-rate -1e-3", "--learning-rate -0.001: wanted a number above 0"),
+        ("train --model m --data d --out o --learning-rate=-1e-3", "--learning-rate -0.001: wanted a number above 0"),
+        ("train --model m --data d --out o --weight-decay -.5", "--weight-decay -0.5: wanted 0 or more"),
+        ("train --model m --data d --out o --alpha -1E+3", "--alpha -1000"),
+        ("train --model m --data d --out o --max-grad-norm -inf", "--max-grad-norm -inf: wanted 0"),
+        ("train --model m --data d --out o --dollars-per-hour -1e3", "wanted a number above 0"),
+        // no number, and so a flag; and a flag that takes none
+        ("train --model m --data d --out o --learning-rate -e3", "unexpected argument '-e'"),
+        ("doctor --json -1e3", "unexpected value '-1e3' for '--json'"),
     ] {
         misused(line, &[], &[words]);
     }
