@@ -4,9 +4,9 @@ use super::compute::Compute;
 use super::notice::plain;
 use super::progress::Progress;
 use super::shares::Shares;
-use super::values::{betas, bytes, counted, positive};
+use super::values::{betas, bytes, positive};
 use super::{interrupt, output};
-use crate::base::Result;
+use crate::base::{Result, counted};
 use crate::train::config_file;
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::Start;
@@ -256,16 +256,16 @@ impl Train {
         match end {
             End::Done { steps, loss, why, best } => {
                 let loss = loss.map_or(String::new(), |l| format!(", loss {l:.4}"));
-                let counted = counted(steps, "step", "steps");
+                let taken = counted(steps, "step", "steps");
                 let done = match why {
-                    Why::Steps => format!("{counted}{loss}"),
+                    Why::Steps => format!("{taken}{loss}"),
                     Why::Passed { samples, answered } => format!(
-                        "the overfit check is passed: {samples} samples are learnt by heart after {counted}{loss}{}; data \
-                         and settings can work",
+                        "the overfit check is passed: {} learnt by heart after {taken}{loss}{}; data and settings can work",
+                        counted(samples, "sample is", "samples are"),
                         if answered { ", every answer right" } else { "" }
                     ),
                     Why::Early { evaluations } => {
-                        format!("{counted}{loss}, stopped early by --early-stop {evaluations}")
+                        format!("{taken}{loss}, stopped early by --early-stop {evaluations}")
                     }
                 };
                 let best =
@@ -315,9 +315,9 @@ impl Train {
             said += &format!("computes values twice: level {} of {}\n", plan.recompute_level, plan.recompute_levels);
         }
         said += &format!(
-            "{} steps over {} samples, {} tokens: {:.2} TFLOP\n",
-            plan.steps,
-            plan.samples,
+            "{} over {}, {} tokens: {:.2} TFLOP\n",
+            counted(plan.steps, "step", "steps"),
+            counted(plan.samples, "sample", "samples"),
             plan.tokens,
             plan.flops / 1e12
         );

@@ -6,6 +6,7 @@ use super::html::{duration, number, percent, text};
 use super::intervals::intervals;
 use super::sources::Sources;
 use super::tables::{classes, confusions, table};
+use crate::base::counted;
 use crate::classify::compare::{Comparison, Group};
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -157,14 +158,12 @@ fn comparison(c: &Comparison, names: &[String]) -> String {
         text(b),
         percent(c.before.accuracy),
         percent(c.after.accuracy),
-        c.pairs.len()
+        counted(c.pairs.len(), "photo", "photos")
     );
     if c.alone != [0, 0] {
         let [only_a, only_b] = c.alone;
-        _ = write!(
-            html,
-            "<p class=\"note\">Left out: {only_a} photos of only the first, {only_b} of only the second.</p>"
-        );
+        let only_a = counted(only_a, "photo", "photos");
+        _ = write!(html, "<p class=\"note\">Left out: {only_a} of only the first, {only_b} of only the second.</p>");
     }
     let rows: Vec<(String, Vec<String>)> = c
         .per_class

@@ -13,7 +13,7 @@ use super::run_folder::{self, RunFolder, Start, identity_of};
 use super::settings::Settings;
 use super::step::{Example, Optimizer, Trainer};
 use crate::base::rng::Stream;
-use crate::base::{Error, Precision, Result};
+use crate::base::{Error, Precision, Result, counted};
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::data::whole::whole;
@@ -213,11 +213,11 @@ pub fn train(
     let left = budget.saturating_sub(plan.fixed() + plan.features_bytes);
     let mut trainer = Trainer::new(Engine::new(model, device, precision), trainable, Some(left));
     (watch.said)(Said::Note(format!(
-        "{} samples, {} steps, {} trained parameters in {} tensors",
-        all.len(),
-        order.total_steps(),
+        "{}, {}, {} trained parameters in {}",
+        counted(all.len(), "sample", "samples"),
+        counted(order.total_steps(), "step", "steps"),
         trainer.trainable.parameters(),
-        trainer.trainable.entries.len()
+        counted(trainer.trainable.entries.len(), "tensor", "tensors")
     )));
     if plan.recompute_level > 0 {
         (watch.said)(Said::Note(format!(
@@ -431,6 +431,7 @@ impl Session<'_> {
                 }
                 if stop {
                     break;
+                let answers = counted(n, "answer", "answers");
                 }
             }
             if self.best.is_none() {
@@ -442,10 +443,10 @@ impl Session<'_> {
                 let right =
                     self.answers(samples)?.map_or(String::new(), |right| format!(", {right} of {n} answers right"));
                 return Err(Error::Unsupported(format!(
-                    "the overfit check failed: after {at} steps the loss is {loss:.4}{right}; wanted are a loss below \
-                     {OVERFIT_LOSS} on each of the {n} samples' batches and every answer right; before that, more photos \
-                     do not help: raise --learning-rate, --rank or --max-steps, or look for labels that contradict each \
-                     other"
+                    "the overfit check failed: after {} the loss is {loss:.4}{right}; wanted are a loss below {OVERFIT_LOSS} \
+                     on every batch and every answer right; before that, more photos do not help: raise --learning-rate, \
+                     --rank or --max-steps, or look for labels that contradict each other",
+                    counted(at, "step", "steps")
                 )));
             }
             Ok(End::Done { steps: at, loss, why, best: self.best.map(|best| best.step) })

@@ -505,7 +505,7 @@ fn evaluation_and_its_refusals() {
     let left_out = done.stderr.lines().find(|l| l.starts_with("vlm: left out: ")).unwrap();
     assert!(left_out.contains("set.jsonl, line 2: ") && left_out.contains("broken.png"), "{left_out}");
     write(&[&json!({"image": broken, "label": "dent"}).to_string()]);
-    fails(&format!("{again} --skip-bad"), &paths, &["set.jsonl: none of its 1 samples has whole photos"]);
+    fails(&format!("{again} --skip-bad"), &paths, &["set.jsonl: of its 1 sample none has whole photos"]);
     // labels that are compared as one are one class
     write(&[&line("dent"), &line("Dent."), &line("scratch")]);
     let done = vlm(&format!("{again} --json"), &paths);

@@ -120,7 +120,7 @@ fn amounts_that_cannot_be_are_refused() {
     for (wanted, said) in [
         (
             sizes(Some(Amount::Count(8)), None, Some(Amount::Count(3))),
-            "8, 0 and 3 samples, 11 in all, and there are 10",
+            "8, 0 and 3 samples, 11 in all, and the set has 10",
         ),
         (sizes(None, None, Some(Amount::Share(1.5))), "--test 1.5: wanted a share from 0.0 to 1.0"),
         (sizes(None, Some(Amount::Share(f64::NAN)), None), "--validation NaN"),

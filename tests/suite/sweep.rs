@@ -244,7 +244,7 @@ fn a_set_that_is_learnt_or_reported_does_not_choose() {
     refused(
         grid,
         "validation.jsonl",
-        &["validation.jsonl: 1 of its samples are in the training set", "vlm data dedupe"],
+        &["validation.jsonl: 1 of its samples is in the training set", "vlm data dedupe"],
     );
 }
 

@@ -1,12 +1,11 @@
 //! `vlm data dedupe`: photos that leak from one set into another.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::cli::compute::Compute;
 use crate::cli::interrupt;
 use crate::cli::notice::notice;
 use crate::cli::output;
 use crate::cli::progress::Progress;
-use crate::cli::values::counted;
 use crate::cli::{print, print_json};
 use crate::data::dataset::OnBad;
 use crate::dedupe::cache::Cache;
@@ -202,7 +201,8 @@ fn table(outcome: &Outcome) -> String {
         _ = writeln!(said, "  … ({} has all)", leaks::PAIRS);
     }
     for set in &outcome.sets {
-        _ = writeln!(said, "{}: {} of {} samples removed", set.name, set.removed, set.samples);
+        let all = counted(set.samples, "sample", "samples");
+        _ = writeln!(said, "{}: {} of {all} removed", set.name, set.removed);
     }
     said
 }

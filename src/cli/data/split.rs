@@ -1,11 +1,10 @@
 //! `vlm data split`: a dataset in parts.
 
 use super::dedupe::{self, Tower};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::cli::notice::{notice, plain};
 use crate::cli::output;
 use crate::cli::progress::Progress;
-use crate::cli::values::counted;
 use crate::cli::{print, print_json};
 use crate::data::alike;
 use crate::data::dataset::{OnBad, Sample, read_dataset};

@@ -16,7 +16,7 @@ use super::fingerprint;
 use super::run_folder::Start;
 use super::session::{self, Begin, End, Said, Watch};
 use super::settings::{DeviceChoice, PrecisionChoice, Settings};
-use crate::base::{Error, Precision, Result};
+use crate::base::{Error, Precision, Result, counted};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::data::look;
 use crate::device::Device;
@@ -174,8 +174,9 @@ fn check_sets(sweep: &Sweep) -> Result<()> {
         let shared = mine.iter().filter(|hash| theirs.contains(*hash)).count();
         if shared > 0 {
             let said = format!(
-                "{shared} of its samples are in the {what} set {} too: a choice made on them says nothing; split again \
-                 with vlm data split, or clean the sets with vlm data dedupe",
+                "{} in the {what} set {} too: a choice made on that says nothing; split again with vlm data split, or clean \
+                 the sets with vlm data dedupe",
+                counted(shared, "of its samples is", "of its samples are"),
                 other.display()
             );
             return Err(Error::file(validation, said));
