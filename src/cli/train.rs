@@ -11,6 +11,7 @@ use crate::train::config_file;
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::Start;
 use crate::train::session::{self, Begin, End, Said, Watch, Why};
+use crate::train::sets::Sets;
 use crate::train::settings::Settings;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -250,7 +251,7 @@ impl Train {
         }
         let first_gradients = self.dump_first_gradients.clone();
         let begin = Begin { start, first_gradients, dollars_per_hour: self.dollars_per_hour };
-        let end = session::train(&settings, device, precision, &begin, &mut watch)?;
+        let end = session::train(&settings, device, precision, &begin, &mut Sets::default(), &mut watch)?;
         drop(bar);
         let result = if settings.full { session::model_folder(&settings.out) } else { settings.out.clone() };
         match end {
