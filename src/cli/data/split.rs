@@ -142,7 +142,7 @@ impl Split {
     fn groups(&self, samples: &[(Sample, Vec<Look>)]) -> Result<Vec<usize>> {
         let photos: Vec<(usize, &Look)> =
             samples.iter().enumerate().flat_map(|(i, (_, looks))| looks.iter().map(move |look| (i, look))).collect();
-        let prints: Vec<_> = photos.iter().map(|(_, look)| look.print.clone()).collect();
+        let prints: Vec<_> = photos.iter().map(|(_, look)| &look.print).collect();
         let mut pairs: Vec<(usize, usize)> =
             alike::pairs(&prints).into_iter().map(|(a, b)| (photos[a].0, photos[b].0)).collect();
         let mut by_hash: HashMap<[u8; 32], usize> = HashMap::new();
