@@ -1,8 +1,8 @@
 //! The cosine above which two photos show the same, by this tower and on these photos.
 //!
 //! Changed copies of some photos are held against all photos, as a leak would be: its own original should be found, all
-//! others not. The threshold with the best F1 of the tower alone on one half of the photos is taken. Precision and recall
-//! are those of the other half, which had no say in it, by what a search does: a pair is found by its cosine or its pixels.
+//! others not. A pair is found by its cosine or its pixels. The threshold with the best F1 on one half of the photos is
+//! taken, the lowest where several have it; precision and recall are those of the other half, which had no say in it.
 
 use super::embed::{Embedder, Wanted, Watch};
 use super::plant::Change;
@@ -181,21 +181,24 @@ pub fn calibrate(originals: &[Vec<f32>], planted: &[Planted], same: &BTreeSet<(u
 }
 
 impl Half {
-    /// The threshold of the best F1 by cosines alone, in the middle of the gap below the last that it takes in. What pixels
-    /// find has a say: a copy shows how near two photos of one thing come, whoever else would find it.
+    /// The threshold of the best F1, in the middle of the gap below the last score that it takes in. Copies that pixels find
+    /// are found at any: they neither ask for a lower one nor for a higher, so that it comes down until it would find what is
+    /// wrong, and photos of one thing that pixels do not tell are found as far as that allows.
     fn best(&self) -> f64 {
-        let mut scores: Vec<(f64, bool)> = self.right.iter().map(|s| (s.cosine, true)).collect();
-        scores.extend(self.wrong.iter().map(|s| (s.cosine, false)));
-        scores.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let (mut right, mut taken) = (0, 0);
+        let by_pixels = |scored: &[Scored]| scored.iter().filter(|s| s.by_pixels).count();
+        let mut right = by_pixels(&self.right);
+        let mut taken = right + by_pixels(&self.wrong);
+        let mut scores: Vec<(&Scored, bool)> = self.right.iter().map(|s| (s, true)).collect();
+        scores.extend(self.wrong.iter().map(|s| (s, false)));
+        scores.sort_by(|a, b| b.0.cosine.total_cmp(&a.0.cosine));
         let (mut best, mut threshold) = (-1.0, 1.0);
-        for (i, (score, is_right)) in scores.iter().enumerate() {
-            taken += 1;
-            right += usize::from(*is_right);
-            let next = scores.get(i + 1).map_or(-1.0, |(next, _)| *next);
+        for (i, (scored, is_right)) in scores.iter().enumerate() {
+            taken += usize::from(!scored.by_pixels);
+            right += usize::from(*is_right && !scored.by_pixels);
+            let (score, next) = (scored.cosine, scores.get(i + 1).map_or(-1.0, |(next, _)| next.cosine));
             // equal scores are taken together
             let f1 = 2.0 * right as f64 / (taken + self.right.len()) as f64;
-            if next < *score && f1 > best {
+            if next < score && f1 >= best {
                 (best, threshold) = (f1, (score + next) / 2.0);
             }
         }

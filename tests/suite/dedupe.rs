@@ -196,13 +196,30 @@ fn a_threshold_by_hand() {
     let here = got.curve.iter().find(|p| p.threshold == got.threshold).unwrap();
     assert_eq!((here.precision, here.recall), (got.precision, got.recall));
     assert!(got.curve.windows(2).all(|w| w[0].threshold <= w[1].threshold && w[0].recall >= w[1].recall));
-    // what pixels find counts, right or wrong, and moves no threshold: photo 3 by its copy, photo 0 by that of 7
+    // what pixels find counts, right or wrong: photo 3 by its copy, photo 0 by that of 7
     planted[3].like.insert(3);
     planted[7].like.insert(0);
     let got = calibrate(&originals, &planted, &BTreeSet::from([(5, 6)]));
     assert_within("threshold", &[got.threshold], &[middle], |_| 1e-6);
     assert_eq!((got.recall, got.precision), (7.0 / 8.0, Some(7.0 / 9.0)));
     assert_eq!((got.recall_of["crops"], got.recall_of["re-encodes"]), (0.75, 1.0));
+    // for a copy 6 degrees off, and 4 from another, the threshold comes down; not where pixels find it
+    let mut planted = [copies(Change::Crop, [2.0; 8]), copies(Change::Reencode, [1.0; 8])].concat();
+    planted[2].embedding = at(26.0);
+    let between = |a: f64, b: f64| (a.to_radians().cos() + b.to_radians().cos()) / 2.0;
+    let low = calibrate(&originals, &planted, &BTreeSet::new()).threshold;
+    planted[2].like.insert(2);
+    let high = calibrate(&originals, &planted, &BTreeSet::new()).threshold;
+    assert_within("thresholds", &[low, high], &[between(6.0, 8.0), between(2.0, 4.0)], |_| 1e-6);
+    // where they find all it comes down to what is wrong
+    planted.iter_mut().for_each(|p| _ = p.like.insert(p.source));
+    planted[2].embedding = at(22.0);
+    assert_within(
+        "threshold",
+        &[calibrate(&originals, &planted, &BTreeSet::new()).threshold],
+        &[between(2.0, 8.0)],
+        |_| 1e-6,
+    );
 }
 
 #[test]
