@@ -1,4 +1,4 @@
-//! Compiles `cuda/*.cu` for GPUs with nvcc and for the emulator with g++, and writes the table of both that
+//! Compiles `cuda/*.cu` for GPUs with nvcc and for the emulator with g++, and writes the table of both, compressed, that
 //! `src/device/images.rs` includes.
 //!
 //! * nvcc is `VLM_NVCC`, or `.cache/nvcc` (filled by tools/install-nvcc), or the one on PATH. Each file becomes a cubin and
@@ -10,9 +10,12 @@
 //! * Nothing is compiled twice: results lie in `target/kernels` (or `VLM_KERNEL_CACHE`, which several checkouts may share),
 //!   named by a hash of their command and of all files that went in. `kernel_report.txt` in OUT_DIR has the registers and shared memory of every kernel; `VLM_KERNEL_REPORT=1` prints it.
 
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
 use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write as _;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, exit};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -115,8 +118,9 @@ fn run() -> Result<()> {
         Some(cxx) => link(&build, cxx, &emulator, emulator_made)?,
         None => Vec::new(),
     };
+    write_table(&build.out, &gpu, gpu_made, &libraries)?;
     build.prune();
-    write_table(&build.out, &gpu, gpu_made, &libraries)
+    Ok(())
 }
 
 // ---- what is compiled ----
@@ -340,12 +344,17 @@ fn include(file: &Path, seen: &mut BTreeSet<PathBuf>, contents: &mut HashMap<Pat
     Ok(())
 }
 
+/// Keeps files of the cache from [`Build::prune`].
+fn in_use(files: &[&Path]) {
+    for used in files {
+        let _ = fs::File::open(used).and_then(|f| f.set_modified(SystemTime::now()));
+    }
+}
+
 fn make(job: &Job, path: &Path) -> Result<Made> {
     let log = path.with_extension(format!("{}.txt", job.extension));
     if let (true, Ok(said)) = (path.exists(), fs::read_to_string(&log)) {
-        for used in [path, &log] {
-            let _ = fs::File::open(used).and_then(|f| f.set_modified(SystemTime::now()));
-        }
+        in_use(&[path, &log]);
         return Ok(Made { path: path.into(), said });
     }
     // another cargo may do the same at the same time: each writes a file of its own and moves it into place
@@ -509,28 +518,19 @@ fn report(jobs: &[GpuJob], made: &[Made]) -> Result<String> {
 // ---- the table ----
 
 fn write_table(out: &Path, gpu: &[GpuJob], gpu_made: &[Made], libraries: &[(String, PathBuf)]) -> Result<()> {
-    let mut text = String::from("pub static EMULATORS: &[(&str, &[u8])] = &[\n");
+    let mut text = String::from("pub static EMULATORS: &[(&str, Packed)] = &[\n");
     for (name, path) in libraries.iter().filter(|(name, _)| !name.starts_with("planted")) {
-        let _ = writeln!(text, "    ({name:?}, &Aligned(*include_bytes!({path:?})).0),");
+        let _ = writeln!(text, "    ({name:?}, {}),", packed(path, &[])?);
     }
     text += "];\npub static IMAGES: &[Image] = &[\n";
     for (job, made) in gpu.iter().zip(gpu_made) {
-        let path = out.join(format!("{}-{}.{}", job.architecture, job.word, job.kind));
-        let mut bytes = fs::read(&made.path).map_err(|e| format!("cannot read {}: {e}", made.path.display()))?;
-        let kind = match (job.architecture, job.kind) {
-            ("sm_80", "cubin") => "Sm80",
-            ("sm_90a", "cubin") => "Sm90a",
-            _ => {
-                bytes.push(0);
-                "Ptx80"
-            }
+        let (kind, end): (_, &[u8]) = match (job.architecture, job.kind) {
+            ("sm_80", "cubin") => ("Sm80", &[]),
+            ("sm_90a", "cubin") => ("Sm90a", &[]),
+            _ => ("Ptx80", &[0]),
         };
-        fs::write(&path, bytes).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
-        let word = &job.word;
-        let _ = writeln!(
-            text,
-            "    Image {{ name: {word:?}, kind: ImageKind::{kind}, bytes: &Aligned(*include_bytes!({path:?})).0 }},"
-        );
+        let (word, packed) = (&job.word, packed(&made.path, end)?);
+        let _ = writeln!(text, "    Image {{ name: {word:?}, kind: ImageKind::{kind}, packed: {packed} }},");
     }
     text += "];\n";
     let path = out.join("kernels.rs");
@@ -539,4 +539,25 @@ fn write_table(out: &Path, gpu: &[GpuJob], gpu_made: &[Made], libraries: &[(Stri
         return Ok(());
     }
     fs::write(&path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
+}
+
+/// A file of the cache with `end` behind it, compressed beside it where it is not yet: as the table has it.
+fn packed(path: &Path, end: &[u8]) -> Result<String> {
+    let mut bytes = fs::read(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
+    bytes.extend(end);
+    let beside = |end: String| PathBuf::from(format!("{}.{end}", path.display()));
+    let to = beside("z".into());
+    if to.exists() {
+        in_use(&[&to]);
+    } else {
+        let own = beside(format!("{}.z", std::process::id()));
+        let pack = || {
+            let mut file = ZlibEncoder::new(fs::File::create(&own)?, Compression::default());
+            file.write_all(&bytes)?;
+            file.finish()?;
+            fs::rename(&own, &to)
+        };
+        pack().map_err(|e: std::io::Error| format!("cannot write {}: {e}", to.display()))?;
+    }
+    Ok(format!("Packed {{ bytes: include_bytes!({to:?}), unpacked_bytes: {} }}", bytes.len()))
 }

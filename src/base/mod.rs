@@ -1,8 +1,9 @@
 //! What every room may use: the error, shapes, element types, environment variables, random numbers, the date,
-//! the width of text.
+//! the width of text, numbers in a sentence.
 //!
 //! Floor 0: uses nothing of this crate. Start at [`error`].
 
+pub mod counted;
 pub mod date;
 pub mod dtype;
 pub mod env;
@@ -11,6 +12,7 @@ pub mod rng;
 pub mod shape;
 pub mod width;
 
+pub use counted::counted;
 pub use dtype::{DType, Precision};
 pub use error::{Error, Result};
 pub use shape::Shape;

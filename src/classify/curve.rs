@@ -6,6 +6,7 @@
 //! the linearised problem, as `scipy.optimize.curve_fit` gives them. Intervals of predictions are by bootstrap: runs of
 //! a size are drawn again, and each run's score as a binomial number.
 
+use crate::base::counted;
 use crate::base::rng::Stream;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -116,9 +117,9 @@ pub fn curve(runs: &[Run], target: f64, seed: u64) -> Curve {
     let points: Vec<(f64, f64)> = trained.iter().flatten().map(|r| (r.samples as f64, 1.0 - r.accuracy())).collect();
     if trained.len() < 3 {
         let said = format!(
-            "{} sizes of training sets: a law with three numbers needs three at least, better five, the largest ten times \
-             the smallest; nothing is predicted",
-            trained.len()
+            "{} of training sets: a law with three numbers needs three at least, better five, the largest ten times the \
+             smallest; nothing is predicted",
+            counted(trained.len(), "size", "sizes")
         );
         return Curve { sizes, fit: None, predictions: Vec::new(), target: None, warnings: vec![said] };
     }

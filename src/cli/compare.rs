@@ -2,7 +2,7 @@
 
 use super::notice::notice;
 use super::{output, table};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::classify::compare::{Comparison, OnDifferent, compare};
 use crate::classify::folder::{write_json, write_records};
 use crate::classify::records::{Evaluation, PREDICTIONS, Record, written};
@@ -43,10 +43,8 @@ impl Compare {
         let c = compare(&a, &b, on_different)?;
         if c.alone != [0, 0] {
             let [only_a, only_b] = c.alone;
-            let n = c.pairs.len();
-            notice(format_args!(
-                "{n} photos are in both; left out: {only_a} of only the first, {only_b} of only the second"
-            ));
+            let photos = counted(c.pairs.len(), "photo is", "photos are");
+            notice(format_args!("{photos} in both; left out: {only_a} of only the first, {only_b} of only the second"));
         }
         let said = summary(&a, &b, &c);
         if let Some(out) = &self.out {

@@ -1,6 +1,6 @@
 //! `vlm doctor`: what this machine has, and what is missing.
 
-use crate::base::Result;
+use crate::base::{Result, counted};
 use crate::device::emulated::builds as emulators;
 use crate::device::probe::{built, probe};
 use std::fmt::Write;
@@ -44,7 +44,7 @@ impl Doctor {
         let gib = |b: Option<u64>| b.map_or("unknown".into(), |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
         let mut text = String::new();
         let mut line = |name: &str, said: String| _ = writeln!(text, "{name:<12}{said}");
-        line("cpu", format!("{} threads, {}", rayon::current_num_threads(), features.join(" ")));
+        line("cpu", format!("{}, {}", counted(rayon::current_num_threads(), "thread", "threads"), features.join(" ")));
         line("memory", format!("{}, {} available", gib(total), gib(available)));
         line(
             "driver",

@@ -3,8 +3,7 @@
 use super::model::ModelFlags;
 use super::output;
 use super::progress::Progress;
-use super::values::counted;
-use crate::base::Result;
+use crate::base::{Result, counted};
 use crate::data::messages::{Conversation, ImageSource, read_messages};
 use crate::infer::trace;
 use crate::io::{HostTensor, host_tensor};

@@ -8,7 +8,7 @@ use super::notice::notice;
 use super::progress::Progress;
 use super::values::{choice, positive};
 use super::{interrupt, output, table};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::classify::endpoint::Said;
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::classify::folder::{Folder, Start};
@@ -184,7 +184,8 @@ impl Eval {
         let dollars = self.served.dollars(&usage);
         if dollars.is_some() && uncounted > 0 {
             notice(format_args!(
-                "{uncounted} answers came without a count of tokens: the cost is higher than what is said"
+                "{} came without a count of tokens: the cost is higher than what is said",
+                counted(uncounted, "answer", "answers")
             ));
         }
         let about = json!({
@@ -206,9 +207,9 @@ impl Eval {
         let mut classes = Classes::of(&self.data, &data.samples, self.multi_label)?;
         let spellings: BTreeSet<&String> = data.samples.iter().filter_map(|s| s.label.as_ref()).collect();
         if !self.multi_label && spellings.len() > classes.names.len() {
-            let (labels, n) = (spellings.len(), classes.names.len());
+            let (labels, of) = (spellings.len(), counted(classes.names.len(), "class", "classes"));
             notice(format_args!(
-                "the set has {labels} labels of {n} classes: those that differ only in case, in spaces around them or in \
+                "the set has {labels} labels of {of}: those that differ only in case, in spaces around them or in \
                  a final full stop are one class"
             ));
         }
@@ -236,7 +237,7 @@ impl Eval {
 
     /// By label probabilities where the answers are a closed set, else by generation; says which.
     fn method(&self, classes: &Classes, opened: &Opened) -> Result<Method> {
-        let n = classes.names.len();
+        let labels = counted(classes.names.len(), "label", "labels");
         if self.generates(classes) {
             let n_valid = opened.preparer.prompts.tokenizer().n_tokens();
             let settings = Box::new(self.sampling.settings(&opened.generation, n_valid)?);
@@ -244,10 +245,10 @@ impl Eval {
             return Ok(Method::Generate { settings, classes: classes.clone() });
         }
         if self.multi_label {
-            notice(format_args!("answers are lists of {n} labels, chosen by their probability"));
+            notice(format_args!("answers are lists of {labels}, chosen by their probability"));
             return Ok(Method::Lists(classes.names.clone()));
         }
-        notice(format_args!("answers are chosen among {n} labels by their probability"));
+        notice(format_args!("answers are chosen among {labels} by their probability"));
         Ok(Method::Choices(classes.names.clone()))
     }
 
@@ -315,8 +316,8 @@ impl Eval {
         let n_done = folder.records().len();
         if n_done < data.samples.len() && interrupt::asked() {
             folder.stop(seconds)?;
-            let all = data.samples.len();
-            interrupt::exit(&format!(" after {n_done} of {all} photos; the same command with --resume goes on"));
+            let all = counted(data.samples.len(), "photo", "photos");
+            interrupt::exit(&format!(" after {n_done} of {all}; the same command with --resume goes on"));
         }
         let seconds = folder.seconds + seconds;
         let records = folder.records();

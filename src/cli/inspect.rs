@@ -1,7 +1,7 @@
 //! `vlm inspect`: what a folder holds, and what running it takes.
 
-use super::values::{counted, tokens};
-use crate::base::{DType, Error, Precision, Result};
+use super::values::tokens;
+use crate::base::{DType, Error, Precision, Result, counted};
 use crate::data::image::PatchSpec;
 use crate::infer::cache;
 use crate::io::safetensors::SafetensorsFile;
@@ -153,8 +153,10 @@ impl Inspect {
         line(
             "answering",
             format!(
-                "a {w} x {h} photo with {} text tokens ({} tokens), {} new ones, beside the weights:",
-                self.prompt_tokens, f32.tokens, self.new_tokens
+                "a {w} x {h} photo with {} ({} tokens), {}, beside the weights:",
+                counted(self.prompt_tokens, "text token", "text tokens"),
+                f32.tokens,
+                counted(self.new_tokens, "new one", "new ones")
             ),
         );
         for (name, p) in [("f32", &f32), ("bf16", &bf16)] {

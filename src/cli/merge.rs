@@ -1,8 +1,7 @@
 //! `vlm merge`: base and adapter become one plain checkpoint.
 
 use super::progress::Progress;
-use super::values::counted;
-use crate::base::{DType, Result};
+use crate::base::{DType, Result, counted};
 use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::merge::{self, Options};

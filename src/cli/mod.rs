@@ -34,8 +34,9 @@ mod values;
 mod verify;
 
 use crate::base::Result;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::Parser;
 use notice::notice;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -96,8 +97,7 @@ pub fn main() -> ExitCode {
     // what cannot be logged is not worth a panic
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     log.log_internal_errors(false).init();
-    let given = with_negative_numbers(Arguments::command()).get_matches();
-    let arguments = Arguments::from_arg_matches(&given).unwrap_or_else(|e| e.exit());
+    let arguments = Arguments::parse_from(with_numbers_joined(std::env::args_os()));
     match arguments.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
@@ -107,15 +107,25 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Takes `--flag -1` as a value of the flag, in every command, so that it is the flag that says what is wrong with it.
-fn with_negative_numbers(command: clap::Command) -> clap::Command {
-    let takes_values =
-        |a: &clap::Arg| a.get_action().takes_values() && a.get_num_args().is_none_or(|n| n.takes_values());
-    let flag = |argument: clap::Arg| match !argument.is_positional() && takes_values(&argument) {
-        true => argument.allow_negative_numbers(true),
-        false => argument,
+/// The words of the command line, a number below 0 joined to the flag before it: `--flag -1e-3` becomes `--flag=-1e-3`. Else
+/// it would be a flag that nobody knows, where the flag that it is for has a say about it.
+fn with_numbers_joined(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let below_0 = |word: &str| {
+        let number = word.strip_prefix('-').unwrap_or_default();
+        number.starts_with(|c: char| c.is_ascii_digit() || c == '.') || number.parse::<f64>().is_ok()
     };
-    command.mut_args(flag).mut_subcommands(with_negative_numbers)
+    let takes_one = |flag: &str| flag.len() > 2 && flag.starts_with("--") && !flag.contains('=');
+    let mut joined: Vec<OsString> = Vec::new();
+    for word in words {
+        match joined.last_mut() {
+            Some(flag) if word.to_str().is_some_and(below_0) && flag.to_str().is_some_and(takes_one) => {
+                flag.push("=");
+                flag.push(word);
+            }
+            _ => joined.push(word),
+        }
+    }
+    joined
 }
 
 /// Writes to stdout. A reader that has gone away (`vlm inspect | head`) is no failure.

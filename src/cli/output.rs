@@ -34,6 +34,18 @@ pub fn not_an_input<'a>(to: &Path, inputs: impl IntoIterator<Item = &'a Path>) -
     }
 }
 
+/// Errors: one of `inputs` lies in the folder `filled`, by whatever names, and might be replaced by what goes there.
+pub fn no_input_within<'a>(filled: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    let Ok(there) = filled.canonicalize() else { return Ok(()) };
+    match inputs.into_iter().find(|input| input.canonicalize().is_ok_and(|input| input.starts_with(&there))) {
+        Some(input) => {
+            let said = format!("is read by this command, and lies in {}, which it fills", filled.display());
+            Err(Error::file(input, format!("{said}; name another folder with --out")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// What a folder holds that a command fills with all it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Holds {
@@ -42,8 +54,8 @@ pub enum Holds {
     Ours,
 }
 
-/// Looks into the folder `dir`, which this process has locked, and which `mark`, a file's name, tells from others. Errors:
-/// it holds files and no mark, so that they are somebody's; it cannot be read. `whose` is what messages call the command.
+/// Looks into the folder `dir`, which `mark`, a file's name, tells from others. Errors: it holds files and no mark, so that
+/// they are somebody's; it cannot be read. `whose` is what messages call the command.
 pub fn holds(dir: &Path, mark: &str, whose: &str) -> Result<Holds> {
     let entries = std::fs::read_dir(dir).map_err(|e| Error::io("use as a folder", dir, e))?.count();
     match (entries, dir.join(mark).exists()) {

@@ -2,8 +2,8 @@
 
 use super::model::PixelFlags;
 use super::output;
-use super::values::{counted, picture};
-use crate::base::Result;
+use super::values::picture;
+use crate::base::{Result, counted};
 use crate::data::image::{self, PatchSpec};
 use crate::io::{HostTensor, host_tensor};
 use crate::qwen3vl::processor::read_patch_spec;

@@ -3,7 +3,7 @@
 use super::notice::notice;
 use super::output;
 use super::progress::Progress;
-use crate::base::{Result, error::first_of};
+use crate::base::{Result, counted, error::first_of};
 use crate::report;
 use serde_json::json;
 use std::path::PathBuf;
@@ -42,8 +42,8 @@ impl Report {
         let built = report::build(&self.sources, self.title.as_deref(), &self.out, &mut at)?;
         drop(bar);
         if !built.missing.is_empty() {
-            let n = built.missing.len();
-            notice(format_args!("{n} photos are shown without a picture: {}", first_of(&built.missing)));
+            let photos = counted(built.missing.len(), "photo is", "photos are");
+            notice(format_args!("{photos} shown without a picture: {}", first_of(&built.missing)));
         }
         built.notes.iter().for_each(notice);
         let out = self.out.display().to_string();

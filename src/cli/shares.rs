@@ -1,5 +1,6 @@
 //! What the time of a run's steps went to, for a person.
 
+use crate::base::counted;
 use crate::train::metrics::StepMetrics;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,12 +40,12 @@ impl fmt::Display for Shares {
         let in_words: f64 = rows.iter().map(|(_, seconds)| seconds).sum();
         let n_large = rows.partition_point(|(_, seconds)| *seconds >= SMALL * self.seconds);
         let small = rows.split_off(n_large);
-        let others = format!("{} others", small.len());
+        let others = counted(small.len(), "other", "others");
         if !small.is_empty() {
             rows.push((&others, small.iter().map(|(_, seconds)| seconds).sum()));
         }
         rows.push(("between them", self.seconds - in_words));
-        writeln!(f, "time of {} steps, by operation:", self.steps)?;
+        writeln!(f, "time of {}, by operation:", counted(self.steps, "step", "steps"))?;
         for (what, seconds) in rows {
             writeln!(f, "{what:<24}{seconds:>10.3} s {:>6.1} %", 100.0 * seconds / self.seconds)?;
         }
@@ -83,5 +84,9 @@ mod tests {
                     2 others                     0.040 s    1.0 %\n\
                     between them                 1.000 s   25.0 %\n";
         assert_eq!(shares.to_string(), want);
+        let mut one = Shares::default();
+        one.add(&step(&first[..3]));
+        let said = one.to_string();
+        assert!(said.starts_with("time of 1 step, by") && said.contains("\n1 other  "), "{said}");
     }
 }

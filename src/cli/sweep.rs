@@ -1,16 +1,18 @@
 //! `vlm sweep`: a search over the settings of training.
 
 use super::compute::Compute;
-use super::interrupt;
 use super::progress::Progress;
+use super::{interrupt, output};
 use crate::base::Result;
 use crate::train::session::Said;
 use crate::train::sweep::board::{self, Outcome, Row};
-use crate::train::sweep::{self, Host, space};
+use crate::train::sweep::space::{self, Sweep, Trial};
+use crate::train::sweep::{self, Host};
 use serde_json::{Map, Value, json};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Search for good settings of training: trials in folders, chosen by their score on a validation set
 #[derive(Debug, clap::Args)]
@@ -33,6 +35,7 @@ pub struct SweepCommand {
 impl SweepCommand {
     pub fn run(&self) -> Result<()> {
         let sweep = space::read(&self.config, self.out.as_deref())?;
+        self.check_outputs(&sweep)?;
         interrupt::watch();
         let bar = RefCell::new(Progress::new("steps"));
         let mut begins = |number: usize, all: usize, varied: &Map<String, Value>| {
@@ -73,6 +76,28 @@ impl SweepCommand {
         }
         _ = writeln!(said, "leaderboard.json and leaderboard.csv in {}", sweep.out.display());
         super::print(&said)
+    }
+}
+
+impl SweepCommand {
+    /// Errors: a file of somebody's would be replaced, or one that the sweep reads.
+    fn check_outputs(&self, sweep: &Sweep) -> Result<()> {
+        let mut read: BTreeSet<&Path> =
+            [Some(&self.config), sweep.test.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
+        for Trial { settings, .. } in &sweep.trials {
+            let optional = [&settings.eval_data, &settings.init_adapter].into_iter().flatten();
+            read.extend(optional.chain([&settings.data, &settings.model]).map(PathBuf::as_path));
+        }
+        for file in sweep::files(&sweep.out) {
+            output::not_an_input(&file, read.iter().copied())?;
+        }
+        for trial in &sweep.trials {
+            output::no_input_within(&trial.settings.out, read.iter().copied())?;
+        }
+        if sweep.out.exists() {
+            output::holds(&sweep.out, sweep::TRIALS, "sweep")?;
+        }
+        Ok(())
     }
 }
 

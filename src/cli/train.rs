@@ -4,13 +4,14 @@ use super::compute::Compute;
 use super::notice::plain;
 use super::progress::Progress;
 use super::shares::Shares;
-use super::values::{betas, bytes, counted, positive};
+use super::values::{betas, bytes, positive};
 use super::{interrupt, output};
-use crate::base::Result;
+use crate::base::{Result, counted};
 use crate::train::config_file;
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::Start;
 use crate::train::session::{self, Begin, End, Said, Watch, Why};
+use crate::train::sets::Sets;
 use crate::train::settings::Settings;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -130,7 +131,7 @@ pub struct Given {
     #[arg(long, value_name = "X", help_heading = "Optimiser")]
     weight_decay: Option<f64>,
     /// AdamW's [default: 0.9,0.999]
-    #[arg(long, value_name = "X,X", value_parser = betas, allow_hyphen_values = true, help_heading = "Optimiser")]
+    #[arg(long, value_name = "X,X", value_parser = betas, help_heading = "Optimiser")]
     betas: Option<[f64; 2]>,
     /// How the learning rate falls after the warm-up, as Hugging Face's schedules [default: cosine]
     #[arg(long, value_parser = ["cosine", "linear", "constant"], help_heading = "Optimiser")]
@@ -250,22 +251,22 @@ impl Train {
         }
         let first_gradients = self.dump_first_gradients.clone();
         let begin = Begin { start, first_gradients, dollars_per_hour: self.dollars_per_hour };
-        let end = session::train(&settings, device, precision, &begin, &mut watch)?;
+        let end = session::train(&settings, device, precision, &begin, &mut Sets::default(), &mut watch)?;
         drop(bar);
         let result = if settings.full { session::model_folder(&settings.out) } else { settings.out.clone() };
         match end {
             End::Done { steps, loss, why, best } => {
                 let loss = loss.map_or(String::new(), |l| format!(", loss {l:.4}"));
-                let counted = counted(steps, "step", "steps");
+                let taken = counted(steps, "step", "steps");
                 let done = match why {
-                    Why::Steps => format!("{counted}{loss}"),
+                    Why::Steps => format!("{taken}{loss}"),
                     Why::Passed { samples, answered } => format!(
-                        "the overfit check is passed: {samples} samples are learnt by heart after {counted}{loss}{}; data \
-                         and settings can work",
+                        "the overfit check is passed: {} learnt by heart after {taken}{loss}{}; data and settings can work",
+                        counted(samples, "sample is", "samples are"),
                         if answered { ", every answer right" } else { "" }
                     ),
                     Why::Early { evaluations } => {
-                        format!("{counted}{loss}, stopped early by --early-stop {evaluations}")
+                        format!("{taken}{loss}, stopped early by --early-stop {evaluations}")
                     }
                 };
                 let best =
@@ -315,9 +316,9 @@ impl Train {
             said += &format!("computes values twice: level {} of {}\n", plan.recompute_level, plan.recompute_levels);
         }
         said += &format!(
-            "{} steps over {} samples, {} tokens: {:.2} TFLOP\n",
-            plan.steps,
-            plan.samples,
+            "{} over {}, {} tokens: {:.2} TFLOP\n",
+            counted(plan.steps, "step", "steps"),
+            counted(plan.samples, "sample", "samples"),
             plan.tokens,
             plan.flops / 1e12
         );

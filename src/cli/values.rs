@@ -1,4 +1,4 @@
-//! What stands behind a flag, read; and numbers as a sentence has them. Errors are what was wanted.
+//! What stands behind a flag, read. Errors are what was wanted.
 
 use std::path::PathBuf;
 
@@ -66,14 +66,6 @@ pub fn bytes(text: &str) -> Result<u64, String> {
     if bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(wrong()) }
 }
 
-/// `1 photo`, `2 photos`.
-pub fn counted(n: impl TryInto<u64>, one: &str, many: &str) -> String {
-    match n.try_into().unwrap_or(u64::MAX) {
-        1 => format!("1 {one}"),
-        n => format!("{n} {many}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -95,17 +87,5 @@ mod tests {
         for text in ["", "G", "-1", "1.5", "24X", "24Gb/s", "1e9", "24Gi", "99999999T", "1..5G", "24é"] {
             assert!(bytes(text).is_err_and(|said| said.contains("24G")), "{text}");
         }
-    }
-
-    #[test]
-    fn one_is_no_plural() {
-        assert_eq!(
-            [
-                counted(0_usize, "class", "classes"),
-                counted(1_u64, "class", "classes"),
-                counted(2_i32, "class", "classes")
-            ],
-            ["0 classes", "1 class", "2 classes"]
-        );
     }
 }

@@ -1,12 +1,14 @@
 //! Photos that look the same at a glance, without a model: brightness and its steps from left to right on 17 x 16 points,
 //! each compared by correlation.
 //!
-//! It finds files saved again, in another size, format, quality or brightness. A crop moves every step and is not found;
-//! that takes the embeddings of a model. After the difference hash of N. Krawetz, "Kind of Like That" (2013), with the
-//! steps themselves in place of their signs, which are noise where a picture is smooth.
+//! It finds files saved again, in another size, format, quality or brightness. A crop moves every step: whether one is a
+//! part of the other is [`excerpt`](super::excerpt)'s to say. After the difference hash of N. Krawetz, "Kind of Like That"
+//! (2013), with the steps themselves in place of their signs, which are noise where a picture is smooth.
 
+use super::excerpt::{Map, Whole};
 use super::image::{self, Rgb};
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 
 const WIDTH: usize = 17;
 const HEIGHT: usize = 16;
@@ -29,14 +31,14 @@ pub struct Print {
     flat: bool,
     mean: f32,
     aspect: f32,
+    /// To tell whether it is a part of another, or has one.
+    map: Map,
 }
 
 impl Print {
     pub fn of(picture: &Rgb) -> Print {
         let small = image::resize(picture, HEIGHT, WIDTH);
-        // ITU-R BT.601's luma, as in JPEG
-        let luma = |p: &[u8; 3]| 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]);
-        let mut shape: Vec<f32> = small.pixels.as_chunks::<3>().0.iter().map(luma).collect();
+        let mut shape: Vec<f32> = luma(&small).collect();
         let mut steps: Vec<f32> =
             shape.chunks_exact(WIDTH).flat_map(|row| row.windows(2).map(|pair| pair[1] - pair[0])).collect();
         let n = shape.len() as f32;
@@ -45,7 +47,7 @@ impl Print {
         let deviation = at_length_one(&mut shape) / n.sqrt();
         at_length_one(&mut steps);
         let aspect = picture.width as f32 / picture.height as f32;
-        Print { shape, steps, flat: deviation < FLAT, mean, aspect }
+        Print { shape, steps, flat: deviation < FLAT, mean, aspect, map: Map::of(picture) }
     }
 
     /// Whether the two look the same.
@@ -64,8 +66,14 @@ impl Print {
     }
 }
 
+/// Brightness of every pixel: ITU-R BT.601's luma, as in JPEG.
+pub fn luma(picture: &Rgb) -> impl Iterator<Item = f32> {
+    let of = |p: &[u8; 3]| 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]);
+    picture.pixels.as_chunks::<3>().0.iter().map(of)
+}
+
 /// Scales to length 1, where there is any; returns the length.
-fn at_length_one(values: &mut [f32]) -> f32 {
+pub fn at_length_one(values: &mut [f32]) -> f32 {
     let length = values.iter().map(|v| v * v).sum::<f32>().sqrt();
     if length > 0.0 {
         values.iter_mut().for_each(|v| *v /= length);
@@ -87,10 +95,25 @@ pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     sums.iter().map(|s| f64::from(*s)).sum::<f64>() + rest
 }
 
-/// All pairs i < j that look the same, in order.
-pub fn pairs(prints: &[Print]) -> Vec<(usize, usize)> {
-    let of = |i: usize| (i + 1..prints.len()).filter(move |j| prints[i].is_like(&prints[*j])).map(move |j| (i, j));
-    (0..prints.len()).into_par_iter().flat_map_iter(of).collect()
+/// All pairs i < j that look the same, or of which one is a part of the other.
+pub fn pairs(prints: &[&Print]) -> BTreeSet<(usize, usize)> {
+    found(prints, prints).into_iter().filter(|(i, j)| i != j).map(|(i, j)| (i.min(j), i.max(j))).collect()
+}
+
+/// All pairs of one of `a` and one of `b` that look the same, or of which one is a part of the other.
+pub fn pairs_between(a: &[&Print], b: &[&Print]) -> BTreeSet<(usize, usize)> {
+    let turned = found(b, a).into_iter().map(|(j, i)| (i, j));
+    found(a, b).into_iter().chain(turned).collect()
+}
+
+/// Pairs (i, j): those of `others` that look the same as one of `wholes`, or are a part of it.
+fn found(wholes: &[&Print], others: &[&Print]) -> Vec<(usize, usize)> {
+    let of = |i: usize| {
+        let whole = Whole::of(&wholes[i].map);
+        let like = move |j: &usize| wholes[i].is_like(others[*j]) || whole.has(&others[*j].map);
+        (0..others.len()).filter(like).map(move |j| (i, j))
+    };
+    (0..wholes.len()).into_par_iter().flat_map_iter(of).collect()
 }
 
 /// The group of each of `n` items, where pairs belong together: the number of its first item.

@@ -4,7 +4,7 @@ use super::dataset::Dataset;
 use super::image::PatchSpec;
 use super::look::{Look, look};
 use super::messages::ImageSource;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -244,7 +244,7 @@ fn label_oddities(classes: &BTreeMap<String, usize>) -> Vec<String> {
         said.push(format!("{} differ only in case or spaces; is it one class?", names.join(" and ")));
     }
     for (label, n) in classes.iter().filter(|(_, n)| **n < FEW) {
-        said.push(format!("{label:?} has only {n} photos; a score of so few says little"));
+        said.push(format!("{label:?} has only {}; a score of so few says little", counted(*n, "photo", "photos")));
     }
     if let (Some((large, most)), Some((small, least))) =
         (classes.iter().max_by_key(|(_, n)| **n), classes.iter().min_by_key(|(_, n)| **n))

@@ -10,7 +10,7 @@
 use super::messages::{
     Content, Conversation, ImageSource, Message, Part, Role, conversation, folder_of, images, json_error,
 };
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -84,7 +84,10 @@ pub fn read_dataset(file: &Path, prompt: Option<&str>, on_bad: OnBad) -> Result<
         (true, None) => Err(Error::file(file, "holds no samples; wanted JSON Lines, one object a line")),
         (true, Some(first)) => Err(Error::file(
             file,
-            format!("none of its {} lines can be read; the first error: {first}", dataset.skipped.len()),
+            format!(
+                "of its {} none can be read; the first error: {first}",
+                counted(dataset.skipped.len(), "line", "lines")
+            ),
         )),
     }
 }

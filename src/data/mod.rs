@@ -9,6 +9,7 @@ pub mod alike;
 pub mod census;
 pub mod dataset;
 pub mod drawn;
+pub mod excerpt;
 pub mod image;
 pub mod import;
 pub mod look;

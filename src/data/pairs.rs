@@ -3,6 +3,7 @@
 use super::messages::json_error;
 use crate::base::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
 use std::path::Path;
 
 /// A photo of a set.
@@ -23,6 +24,9 @@ pub struct Member {
 pub struct Pair {
     /// Of their embeddings.
     pub cosine: f64,
+    /// Whether their pixels tell: they are one picture, or one is a part of the other. Not in older files.
+    #[serde(default)]
+    pub by_pixels: bool,
     /// Of the set that comes first, or in the same set the earlier line.
     pub a: Member,
     pub b: Member,
@@ -34,6 +38,11 @@ impl Pair {
     /// Whether the photos are of two sets: what one learns from, the other is asked.
     pub fn crosses(&self) -> bool {
         self.a.set != self.b.set
+    }
+
+    /// How near to each other these two are beside the two of `other`: what pixels tell comes before any cosine.
+    pub fn nearer(&self, other: &Pair) -> Ordering {
+        self.by_pixels.cmp(&other.by_pixels).then(self.cosine.total_cmp(&other.cosine))
     }
 }
 

@@ -150,11 +150,11 @@ fn counts(sizes: &Sizes, n: usize) -> Result<[usize; 3]> {
     }
     let sum: usize = wanted.iter().fold(0, |sum: usize, n| sum.saturating_add(*n));
     if sum == 0 {
-        return usage(format!("train, validation and test ask for no sample at all, and there are {n}"));
+        return usage(format!("train, validation and test ask for no sample at all, and the set has {n}"));
     }
     if sum > n {
         return usage(format!(
-            "train, validation and test ask for {}, {} and {} samples, {sum} in all, and there are {n}",
+            "train, validation and test ask for {}, {} and {} samples, {sum} in all, and the set has {n}",
             wanted[0], wanted[1], wanted[2]
         ));
     }

@@ -4,7 +4,7 @@
 use super::dataset::{Dataset, OnBad, Sample};
 use super::look;
 use super::messages::ImageSource;
-use crate::base::{Error, Result, error::Context};
+use crate::base::{Error, Result, counted, error::Context};
 use rayon::prelude::*;
 use std::path::Path;
 
@@ -61,7 +61,8 @@ pub fn seen<T: Send>(
     }
     match (whole.is_empty(), damaged.first()) {
         (true, Some(first)) => {
-            Err(Error::file(file, format!("none of its {all} samples has whole photos; the first error: {first}")))
+            let all = counted(all, "sample", "samples");
+            Err(Error::file(file, format!("of its {all} none has whole photos; the first error: {first}")))
         }
         _ => Ok((whole, damaged)),
     }

@@ -1,19 +1,20 @@
 //! The cosine above which two photos show the same, by this tower and on these photos.
 //!
 //! Changed copies of some photos are held against all photos, as a leak would be: its own original should be found, all
-//! others not. The threshold with the best F1 on one half of the photos is taken; precision and recall are those of the
-//! other half, which had no say in it.
+//! others not. A pair is found by its cosine or its pixels. The threshold with the best F1 on one half of the photos is
+//! taken, the lowest where several have it; precision and recall are those of the other half, which had no say in it.
 
 use super::embed::{Embedder, Wanted, Watch};
 use super::plant::Change;
 use super::space::Space;
 use crate::base::rng::Stream;
 use crate::base::{Error, Result};
+use crate::data::alike::{self, Print};
+use crate::data::look::Look;
 use crate::data::messages::ImageSource;
-use crate::data::{alike, look};
 use rayon::prelude::*;
 use serde::Serialize;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Keeps these random numbers apart from others of the same seed.
 const PLANT: u64 = 0x706c_616e;
@@ -53,6 +54,19 @@ pub struct Planted {
     pub tests: bool,
     pub change: Change,
     pub embedding: Vec<f32>,
+    /// The originals that its pixels are like, by their places.
+    pub like: BTreeSet<usize>,
+}
+
+/// What is known of the photos.
+#[derive(Clone, Copy)]
+pub struct Photos<'a> {
+    pub sources: &'a [&'a ImageSource],
+    pub looks: &'a [Look],
+    /// Pairs (i < j) whose pixels are alike.
+    pub same: &'a BTreeSet<(usize, usize)>,
+    pub space: &'a Space,
+    pub embeddings: &'a [Vec<f32>],
 }
 
 /// How many photos to change, and by which random numbers.
@@ -62,30 +76,27 @@ pub struct Plan {
     pub seed: u64,
 }
 
-/// Plants changes into some of `photos`, whose embeddings in `space` are given, and calibrates on them. None: interrupted.
+/// Plants changes into some of the photos and calibrates on them. None: interrupted.
 ///
 /// Photos that look the same already ([`alike`]) are no mistake when they are found, and do not count as one. Errors:
 /// fewer than four photos; those of reading them.
 pub fn calibrated(
     embedder: &mut Embedder,
-    photos: &[&ImageSource],
-    (space, embeddings): (&Space, &[Vec<f32>]),
+    photos: Photos,
     plan: Plan,
     watch: &mut Watch,
 ) -> Result<Option<Calibration>> {
-    if photos.len() < 4 {
+    let Photos { sources, looks, same, space, embeddings } = photos;
+    if sources.len() < 4 {
         let said = "a threshold is calibrated on four photos or more; give one with --threshold";
         return Err(Error::Unsupported(said.into()));
     }
-    let looks = photos.par_iter().map(|p| look::look(p, None)).collect::<Result<Vec<_>>>()?;
-    let prints: Vec<_> = looks.iter().map(|look| look.print.clone()).collect();
-    let same: HashSet<(usize, usize)> = alike::pairs(&prints).into_iter().collect();
     // by a random rank that follows from the content: in whatever sets and order they come, it is the same photos
-    let rank = |look: &look::Look| {
+    let rank = |look: &Look| {
         let words = look.sha256.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
         Stream::new(plan.seed, &std::iter::once(PLANT).chain(words).collect::<Vec<_>>()).bits(0)
     };
-    let mut chosen: Vec<usize> = (0..photos.len()).collect();
+    let mut chosen: Vec<usize> = (0..sources.len()).collect();
     chosen.sort_by_key(|i| (rank(&looks[*i]), looks[*i].sha256));
     chosen.dedup_by_key(|i| looks[*i].sha256);
     chosen.truncate(plan.photos.max(4));
@@ -93,50 +104,67 @@ pub fn calibrated(
     let halves = chosen.iter().enumerate().map(|(at, i)| (*i, at % 2 == 1));
     let wanted: Vec<(usize, bool, Change)> =
         halves.flat_map(|(i, tests)| Change::ALL.map(|change| (i, tests, change))).collect();
-    let of = |(i, _, change): &(usize, bool, Change)| Wanted { source: photos[*i], change: Some((*change, plan.seed)) };
+    let of =
+        |(i, _, change): &(usize, bool, Change)| Wanted { source: sources[*i], change: Some((*change, plan.seed)) };
     let list: Vec<Wanted> = wanted.iter().map(of).collect();
     let Some(found) = embedder.embed(&list, watch)? else { return Ok(None) };
+    let copies = list.par_iter().map(|w| Ok(Print::of(&w.load()?))).collect::<Result<Vec<_>>>()?;
+    let prints: Vec<&Print> = looks.iter().map(|look| &look.print).collect();
+    let like = alike::pairs_between(&copies.iter().collect::<Vec<_>>(), &prints);
     let planted = wanted
         .into_iter()
         .zip(found)
-        .map(|((source, tests, change), features)| {
-            Ok(Planted { source, tests, change, embedding: space.embedding(&features?) })
+        .enumerate()
+        .map(|(at, ((source, tests, change), features))| {
+            let like = like.range((at, 0)..(at + 1, 0)).map(|(_, i)| *i).collect();
+            Ok(Planted { source, tests, change, embedding: space.embedding(&features?), like })
         })
         .collect::<Result<Vec<_>>>()?;
-    Ok(Some(calibrate(embeddings, &planted, &same)))
+    Ok(Some(calibrate(embeddings, &planted, same)))
 }
 
-/// Scores of one half: of copies with their originals, by kind, and of copies with other photos.
+/// A copy and a photo.
+struct Scored {
+    change: Change,
+    cosine: f64,
+    by_pixels: bool,
+}
+
+impl Scored {
+    fn is_found(&self, threshold: f64) -> bool {
+        self.by_pixels || self.cosine >= threshold
+    }
+}
+
+/// One half: copies with their originals, and with other photos.
 #[derive(Default)]
 struct Half {
-    right: Vec<(Change, f64)>,
-    wrong: Vec<f64>,
+    right: Vec<Scored>,
+    wrong: Vec<Scored>,
 }
 
 /// The threshold of `planted` against `originals`; `same` are pairs (i < j) of originals that show the same.
-pub fn calibrate(originals: &[Vec<f32>], planted: &[Planted], same: &HashSet<(usize, usize)>) -> Calibration {
+pub fn calibrate(originals: &[Vec<f32>], planted: &[Planted], same: &BTreeSet<(usize, usize)>) -> Calibration {
     let sources: HashSet<usize> = planted.iter().map(|p| p.source).collect();
     let (mut choose, mut test) = (Half::default(), Half::default());
     let scores: Vec<Vec<f64>> =
         planted.par_iter().map(|p| originals.iter().map(|o| cosine(o, &p.embedding)).collect()).collect();
     for (p, scores) in planted.iter().zip(scores) {
         let half = if p.tests { &mut test } else { &mut choose };
-        for (i, score) in scores.into_iter().enumerate() {
+        for (i, cosine) in scores.into_iter().enumerate() {
+            let scored = Scored { change: p.change, cosine, by_pixels: p.like.contains(&i) };
             if i == p.source {
-                half.right.push((p.change, score));
+                half.right.push(scored);
             } else if !same.contains(&(i.min(p.source), i.max(p.source))) {
-                half.wrong.push(score);
+                half.wrong.push(scored);
             }
         }
     }
     let threshold = choose.best();
     let recall_of = |change: Change| {
-        let (all, found) = test
-            .right
-            .iter()
-            .filter(|(c, _)| *c == change)
-            .fold((0, 0), |(all, found), (_, score)| (all + 1, found + usize::from(*score >= threshold)));
-        (change.name(), found as f64 / f64::from(all.max(1)))
+        let of_kind = || test.right.iter().filter(|s| s.change == change);
+        let found = of_kind().filter(|s| s.is_found(threshold)).count();
+        (change.name(), found as f64 / of_kind().count().max(1) as f64)
     };
     let at = test.point(threshold);
     let mut curve: Vec<Point> = SHOWN.iter().map(|t| test.point(*t)).chain([at]).collect();
@@ -153,20 +181,24 @@ pub fn calibrate(originals: &[Vec<f32>], planted: &[Planted], same: &HashSet<(us
 }
 
 impl Half {
-    /// The threshold of the best F1, in the middle of the gap below the last score that it takes in.
+    /// The threshold of the best F1, in the middle of the gap below the last score that it takes in. Copies that pixels find
+    /// are found at any: they neither ask for a lower one nor for a higher, so that it comes down until it would find what is
+    /// wrong, and photos of one thing that pixels do not tell are found as far as that allows.
     fn best(&self) -> f64 {
-        let mut scores: Vec<(f64, bool)> = self.right.iter().map(|(_, s)| (*s, true)).collect();
-        scores.extend(self.wrong.iter().map(|s| (*s, false)));
-        scores.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let (mut right, mut taken) = (0, 0);
+        let by_pixels = |scored: &[Scored]| scored.iter().filter(|s| s.by_pixels).count();
+        let mut right = by_pixels(&self.right);
+        let mut taken = right + by_pixels(&self.wrong);
+        let mut scores: Vec<(&Scored, bool)> = self.right.iter().map(|s| (s, true)).collect();
+        scores.extend(self.wrong.iter().map(|s| (s, false)));
+        scores.sort_by(|a, b| b.0.cosine.total_cmp(&a.0.cosine));
         let (mut best, mut threshold) = (-1.0, 1.0);
-        for (i, (score, is_right)) in scores.iter().enumerate() {
-            taken += 1;
-            right += usize::from(*is_right);
-            let next = scores.get(i + 1).map_or(-1.0, |(next, _)| *next);
+        for (i, (scored, is_right)) in scores.iter().enumerate() {
+            taken += usize::from(!scored.by_pixels);
+            right += usize::from(*is_right && !scored.by_pixels);
+            let (score, next) = (scored.cosine, scores.get(i + 1).map_or(-1.0, |(next, _)| next.cosine));
             // equal scores are taken together
             let f1 = 2.0 * right as f64 / (taken + self.right.len()) as f64;
-            if next < *score && f1 > best {
+            if next < score && f1 >= best {
                 (best, threshold) = (f1, (score + next) / 2.0);
             }
         }
@@ -174,8 +206,8 @@ impl Half {
     }
 
     fn point(&self, threshold: f64) -> Point {
-        let found = self.right.iter().filter(|(_, s)| *s >= threshold).count();
-        let wrong = self.wrong.iter().filter(|s| **s >= threshold).count();
+        let found = self.right.iter().filter(|s| s.is_found(threshold)).count();
+        let wrong = self.wrong.iter().filter(|s| s.is_found(threshold)).count();
         Point {
             threshold,
             precision: (found + wrong > 0).then(|| found as f64 / (found + wrong) as f64),

@@ -7,7 +7,7 @@ use super::cache::{Cache, Key};
 use super::plant::{Change, planted};
 use crate::base::rng::Stream;
 use crate::base::{Error, Precision, Result};
-use crate::data::image::{PatchSpec, Patches};
+use crate::data::image::{self, PatchSpec, Patches, Rgb};
 use crate::data::look;
 use crate::data::messages::ImageSource;
 use crate::infer::engine::Engine;
@@ -89,7 +89,13 @@ impl Embedder {
             let missing = &missing;
             scope.spawn(move || {
                 for chunk in missing.chunks(AHEAD) {
-                    let ready = chunk.par_iter().map(|(i, key)| (*i, *key, patches(&wanted[*i], spec))).collect();
+                    let ready = chunk
+                        .par_iter()
+                        .map(|(i, key)| {
+                            let patches = wanted[*i].load().and_then(|photo| spec.patches(&photo));
+                            (*i, *key, patches)
+                        })
+                        .collect();
                     // a receiver that has gone away stopped for its own reason
                     if send.send(ready).is_err() {
                         return;
@@ -167,11 +173,16 @@ fn features(engine: &mut Engine, patches: Patches) -> Result<Vec<f32>> {
     Ok(means.into_iter().map(|v| v as f32).collect())
 }
 
-fn patches(wanted: &Wanted, spec: &PatchSpec) -> Result<Patches> {
-    let photo = look::load(wanted.source)?;
-    match wanted.change {
-        None => spec.patches(&photo),
-        Some((change, seed)) => spec.patches(&planted(&photo, change, Stream::new(seed, &[change as u64]))?),
+impl Wanted<'_> {
+    /// The photo, decoded and changed: each photo by other random numbers, which follow from its content.
+    pub fn load(&self) -> Result<Rgb> {
+        let Some((change, seed)) = self.change else { return look::load(self.source) };
+        let (bytes, name) = look::content(self.source)?;
+        let photo = image::decode(&bytes, &name)?;
+        let content = look::sha256(&bytes);
+        let words = content.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
+        let random = Stream::new(seed, &std::iter::once(change as u64).chain(words).collect::<Vec<_>>());
+        planted(&photo, change, random)
     }
 }
 
@@ -181,7 +192,7 @@ fn key(wanted: &Wanted, tower: &[u8; 32]) -> Result<Key> {
     let mut hash = Sha256::new_with_prefix(tower);
     hash.update(look::sha256(&bytes));
     if let Some((change, seed)) = wanted.change {
-        hash.update(format!("{change:?} {seed}"));
+        hash.update(format!("{change:?} {seed} by content"));
     }
     Ok(hash.finalize().into())
 }

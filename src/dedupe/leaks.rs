@@ -3,7 +3,7 @@
 //! Sets have an order: what an earlier one holds (train) may not be in a later one (validation, test), and goes from the
 //! later. Start at [`search`], which does all of it; [`find`] is the part without a model.
 
-use super::calibrate::{Calibration, Plan, calibrated, cosine};
+use super::calibrate::{Calibration, Photos, Plan, calibrated, cosine};
 use super::embed::{Embedder, Wanted, Watch};
 use super::space::Space;
 use crate::base::{Error, Result};
@@ -13,6 +13,7 @@ use crate::data::pairs::{self, Member, Pair};
 use crate::data::paths;
 use crate::data::rewrite::Lines;
 use crate::data::whole;
+use crate::data::{alike, look};
 use crate::io::atomic;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -138,16 +139,19 @@ pub fn search(
     let space = Space::of(&features);
     let embeddings: Vec<Vec<f32>> = features.par_iter().map(|of| space.embedding(of)).collect();
     let sources: Vec<&ImageSource> = photos.iter().map(|p| p.source).collect();
+    let looks = sources.par_iter().map(|source| look::look(source, None)).collect::<Result<Vec<_>>>()?;
+    let same = alike::pairs(&looks.iter().map(|look| &look.print).collect::<Vec<_>>());
+    let known = Photos { sources: &sources, looks: &looks, same: &same, space: &space, embeddings: &embeddings };
     let calibration = match options.threshold {
         Some(_) => None,
-        None => match calibrated(embedder, &sources, (&space, &embeddings), options.plan, watch)? {
+        None => match calibrated(embedder, known, options.plan, watch)? {
             None => return Ok(None),
             calibration => calibration,
         },
     };
     let threshold = options.threshold.or(calibration.as_ref().map(|c| c.threshold)).unwrap_or(1.0);
-    let (close, removed) = find(sets, &photos, &embeddings, threshold, options.within);
-    let members: BTreeSet<usize> = close.iter().flat_map(|(i, j, _)| [*i, *j]).collect();
+    let (close, removed) = find(sets, &photos, (&embeddings, threshold), &same, options.within);
+    let members: BTreeSet<usize> = close.iter().flat_map(|pair| [pair.a, pair.b]).collect();
     let member = |i: usize| -> Result<Member> {
         let Photo { set, sample, source } = photos[i];
         let of = &sets[set].data.samples[sample];
@@ -160,9 +164,10 @@ pub fn search(
         };
         Ok(Member { set: sets[set].name.clone(), line: of.line, image, label: of.label.clone() })
     };
-    let pair = |(i, j, cosine): &(usize, usize, f64)| {
-        let b = photos[*j];
-        Ok(Pair { cosine: *cosine, a: member(*i)?, b: member(*j)?, removed: removed[b.set][b.sample] })
+    let pair = |pair: &Alike| {
+        let Alike { a, b, cosine, by_pixels } = *pair;
+        let removed = removed[photos[b].set][photos[b].sample];
+        Ok(Pair { cosine, by_pixels, a: member(a)?, b: member(b)?, removed })
     };
     let cleaned = |(set, removed): (&Set, &Vec<bool>)| Cleaned {
         name: set.name.clone(),
@@ -191,34 +196,46 @@ pub fn photos(sets: &[Set]) -> Vec<Photo<'_>> {
     all
 }
 
-/// Two photos and their cosine.
-pub type Alike = (usize, usize, f64);
+/// Two photos, by their places, that show the same.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Alike {
+    pub a: usize,
+    pub b: usize,
+    pub cosine: f64,
+    pub by_pixels: bool,
+}
 
-/// Pairs (i, j, cosine) of photos at or above the threshold, most alike first, and per set and sample whether it goes:
-/// a photo that shows what a photo of an earlier set shows that stays (with `within`, of its own set too).
+/// Pairs of photos whose embeddings' cosine is at or above the threshold or which are among the `same`, most alike first, and
+/// per set and sample whether it goes: a photo that shows what a photo of an earlier set shows that stays (with `within`, of
+/// its own set too).
 pub fn find(
     sets: &[Set],
     photos: &[Photo],
-    embeddings: &[Vec<f32>],
-    threshold: f64,
+    (embeddings, threshold): (&[Vec<f32>], f64),
+    same: &BTreeSet<(usize, usize)>,
     within: bool,
 ) -> (Vec<Alike>, Vec<Vec<bool>>) {
-    let of = |i: usize| {
-        let other = move |j: &usize| (photos[*j].set, photos[*j].sample) != (photos[i].set, photos[i].sample);
-        let scored = (i + 1..photos.len()).filter(other).map(move |j| (i, j, cosine(&embeddings[i], &embeddings[j])));
-        scored.filter(move |(_, _, cosine)| *cosine >= threshold)
+    let of = |a: usize| {
+        let other = move |b: &usize| (photos[*b].set, photos[*b].sample) != (photos[a].set, photos[a].sample);
+        let scored = (a + 1..photos.len()).filter(other).map(move |b| {
+            let cosine = cosine(&embeddings[a], &embeddings[b]);
+            Alike { a, b, cosine, by_pixels: same.contains(&(a, b)) }
+        });
+        scored.filter(move |pair| pair.by_pixels || pair.cosine >= threshold)
     };
     let mut close: Vec<Alike> = (0..photos.len()).into_par_iter().flat_map_iter(of).collect();
     let mut removed: Vec<Vec<bool>> = sets.iter().map(|s| vec![false; s.data.samples.len()]).collect();
     // photos are in the order of the sets: when a pair's second is judged, its first has been
-    close.sort_by_key(|(i, j, _)| (*j, *i));
-    for (i, j, _) in &close {
-        let (a, b) = (photos[*i], photos[*j]);
+    close.sort_by_key(|pair| (pair.b, pair.a));
+    for pair in &close {
+        let (a, b) = (photos[pair.a], photos[pair.b]);
         if (a.set != b.set || within) && !removed[a.set][a.sample] {
             removed[b.set][b.sample] = true;
         }
     }
-    close.sort_by(|a, b| b.2.total_cmp(&a.2).then((a.0, a.1).cmp(&(b.0, b.1))));
+    close.sort_by(|p, q| {
+        q.by_pixels.cmp(&p.by_pixels).then(q.cosine.total_cmp(&p.cosine)).then((p.a, p.b).cmp(&(q.a, q.b)))
+    });
     (close, removed)
 }
 
@@ -263,6 +280,7 @@ pub fn summary(outcome: &Outcome) -> serde_json::Value {
         "threshold": outcome.threshold,
         "calibration": outcome.calibration,
         "pairs": outcome.pairs.len(),
+        "pairs_by_pixels": outcome.pairs.iter().filter(|p| p.by_pixels).count(),
         "pairs_across_sets": outcome.crossing(),
         "photos_in_pairs": outcome.photos,
         "sets": outcome.sets,

@@ -1,4 +1,5 @@
-//! Near-duplicates: photos that show the same, found by what the model's own vision tower makes of them.
+//! Near-duplicates: photos that show the same, found by their pixels (`data::alike`: saved again, brighter, a crop) or by
+//! what the model's own vision tower makes of them (another photo of the same thing).
 //!
 //! A photo's image features, a mean in each of nine cells ([`embed`]), are kept in a file between runs ([`cache`]); what
 //! the photos have in common is taken out, and what they differ in evened out ([`space`]). What cosine two photos of the

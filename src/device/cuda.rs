@@ -116,10 +116,13 @@ impl Cuda {
     /// Loads the images that this GPU runs.
     fn load(&self) -> Result<()> {
         let mut state = self.lock();
-        for image in images_for(self.facts.capability, IMAGES) {
+        let images = images_for(self.facts.capability, IMAGES);
+        let unpacked = images.par_iter().map(|image| image.packed.unpack()).collect::<Result<Vec<_>>>()?;
+        for (image, bytes) in images.iter().zip(&unpacked) {
             // PTX is text that ends in a zero byte; build.rs sees to it
-            // SAFETY: the image is a whole one of our own build, and lives as long as the program.
-            let module = unsafe { result::module::load_data(image.bytes.as_ptr().cast()) };
+            // SAFETY: the image is a whole one of our own build; the driver copies what it needs of it before the call
+            // returns.
+            let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) };
             state
                 .modules
                 .push(module.map_err(|e| self.error(&format!("cannot load the kernels of {}", image.name), e))?);

@@ -66,7 +66,7 @@ fn open() -> Result<Functions, String> {
     if variant.contains('/') {
         return load(&CString::new(variant).map_err(|e| e.to_string())?);
     }
-    let Some((_, bytes)) = super::images::EMULATORS.iter().find(|(name, _)| *name == variant) else {
+    let Some((_, packed)) = super::images::EMULATORS.iter().find(|(name, _)| *name == variant) else {
         let built = builds();
         return Err(match built[..] {
             [] => "--device emulated: this build of vlm has no emulator: build it where g++ is, or use --device cpu"
@@ -74,6 +74,7 @@ fn open() -> Result<Functions, String> {
             _ => format!("{} is {variant:?}: this build of vlm has {}", env::EMULATOR, built.join(", ")),
         });
     };
+    let bytes = packed.unpack().map_err(|e| e.to_string())?;
     // SAFETY: the name is a C string; the descriptor is ours alone.
     let file = unsafe {
         let fd = libc::memfd_create(c"libvlm_emu.so".as_ptr(), libc::MFD_CLOEXEC);
@@ -83,7 +84,7 @@ fn open() -> Result<Functions, String> {
         OwnedFd::from_raw_fd(fd)
     };
     let mut file = std::fs::File::from(file);
-    std::io::Write::write_all(&mut file, bytes).map_err(|e| format!("cannot load the emulator: {e}"))?;
+    std::io::Write::write_all(&mut file, &bytes).map_err(|e| format!("cannot load the emulator: {e}"))?;
     let path = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|e| e.to_string())?;
     // stays open: the library finds the lines of its own code there
     std::mem::forget(file);

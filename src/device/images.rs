@@ -1,8 +1,12 @@
 //! The kernels as this program carries them: what build.rs made of `cuda/`.
 //!
 //! The generated file has `IMAGES`, the code for GPUs, and `EMULATORS`, pairs of a build's name (`plain`, `asan`, `race`)
-//! and the bytes of its shared library, whose functions are those of `cuda/emulator/api.h`. Without the compilers they
-//! are empty.
+//! and its shared library, whose functions are those of `cuda/emulator/api.h`. Without the compilers they are empty.
+//! All of it is compressed, to a fifth of its size, and unpacked where it is used.
+
+use crate::base::{Error, Result};
+use flate2::bufread::ZlibDecoder;
+use std::io::Read;
 
 /// What an image holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,12 +25,28 @@ pub struct Image {
     /// Name of the file without `.cu`.
     pub name: &'static str,
     pub kind: ImageKind,
-    pub bytes: &'static [u8],
+    pub packed: Packed,
 }
 
-/// The driver reads images where they lie.
-#[repr(C, align(64))]
-struct Aligned<T: ?Sized>(T);
+/// A file, compressed.
+#[derive(Debug, Clone, Copy)]
+pub struct Packed {
+    bytes: &'static [u8],
+    unpacked_bytes: usize,
+}
+
+impl Packed {
+    /// The file. Errors: the program is damaged, which a checksum tells.
+    pub fn unpack(&self) -> Result<Vec<u8>> {
+        let mut file = Vec::with_capacity(self.unpacked_bytes);
+        match ZlibDecoder::new(self.bytes).read_to_end(&mut file) {
+            Ok(n) if n == self.unpacked_bytes => Ok(file),
+            _ => Err(Error::Unsupported(
+                "the kernels in this program cannot be unpacked: its file is damaged; build or copy vlm anew".into(),
+            )),
+        }
+    }
+}
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
@@ -38,7 +58,7 @@ mod tests {
     /// The kernels of an image's machine code, each with its instructions as text.
     fn kernels(disassembler: &str, image: &Image) -> Vec<(String, String)> {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        std::fs::write(file.path(), image.bytes).expect("room");
+        std::fs::write(file.path(), image.packed.unpack().expect("whole")).expect("room");
         let done = Command::new(disassembler).arg("-c").arg(file.path()).output().expect("a disassembler");
         let text = String::from_utf8_lossy(&done.stdout).into_owned();
         assert!(done.status.success(), "{}: {}", image.name, String::from_utf8_lossy(&done.stderr));
@@ -72,6 +92,23 @@ mod tests {
             meant.extend(["MEMBAR.ALL.GPU", "ATOM.E.INC.STRONG.GPU", "CCTL.IVALL"]);
         }
         meant
+    }
+
+    #[test]
+    fn what_was_packed_comes_out_whole_or_not_at_all() {
+        // by Python's zlib
+        static PACKED: &[u8] = &[120, 156, 75, 73, 205, 43, 209, 81, 72, 129, 147, 0, 47, 91, 5, 154];
+        let unpack = |bytes, unpacked_bytes| Packed { bytes, unpacked_bytes }.unpack();
+        assert_eq!(unpack(PACKED, 16).expect("whole"), b"dent, dent, dent");
+        for at in 0..PACKED.len() {
+            let mut damaged = PACKED.to_vec();
+            damaged[at] ^= 4;
+            for bytes in [&PACKED[..at], damaged.leak()] {
+                let said = unpack(bytes, 16).expect_err("damaged").to_string();
+                assert!(said.contains("its file is damaged"), "{at}: {said}");
+            }
+        }
+        assert!(unpack(PACKED, 15).is_err() && unpack(PACKED, 17).is_err());
     }
 
     #[test]

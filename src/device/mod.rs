@@ -34,7 +34,7 @@ pub use memory::{Layout, Memory, Place};
 pub use nvtx::Range;
 pub use recording::Recording;
 
-use crate::base::{Result, env};
+use crate::base::{Result, counted, env};
 use crate::tensor::Weight;
 use available::available_memory;
 use launcher::Mark;
@@ -88,7 +88,7 @@ impl Device {
     /// A name for a person: what computes.
     pub fn name(&self) -> String {
         match self {
-            Device::Host(_) => format!("cpu ({} threads)", rayon::current_num_threads()),
+            Device::Host(_) => format!("cpu ({})", counted(rayon::current_num_threads(), "thread", "threads")),
             Device::Launch(gpu) => gpu.facts().name.clone(),
         }
     }

@@ -72,7 +72,8 @@ pub struct Built {
 pub fn built() -> Built {
     let has = |kind| IMAGES.iter().any(|i| i.kind == kind);
     let ptx = IMAGES.iter().find(|i| i.kind == ImageKind::Ptx80);
-    let cuda_version = ptx.and_then(|i| cuda_version(&String::from_utf8_lossy(i.bytes)));
+    let text = ptx.and_then(|i| i.packed.unpack().ok());
+    let cuda_version = text.and_then(|text| cuda_version(&String::from_utf8_lossy(&text)));
     Built { sm_80: has(ImageKind::Sm80), sm_90a: has(ImageKind::Sm90a), ptx: ptx.is_some(), cuda_version }
 }
 

@@ -3,7 +3,7 @@
 //! The format: <https://github.com/huggingface/safetensors#format>. Reading maps the file and checks the whole header
 //! before any tensor is used; writing streams, so that a file may be larger than memory.
 
-use crate::base::{DType, Error, Result};
+use crate::base::{DType, Error, Result, counted};
 use crate::io::atomic::{self, Output};
 use crate::io::mapped::MappedFile;
 use serde::de::{MapAccess, Visitor};
@@ -109,7 +109,8 @@ impl SafetensorsFile {
 /// The header in its own order, and where the data start.
 fn header(path: &Path, file: &[u8]) -> Result<(Header, usize)> {
     let Some((length, rest)) = file.split_first_chunk::<8>() else {
-        let reason = format!("{} bytes are too few for a safetensors file; it was cut, copy it again", file.len());
+        let bytes = counted(file.len(), "byte is", "bytes are");
+        let reason = format!("{bytes} too few for a safetensors file; it was cut, copy it again");
         return Err(Error::file(path, reason));
     };
     let length = u64::from_le_bytes(*length);

@@ -4,7 +4,7 @@
 use super::config::Config;
 use super::template::{ChatTemplate, END_OF_TURN, Ending, Rendered};
 use super::tokenizer::Tokenizer;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::data::messages::{Content, Conversation, Part, Role};
 use std::path::Path;
 
@@ -83,7 +83,7 @@ impl PromptBuilder {
             return Err(Error::Contract {
                 op: "prompt",
                 argument: "image_tokens",
-                wanted: format!("a number above 0 for each of {n_images} images"),
+                wanted: format!("a number above 0 for each of {}", counted(n_images, "image", "images")),
                 got: format!("{image_tokens:?}"),
             });
         }
@@ -134,8 +134,8 @@ impl PromptBuilder {
             let n_printed = count_pads(until).saturating_sub(count_pads(before));
             if n_printed < n_wanted {
                 return Err(Error::Unsupported(format!(
-                    "{place} has {n_wanted} images, and the chat template shows {n_printed} of them; move them into \
-                     a user message"
+                    "{place} has {}, and the chat template shows {n_printed} of them; put pictures into a user message",
+                    counted(n_wanted, "image", "images")
                 )));
             }
             if n_images > 0 && n_printed > n_wanted {

@@ -3,6 +3,7 @@
 use super::chart::{Chart, Series, smoothed};
 use super::html::{duration, number, percent, text};
 use super::sources::{Sources, Step};
+use crate::base::counted;
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -29,14 +30,8 @@ pub fn training(found: &Sources) -> String {
         .iter()
         .map(|r| {
             let (first, last) = (r.steps.first().map_or(0.0, |s| s.loss), r.steps.last().map_or(0.0, |s| s.loss));
-            let steps = r.steps.len();
-            format!(
-                "{}: {steps} steps in {}, loss from {} to {}",
-                r.name,
-                duration(r.seconds),
-                number(first),
-                number(last)
-            )
+            let steps = counted(r.steps.len(), "step", "steps");
+            format!("{}: {steps} in {}, loss from {} to {}", r.name, duration(r.seconds), number(first), number(last))
         })
         .collect();
     let said = said.join("; ");
@@ -88,7 +83,8 @@ pub fn curve(found: &Sources) -> String {
     if sizes.len() < 2 {
         return String::new();
     }
-    let said: Vec<String> = marks.iter().map(|(x, y)| format!("{} photos {}", number(*x), percent(*y))).collect();
+    let said: Vec<String> =
+        marks.iter().map(|(x, y)| format!("{} {}", counted(*x as u64, "photo", "photos"), percent(*y))).collect();
     let chart = Chart {
         id: "learning",
         title: "Accuracy by number of training photos",

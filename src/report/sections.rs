@@ -6,6 +6,7 @@ use super::html::{duration, number, percent, text};
 use super::intervals::intervals;
 use super::sources::Sources;
 use super::tables::{classes, confusions, table};
+use crate::base::counted;
 use crate::classify::compare::{Comparison, Group};
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -151,20 +152,18 @@ fn comparison(c: &Comparison, names: &[String]) -> String {
     };
     _ = write!(
         html,
-        "<p>From <b>{}</b> to <b>{}</b>: {} to {} on {} photos. McNemar’s exact test on the {gained} fixed and {lost} broken: \
+        "<p>From <b>{}</b> to <b>{}</b>: {} to {} on {}. McNemar’s exact test on the {gained} fixed and {lost} broken: \
          <i>p</i> = {p}; {verdict}.</p>",
         text(a),
         text(b),
         percent(c.before.accuracy),
         percent(c.after.accuracy),
-        c.pairs.len()
+        counted(c.pairs.len(), "photo", "photos")
     );
     if c.alone != [0, 0] {
         let [only_a, only_b] = c.alone;
-        _ = write!(
-            html,
-            "<p class=\"note\">Left out: {only_a} photos of only the first, {only_b} of only the second.</p>"
-        );
+        let only_a = counted(only_a, "photo", "photos");
+        _ = write!(html, "<p class=\"note\">Left out: {only_a} of only the first, {only_b} of only the second.</p>");
     }
     let rows: Vec<(String, Vec<String>)> = c
         .per_class
@@ -196,7 +195,7 @@ fn leaks(found: &Sources, gallery: &Gallery) -> String {
         removed.len()
     );
     let mut sorted = pairs.clone();
-    sorted.sort_by(|a, b| b.1.crosses().cmp(&a.1.crosses()).then(b.1.cosine.total_cmp(&a.1.cosine)));
+    sorted.sort_by(|a, b| b.1.crosses().cmp(&a.1.crosses()).then_with(|| b.1.nearer(a.1)));
     for (folder, pair) in sorted.iter().take(MOST) {
         html += "<li><div class=\"twins\">";
         for member in [&pair.a, &pair.b] {
@@ -215,7 +214,8 @@ fn leaks(found: &Sources, gallery: &Gallery) -> String {
         }
         let removed = if pair.removed { ", removed" } else { "" };
         let other = if pair.a.label == pair.b.label { "" } else { ", labels differ" };
-        _ = write!(html, "</div><p>cosine {:.3}{removed}{other}</p></li>", pair.cosine);
+        let how = if pair.by_pixels { "one picture, or a part of it; " } else { "" };
+        _ = write!(html, "</div><p>{how}cosine {:.3}{removed}{other}</p></li>", pair.cosine);
     }
     html += "</ul>";
     if pairs.len() > MOST {

@@ -3,6 +3,7 @@
 
 use super::html::{breakable, percent, text};
 use super::sources::Sources;
+use crate::base::counted;
 use crate::base::width::width;
 use crate::classify::metrics::{Confusion, Metrics};
 use crate::classify::records::Evaluation;
@@ -97,10 +98,11 @@ fn matrix(evaluation: usize, name: &str, confusion: &Confusion) -> String {
             _ = write!(
                 html,
                 "<td class=\"n {kind}\" style=\"--d:{depth}%\"><button type=\"button\" data-eval=\"{evaluation}\" \
-                 data-label=\"{0}\" data-prediction=\"{1}\" aria-label=\"{count} photos of {0} called {1}: show them\">{count}\
+                 data-label=\"{0}\" data-prediction=\"{1}\" aria-label=\"{2} of {0} called {1}: show them\">{count}\
                  </button></td>",
                 text(label),
-                text(predicted)
+                text(predicted),
+                counted(*count, "photo", "photos")
             );
         }
         html += "</tr>";

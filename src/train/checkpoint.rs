@@ -5,7 +5,7 @@
 //! [`About`]. Each array has a checksum, so that a file that rotted on disk is found and an older one taken. Names sort
 //! by step: `checkpoints/step-00000042.safetensors`.
 
-use crate::base::{DType, Error, Result};
+use crate::base::{DType, Error, Result, counted};
 use crate::io::safetensors::{self, SafetensorsFile, TensorSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -221,8 +221,8 @@ pub fn newest(dir: &Path) -> Result<(Option<Checkpoint>, Vec<String>)> {
         None => Ok((None, warnings)),
         Some(first) => {
             let reason = format!(
-                "none of its {} checkpoints can be read ({first}); give --overwrite to start the run again",
-                all.len()
+                "of its {} none can be read ({first}); give --overwrite to start the run again",
+                counted(all.len(), "checkpoint", "checkpoints")
             );
             Err(Error::file(dir, reason))
         }

@@ -19,6 +19,7 @@ pub mod plan;
 pub mod run_folder;
 pub mod schedule;
 pub mod session;
+pub mod sets;
 pub mod settings;
 pub mod step;
 pub mod sweep;

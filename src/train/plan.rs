@@ -6,7 +6,7 @@
 use super::features::Room;
 use super::order::Order;
 use super::step::{Example, Forward, batch as batch_of};
-use crate::base::{DType, Error, Precision, Result};
+use crate::base::{DType, Error, Precision, Result, counted};
 use crate::device::{Clock, Device, Facts};
 use crate::ops::linear::{Activation, Linear, Segment};
 use crate::ops::swiglu::Swiglu;
@@ -294,9 +294,9 @@ impl Planner<'_> {
             false => "no sample has a picture",
         };
         Err(Error::Unsupported(format!(
-            "{} trained tensors would get no gradient, because {why}: {}; leave their modules out of --target-modules, \
+            "{} would get no gradient, because {why}: {}; leave their modules out of --target-modules, \
              --lora-vision and --lora-merger",
-            missed.len(),
+            counted(missed.len(), "trained tensor", "trained tensors"),
             crate::base::error::first_of(&missed)
         )))
     }
@@ -430,8 +430,8 @@ fn walked(order: &Order) -> impl Iterator<Item = Vec<usize>> {
 
 /// A line for each arena.
 pub fn table(plan: &Plan) -> String {
-    let step =
-        format!("activations of the largest batch ({} samples, {} tokens)", plan.largest_samples, plan.largest_tokens);
+    let samples = counted(plan.largest_samples, "sample", "samples");
+    let step = format!("activations of the largest batch ({samples}, {} tokens)", plan.largest_tokens);
     let rows = [
         ("weights on the device (the host reads them from their file)", plan.weight_bytes),
         ("what is trained, its gradients and moments", plan.trained_bytes),

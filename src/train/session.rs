@@ -10,13 +10,13 @@ use super::mfu;
 use super::order::{Order, Spread, Step, pick};
 use super::plan::{Plan, Planner, Roof};
 use super::run_folder::{self, RunFolder, Start, identity_of};
+use super::sets::Sets;
 use super::settings::Settings;
 use super::step::{Example, Optimizer, Trainer};
 use crate::base::rng::Stream;
-use crate::base::{Error, Precision, Result};
+use crate::base::{Error, Precision, Result, counted};
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
-use crate::data::dataset::{OnBad, Sample, read_dataset};
-use crate::data::whole::whole;
+use crate::data::dataset::Sample;
 use crate::device::{Device, Facts};
 use crate::infer::engine::Engine;
 use crate::io::{HostData, HostTensor, host_tensor};
@@ -152,18 +152,19 @@ struct Session<'a> {
     dollars_per_hour: Option<f64>,
 }
 
-/// Trains as `settings` say.
+/// Trains as `settings` say. `sets` are those that earlier runs have read.
 pub fn train(
     settings: &Settings,
     device: Device,
     precision: Precision,
     begin: &Begin,
+    sets: &mut Sets,
     watch: &mut Watch,
 ) -> Result<End> {
     let started = Instant::now();
     run_folder::may_begin(&settings.out, begin.start)?;
     let Inputs { checkpoint, preparer, samples: all, evaluation, kind, init, trainable, order } =
-        Inputs::read(settings, watch)?;
+        Inputs::read(settings, sets, watch)?;
     let most_tokens = checkpoint.config.text.max_position_embeddings;
     let samples = Samples { file: &settings.data, all: &all, preparer: &preparer, most_tokens };
     let model = Model::training(&checkpoint, &trainable)?;
@@ -213,11 +214,11 @@ pub fn train(
     let left = budget.saturating_sub(plan.fixed() + plan.features_bytes);
     let mut trainer = Trainer::new(Engine::new(model, device, precision), trainable, Some(left));
     (watch.said)(Said::Note(format!(
-        "{} samples, {} steps, {} trained parameters in {} tensors",
-        all.len(),
-        order.total_steps(),
+        "{}, {}, {} trained parameters in {}",
+        counted(all.len(), "sample", "samples"),
+        counted(order.total_steps(), "step", "steps"),
         trainer.trainable.parameters(),
-        trainer.trainable.entries.len()
+        counted(trainer.trainable.entries.len(), "tensor", "tensors")
     )));
     if plan.recompute_level > 0 {
         (watch.said)(Said::Note(format!(
@@ -253,7 +254,7 @@ pub fn dry_run(
     stated: Option<Roof>,
     watch: &mut Watch,
 ) -> Result<Plan> {
-    let inputs = Inputs::read(settings, watch)?;
+    let inputs = Inputs::read(settings, &mut Sets::default(), watch)?;
     let config = &inputs.checkpoint.config;
     let most_tokens = config.text.max_position_embeddings;
     let samples = Samples { file: &settings.data, all: &inputs.samples, preparer: &inputs.preparer, most_tokens };
@@ -290,7 +291,7 @@ fn budget(settings: &Settings, device: &Device) -> usize {
 }
 
 impl Inputs {
-    fn read(settings: &Settings, watch: &mut Watch) -> Result<Inputs> {
+    fn read(settings: &Settings, sets: &mut Sets, watch: &mut Watch) -> Result<Inputs> {
         let checkpoint = Checkpoint::open(&settings.model)?;
         let mut spec = read_patch_spec(&settings.model)?;
         spec.min_pixels = settings.min_pixels.unwrap_or(spec.min_pixels);
@@ -304,24 +305,15 @@ impl Inputs {
             let trainable = Trainable::lora(&lora.modules, lora.config.rank, lora.scale).with_dropout(settings.dropout);
             (Kind::Lora(Box::new(lora)), trainable)
         };
-        let samples = chosen(settings, whole_samples(&settings.data, settings, watch)?)?;
+        let samples = chosen(settings, sets.samples(&settings.data, settings, watch)?)?;
         let evaluation = match &settings.eval_data {
-            Some(file) => Some(Evaluation::of(file, whole_samples(file, settings, watch)?)?),
+            Some(file) => Some(Evaluation::of(file, sets.samples(file, settings, watch)?)?),
             None => None,
         };
         let (batch, accumulation) = (settings.batch_size, settings.grad_accumulation);
         let order = Order::new(samples.len(), batch, accumulation, settings.sequence(), settings.length())?;
         Ok(Inputs { checkpoint, preparer, samples, evaluation, kind, init, trainable, order })
     }
-}
-
-/// The samples of a file, their photos decoded once: in the middle of a run it would be too late to find a damaged one.
-fn whole_samples(file: &Path, settings: &Settings, watch: &mut Watch) -> Result<Vec<Sample>> {
-    let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
-    let data = read_dataset(file, settings.prompt.as_deref(), on_bad)?;
-    let data = whole(file, data, on_bad, &mut |n, all| (watch.said)(Said::Checked(n, all)))?;
-    data.skipped.iter().for_each(|e| (watch.said)(Said::Note(format!("left out: {e}"))));
-    Ok(data.samples)
 }
 
 /// The samples that a run is evaluated on, without pixels.
@@ -439,13 +431,14 @@ impl Session<'_> {
             self.folder.saved()?;
             self.summary(at, loss)?;
             if let (Some(n), Why::Steps, Some(loss)) = (self.settings.overfit, why, loss) {
+                let answers = counted(n, "answer", "answers");
                 let right =
-                    self.answers(samples)?.map_or(String::new(), |right| format!(", {right} of {n} answers right"));
+                    self.answers(samples)?.map_or(String::new(), |right| format!(", {right} of {answers} right"));
                 return Err(Error::Unsupported(format!(
-                    "the overfit check failed: after {at} steps the loss is {loss:.4}{right}; wanted are a loss below \
-                     {OVERFIT_LOSS} on each of the {n} samples' batches and every answer right; before that, more photos \
-                     do not help: raise --learning-rate, --rank or --max-steps, or look for labels that contradict each \
-                     other"
+                    "the overfit check failed: after {} the loss is {loss:.4}{right}; wanted are a loss below {OVERFIT_LOSS} \
+                     on every batch and every answer right; before that, more photos do not help: raise --learning-rate, \
+                     --rank or --max-steps, or look for labels that contradict each other",
+                    counted(at, "step", "steps")
                 )));
             }
             Ok(End::Done { steps: at, loss, why, best: self.best.map(|best| best.step) })

@@ -154,6 +154,15 @@ fn negative_numbers_are_values() {
         ("data split f --out o --test -1", "'--test <N|X>'"),
         ("data dedupe --model m f --out o --threshold -2", "--threshold -2: wanted a cosine"),
         ("curve e --target -1", "--target -1"),
+        ("train --model m --data d --out o --learning-rate -1e-3", "--learning-rate -0.001: wanted a number above 0"),
+        ("train --model m --data d --out o --learning-rate=-1e-3", "--learning-rate -0.001: wanted a number above 0"),
+        ("train --model m --data d --out o --weight-decay -.5", "--weight-decay -0.5: wanted 0 or more"),
+        ("train --model m --data d --out o --alpha -1E+3", "--alpha -1000"),
+        ("train --model m --data d --out o --max-grad-norm -inf", "--max-grad-norm -inf: wanted 0"),
+        ("train --model m --data d --out o --dollars-per-hour -1e3", "wanted a number above 0"),
+        // no number, and so a flag; and a flag that takes none
+        ("train --model m --data d --out o --learning-rate -e3", "unexpected argument '-e'"),
+        ("doctor --json -1e3", "unexpected value '-1e3' for '--json'"),
     ] {
         misused(line, &[], &[words]);
     }
@@ -496,7 +505,7 @@ fn evaluation_and_its_refusals() {
     let left_out = done.stderr.lines().find(|l| l.starts_with("vlm: left out: ")).unwrap();
     assert!(left_out.contains("set.jsonl, line 2: ") && left_out.contains("broken.png"), "{left_out}");
     write(&[&json!({"image": broken, "label": "dent"}).to_string()]);
-    fails(&format!("{again} --skip-bad"), &paths, &["set.jsonl: none of its 1 samples has whole photos"]);
+    fails(&format!("{again} --skip-bad"), &paths, &["set.jsonl: of its 1 sample none has whole photos"]);
     // labels that are compared as one are one class
     write(&[&line("dent"), &line("Dent."), &line("scratch")]);
     let done = vlm(&format!("{again} --json"), &paths);

@@ -203,7 +203,7 @@ fn photos_that_are_none_are_an_error_unless_skipped() {
         let done = import(&arguments);
         let said = text(&done.stderr);
         assert_eq!(done.status.code(), Some(1), "{said}");
-        assert!(said.contains("1 of 3 entries are wrong (--skip-bad") && said.contains(name), "{said}");
+        assert!(said.contains("1 of 3 entries is wrong (--skip-bad") && said.contains(name), "{said}");
         assert!(!out.exists());
         let done = import(&[&arguments[..], &["--skip-bad"]].concat());
         assert!(done.status.success() && text(&done.stderr).contains("left out, wrong: "), "{}", text(&done.stderr));

@@ -73,7 +73,7 @@ fn everything_odd_is_found() {
     let labels = seen.labels.join("\n");
     assert!(labels.contains("\"Dent\" (1) and \"dent\" (15) differ only in case or spaces"), "{labels}");
     assert!(labels.contains("\"paint  chip\" (1) and \"paint_chip\" (1) differ only"), "{labels}");
-    assert!(labels.contains("\"scratch\" has only 1 photos"), "{labels}");
+    assert!(labels.contains("\"scratch\" has only 1 photo;"), "{labels}");
     assert!(labels.contains("\"dent\" has 15 photos and \"Dent\" 1; accuracy alone hides the small one"), "{labels}");
     assert_eq!(seen.formats["JPEG"], 1);
     // 128 x 96 is 4 x 3 tokens, 640 x 128 is 20 x 4, 40 x 40 is 1 (40 / 32 rounds to 1), 200 x 150 is 6 x 5

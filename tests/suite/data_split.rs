@@ -120,7 +120,7 @@ fn amounts_that_cannot_be_are_refused() {
     for (wanted, said) in [
         (
             sizes(Some(Amount::Count(8)), None, Some(Amount::Count(3))),
-            "8, 0 and 3 samples, 11 in all, and there are 10",
+            "8, 0 and 3 samples, 11 in all, and the set has 10",
         ),
         (sizes(None, None, Some(Amount::Share(1.5))), "--test 1.5: wanted a share from 0.0 to 1.0"),
         (sizes(None, Some(Amount::Share(f64::NAN)), None), "--validation NaN"),
@@ -148,7 +148,7 @@ pub fn picture(seed: usize, width: usize, height: usize) -> Rgb {
 fn a_glance_finds_what_was_saved_again_and_nothing_else() {
     let of = |p: &Rgb| alike::Print::of(p);
     let prints: Vec<_> = (0..40).map(|i| of(&picture(i, 96, 64))).collect();
-    assert_eq!(alike::pairs(&prints), []);
+    assert_eq!(alike::pairs(&prints.iter().collect::<Vec<_>>()), BTreeSet::new());
     for (i, print) in prints.iter().enumerate() {
         let original = picture(i, 96, 64);
         let again = vlm::data::image::decode(&to_jpeg(&original, 60).unwrap(), Path::new("x")).unwrap();

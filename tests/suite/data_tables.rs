@@ -310,7 +310,7 @@ fn json_that_is_no_annotations_is_said() {
         refused(&path, &Options::default(), &[wanted]);
     }
     let only_left_out = coco(dir.path(), images(&["a.jpg"]), json!([]));
-    refused(&only_left_out, &Options::default(), &["no photo is left: 1 were left out", "has no annotation"]);
+    refused(&only_left_out, &Options::default(), &["no photo is left: 1 was left out", "has no annotation"]);
 }
 
 #[test]
@@ -325,7 +325,7 @@ fn the_program_lists_what_it_skips() {
     };
     let (code, _, said) = run(&[]);
     assert_eq!(code, Some(1));
-    assert!(said.starts_with("vlm: 1 of 3 entries are wrong") && said.lines().count() == 1, "{said}");
+    assert!(said.starts_with("vlm: 1 of 3 entries is wrong") && said.lines().count() == 1, "{said}");
     assert!(!out.exists());
     let (code, stdout, said) = run(&["--skip-bad", "--json"]);
     assert_eq!(code, Some(0), "{said}");

@@ -195,7 +195,7 @@ fn bad_lines_are_errors_or_listed() {
     );
 
     let error = read_dataset(&write(dir.path(), "{\n{\n"), None, OnBad::Skip).unwrap_err().to_string();
-    assert!(error.contains("none of its 2 lines can be read") && error.contains("line 1"), "{error}");
+    assert!(error.contains("of its 2 lines none can be read") && error.contains("line 1"), "{error}");
     for empty in ["", "\n \r\n", "\u{feff}"] {
         let error = read_dataset(&write(dir.path(), empty), None, OnBad::Skip).unwrap_err().to_string();
         assert!(error.contains("data.jsonl: holds no samples"), "{error}");
@@ -241,8 +241,8 @@ fn every_refusal_says_what_is_wrong() {
         (in_user(json!([{"type": "image", "image": "sub dir"}])), "is not a file"),
         (in_user(json!([{"type": "image", "image": "A".repeat(9000)}])), "AAAA…"),
         (in_user(json!([{"type": "image", "image": "HTTPS://x.org/a.png"}])), "download it"),
-        (json!({"messages": user, "images": []}), "0 images are listed, and the text has 1 places"),
-        (json!({"messages": user, "images": ["a.png", "b.png"]}), "2 images are listed, and the text has 1 places"),
+        (json!({"messages": user, "images": []}), "0 images are listed, and the text has 1 place for"),
+        (json!({"messages": user, "images": ["a.png", "b.png"]}), "2 images are listed, and the text has 1 place for"),
         (json!({"messages": user, "images": ["gone.png"]}), "image 1: cannot find the image"),
         (json!({"messages": user, "images": ["a.png"], "image": "a.png"}), "has both \"images\" and \"image\""),
         (json!({"messages": user, "videos": ["a.mp4"]}), "has \"videos\", and only images"),

@@ -4,7 +4,7 @@ use crate::data_split::picture;
 use crate::support::close::assert_within;
 use crate::support::tiny::cases;
 use serde_json::{Value, json};
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -18,7 +18,7 @@ use vlm::data::pairs::read_pairs;
 use vlm::dedupe::cache::Cache;
 use vlm::dedupe::calibrate::{Planted, calibrate, cosine};
 use vlm::dedupe::embed::{Embedder, Wanted, Watch};
-use vlm::dedupe::leaks::{self, Photo, find};
+use vlm::dedupe::leaks::{self, Alike, Photo, find};
 use vlm::dedupe::plant::{Change, planted};
 use vlm::dedupe::space::Space;
 use vlm::device::Device;
@@ -169,12 +169,13 @@ fn a_threshold_by_hand() {
             tests: i % 2 == 1,
             change,
             embedding: at(10.0 * i as f64 + off),
+            like: BTreeSet::new(),
         };
         off.into_iter().enumerate().map(of).collect::<Vec<_>>()
     };
     let mut planted = copies(Change::Crop, [2.0, 2.0, 2.0, 4.0, 2.0, 2.0, 2.0, 2.0]);
     planted.extend(copies(Change::Reencode, [1.0; 8]));
-    let got = calibrate(&originals, &planted, &HashSet::new());
+    let got = calibrate(&originals, &planted, &BTreeSet::new());
     // even photos choose: own at most 2 degrees off, others at least 8: the middle of the two cosines
     let middle = (2f64.to_radians().cos() + 8f64.to_radians().cos()) / 2.0;
     assert_within("threshold", &[got.threshold], &[middle], |_| 1e-6);
@@ -183,18 +184,42 @@ fn a_threshold_by_hand() {
     // an odd photo's copy that went too far, and one that looks like another photo
     planted[3].embedding = at(30.0 + 7.0);
     planted[5].embedding = at(60.0);
-    let got = calibrate(&originals, &planted, &HashSet::new());
+    let got = calibrate(&originals, &planted, &BTreeSet::new());
     assert_within("threshold", &[got.threshold], &[middle], |_| 1e-6);
     // of eight copies in the half that tests six are found; two are found with another photo
     // (37 degrees: 40 is 3 off; 60: is 60)
     assert_eq!((got.recall, got.precision), (0.75, Some(0.75)));
     assert_eq!((got.recall_of["crops"], got.recall_of["re-encodes"]), (0.5, 1.0));
     // photos 5 and 6 show the same: finding one by the other's copy is no mistake
-    let got = calibrate(&originals, &planted, &HashSet::from([(5, 6)]));
+    let got = calibrate(&originals, &planted, &BTreeSet::from([(5, 6)]));
     assert_eq!(got.precision, Some(6.0 / 7.0));
     let here = got.curve.iter().find(|p| p.threshold == got.threshold).unwrap();
     assert_eq!((here.precision, here.recall), (got.precision, got.recall));
     assert!(got.curve.windows(2).all(|w| w[0].threshold <= w[1].threshold && w[0].recall >= w[1].recall));
+    // what pixels find counts, right or wrong: photo 3 by its copy, photo 0 by that of 7
+    planted[3].like.insert(3);
+    planted[7].like.insert(0);
+    let got = calibrate(&originals, &planted, &BTreeSet::from([(5, 6)]));
+    assert_within("threshold", &[got.threshold], &[middle], |_| 1e-6);
+    assert_eq!((got.recall, got.precision), (7.0 / 8.0, Some(7.0 / 9.0)));
+    assert_eq!((got.recall_of["crops"], got.recall_of["re-encodes"]), (0.75, 1.0));
+    // for a copy 6 degrees off, and 4 from another, the threshold comes down; not where pixels find it
+    let mut planted = [copies(Change::Crop, [2.0; 8]), copies(Change::Reencode, [1.0; 8])].concat();
+    planted[2].embedding = at(26.0);
+    let between = |a: f64, b: f64| (a.to_radians().cos() + b.to_radians().cos()) / 2.0;
+    let low = calibrate(&originals, &planted, &BTreeSet::new()).threshold;
+    planted[2].like.insert(2);
+    let high = calibrate(&originals, &planted, &BTreeSet::new()).threshold;
+    assert_within("thresholds", &[low, high], &[between(6.0, 8.0), between(2.0, 4.0)], |_| 1e-6);
+    // where they find all it comes down to what is wrong
+    planted.iter_mut().for_each(|p| _ = p.like.insert(p.source));
+    planted[2].embedding = at(22.0);
+    assert_within(
+        "threshold",
+        &[calibrate(&originals, &planted, &BTreeSet::new()).threshold],
+        &[between(2.0, 8.0)],
+        |_| 1e-6,
+    );
 }
 
 #[test]
@@ -215,6 +240,22 @@ fn changes_are_what_they_say() {
         assert!((0.69..=0.91).contains(&factor) || (1.05..=1.31).contains(&factor), "{factor}");
         assert_eq!(bright, of(Change::Brightness));
     }
+}
+
+/// One crop for all photos would tell how that crop is found, and of crops nothing.
+#[test]
+fn each_photo_is_changed_in_its_own_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let crop = |i: usize, seed: u64| {
+        let path = dir.path().join(format!("{i}.png"));
+        fs::write(&path, to_png(&picture(i, 200, 100)).unwrap()).unwrap();
+        let crop = Wanted { source: &ImageSource::File(path), change: Some((Change::Crop, seed)) }.load().unwrap();
+        (crop.width, crop.height)
+    };
+    let sizes: BTreeSet<_> = (0..8).map(|i| crop(i, 0)).collect();
+    assert!(sizes.len() >= 6, "{sizes:?}");
+    assert_eq!(crop(3, 0), crop(3, 0));
+    assert_ne!((crop(3, 0), crop(4, 0)), (crop(3, 1), crop(4, 1)));
 }
 
 fn write_set(dir: &Path, name: &str, images: &[&str]) -> PathBuf {
@@ -241,22 +282,29 @@ fn what_an_earlier_set_keeps_goes_from_a_later_one() {
     let photos = leaks::photos(&sets);
     // Train 0, 0, 40, 80; my-val 1, 120; test 2, 121, 200
     let embeddings: Vec<_> = [0.0, 0.0, 40.0, 80.0, 1.0, 120.0, 2.0, 121.0, 200.0].map(at).into();
-    let threshold = 5f64.to_radians().cos();
-    let (pairs, removed) = find(&sets, &photos, &embeddings, threshold, false);
-    assert!(pairs.windows(2).all(|w| w[0].2 >= w[1].2), "most alike first");
-    let mut names: Vec<(usize, usize)> = pairs.iter().map(|(i, j, _)| (*i, *j)).collect();
+    let (threshold, none) = (5f64.to_radians().cos(), BTreeSet::new());
+    let (pairs, removed) = find(&sets, &photos, (&embeddings, threshold), &none, false);
+    assert!(pairs.windows(2).all(|w| w[0].cosine >= w[1].cosine), "most alike first");
+    let mut names: Vec<(usize, usize)> = pairs.iter().map(|pair| (pair.a, pair.b)).collect();
     names.sort_unstable();
     assert_eq!(names, [(0, 1), (0, 4), (0, 6), (1, 4), (1, 6), (4, 6), (5, 7)]);
     // within train nothing goes; validation's 1 does, test's 2 and 121 do
     assert_eq!(removed, [vec![false; 4], vec![true, false], vec![true, true, false]]);
-    let (_, removed) = find(&sets, &photos, &embeddings, threshold, true);
+    let (_, removed) = find(&sets, &photos, (&embeddings, threshold), &none, true);
     assert_eq!(removed[0], [false, true, false, false]);
     // what is gone takes nothing with it: at 1.5 degrees test's 2 is like validation's 1 alone, which went
-    let (pairs, removed) = find(&sets, &photos, &embeddings, 1.5f64.to_radians().cos(), false);
+    let (pairs, removed) = find(&sets, &photos, (&embeddings, 1.5f64.to_radians().cos()), &none, false);
     assert_eq!(pairs.len(), 5);
     assert_eq!(removed, [vec![false; 4], vec![true, false], vec![false, true, false]]);
     let same = [Photo { set: 0, sample: 0, source: photos[0].source }; 2];
-    assert!(find(&sets, &same, &[at(0.0), at(0.0)], 0.5, false).0.is_empty(), "two photos of one sample are no pair");
+    let (zeros, known) = ([at(0.0), at(0.0)], BTreeSet::from([(0, 1)]));
+    assert!(find(&sets, &same, (&zeros, 0.5), &known, false).0.is_empty(), "two photos of one sample are no pair");
+    // what pixels tell comes first, whatever the cosine, and goes as the others do
+    let (pairs, removed) = find(&sets, &photos, (&embeddings, 1.5), &BTreeSet::from([(2, 8)]), false);
+    assert!(matches!(pairs[..], [Alike { a: 2, b: 8, cosine, by_pixels: true }] if cosine < 0.0), "{pairs:?}");
+    assert_eq!(removed, [vec![false; 4], vec![false; 2], vec![false, false, true]]);
+    let (pairs, _) = find(&sets, &photos, (&embeddings, threshold), &BTreeSet::from([(2, 8)]), false);
+    assert_eq!((pairs.len(), pairs[0].by_pixels, pairs[1].by_pixels), (8, true, false));
     let twice = [files[0].clone(), dir.path().join("deep/test.jsonl")];
     fs::create_dir(dir.path().join("deep")).unwrap();
     fs::copy(&files[0], &twice[1]).unwrap();

@@ -1,6 +1,8 @@
 //! Drawn photos: the same for the same seed, about shapes and not colours, with copies where the ledger says.
 
+use std::collections::BTreeSet;
 use vlm::base::Error;
+use vlm::data::alike::{self, Print};
 use vlm::data::drawn::damage::{CLASSES, photo};
 use vlm::data::drawn::marks;
 use vlm::data::drawn::photos::{Change, Planted, Set, write_set};
@@ -137,6 +139,34 @@ fn a_set_has_its_copies_where_the_ledger_says() {
     let again = tempfile::tempdir().unwrap();
     assert_eq!(write_set(again.path(), &set, &mut |_, _| ()).unwrap(), planted);
     assert_eq!(std::fs::read(again.path().join(&test[0])).unwrap(), std::fs::read(dir.path().join(&test[0])).unwrap());
+}
+
+/// Copies and crops are found by their pixels; between photos of one kind, drawn apart, nothing is.
+#[test]
+fn pixels_tell_copies_and_crops_from_other_photos() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = Set { train: 120, test: 3, planted: 45, width: 128, height: 96, seed: 11 };
+    let planted = write_set(dir.path(), &set, &mut |_, _| ()).unwrap();
+    let print = |path: &str| Print::of(&image::load(&dir.path().join(path)).unwrap());
+    let names = |part: &str, n: usize| {
+        CLASSES.map(|c| (1..=n).map(|i| format!("{part}/{c}/{i:03}.jpg")).collect::<Vec<_>>()).concat()
+    };
+    let train: Vec<String> = names("train", 40);
+    let originals: Vec<Print> = train.iter().map(|path| print(path)).collect();
+    let copies: Vec<Print> = planted.iter().map(|p| print(&p.test)).collect();
+    let all: Vec<&Print> = originals.iter().collect();
+    assert_eq!(alike::pairs(&all), BTreeSet::new());
+    let found = alike::pairs_between(&all, &copies.iter().collect::<Vec<_>>());
+    let own = |at: &usize| train.iter().position(|path| *path == planted[*at].train).unwrap();
+    let right = |crops: bool| {
+        let of_kind = (0..planted.len()).filter(|at| matches!(planted[*at].change, Change::Crop(_)) == crops);
+        let (n, found) =
+            of_kind.fold((0, 0), |(n, hits), at| (n + 1, hits + usize::from(found.contains(&(own(&at), at)))));
+        found as f64 / n as f64
+    };
+    assert!(right(true) >= 0.8 && right(false) >= 0.9, "of crops {:.2}, of others {:.2}", right(true), right(false));
+    let wrong: Vec<_> = found.iter().filter(|(i, at)| *i != own(at)).collect();
+    assert!(wrong.is_empty(), "{wrong:?}");
 }
 
 #[test]

@@ -158,6 +158,39 @@ fn what_is_read_is_not_replaced_under_any_name() {
     spares(&trained.join("config.json"), &format!("{train} --full --overwrite"), &[&trained, &set, &full], &read);
 }
 
+/// A sweep fills a folder of its own, with nothing in it that it reads.
+#[test]
+fn a_sweep_replaces_nothing_that_it_reads() {
+    let (place, model) = (Place::new(), single());
+    let set = fs::read_to_string(place.at("set.jsonl")).unwrap();
+    place.write("validation.jsonl", &set);
+    let config = |file: &str, train: &Path, out: &str| {
+        let validation = place.at("validation.jsonl");
+        let text = format!(
+            "out = {:?}\nsearch = \"grid\"\n[train]\nmodel = {model:?}\ndata = {train:?}\neval-data = {validation:?}\n\
+             [vary]\nrank = [1, 2]\n",
+            place.at(out)
+        );
+        place.write(file, &text)
+    };
+    std::os::unix::fs::symlink(place.dir.path(), place.at("link")).unwrap();
+    let mine = place.write("mine/leaderboard.csv", "mine");
+    let apart = config("sweep.toml", &place.at("set.jsonl"), "mine");
+    spares(&mine, "sweep --config {}", &[&apart], &["mine: holds files that are no sweep's"]);
+    assert_eq!(entries(&place.at("mine")), ["leaderboard.csv"]);
+    let board = place.write("a/leaderboard.json", &set);
+    place.write("a/trials.json", "{}");
+    let file = config("sweep.toml", &board, "link/a");
+    spares(&board, "sweep --config {}", &[&file], &["leaderboard.json: is read by this command"]);
+    let itself = config("b/trials.json", &place.at("set.jsonl"), "b");
+    spares(&itself, "sweep --config {}", &[&itself], &["trials.json: is read by this command"]);
+    let log = place.write("c/trial-002/metrics.jsonl", &set);
+    place.write("c/trials.json", "{}");
+    let within = ["metrics.jsonl: is read by this command, and lies in", "trial-002, which it fills"];
+    let file = config("sweep.toml", &log, "link/c");
+    spares(&log, "sweep --config {}", &[&file], &within);
+}
+
 /// A bench fills a folder of its own, and uses again what it left there.
 #[test]
 fn a_bench_writes_into_no_folder_of_others() {

@@ -160,9 +160,9 @@ fn lost_images_and_texts_are_errors() {
     let user = parts(Role::User, &[picture(), text("What?")]);
     for (messages, n_images, wanted) in [
         // transformers takes the first picture for the user's place here.
-        (vec![parts(Role::System, &[picture()]), user.clone()], 2, "message 1 (system) has 1 images, and the chat"),
-        (vec![user.clone(), parts(Role::Assistant, &[picture(), text("x")])], 2, "message 2 (assistant) has 1 images"),
-        (vec![asks("x"), parts(Role::Assistant, &[picture()])], 1, "message 2 (assistant) has 1 images"),
+        (vec![parts(Role::System, &[picture()]), user.clone()], 2, "message 1 (system) has 1 image, and the chat"),
+        (vec![user.clone(), parts(Role::Assistant, &[picture(), text("x")])], 2, "message 2 (assistant) has 1 image"),
+        (vec![asks("x"), parts(Role::Assistant, &[picture()])], 1, "message 2 (assistant) has 1 image"),
         (vec![asks("a"), parts(Role::User, &[text(IMAGE_PAD), picture()])], 1, "message 2 (user) has the text"),
         (vec![user.clone(), says(IMAGE_PAD)], 1, "message 2 (assistant) has the text <|image_pad|>"),
         // The number of placeholders is right, and they are not the images'.

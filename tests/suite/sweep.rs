@@ -124,14 +124,18 @@ fn files_that_mean_no_sweep_are_refused() {
 struct Seen {
     begun: RefCell<Vec<usize>>,
     steps: Cell<usize>,
+    checked: Cell<usize>,
 }
 
 fn sweep(sweep: &Sweep, seen: &Seen, stop_after: usize) -> Result<Option<Vec<Row>>> {
     let mut begins = |number: usize, _: usize, _: &Map<String, Value>| seen.begun.borrow_mut().push(number);
     let mut said = |said: Said| {
-        if let Said::Step(..) = said {
-            seen.steps.set(seen.steps.get() + 1);
-        }
+        let count = match said {
+            Said::Step(..) => &seen.steps,
+            Said::Checked(n, all) if n == all => &seen.checked,
+            _ => return,
+        };
+        count.set(count.get() + 1);
     };
     let mut host = Host {
         open: &|_, _| Ok((Device::host(), Precision::F32)),
@@ -175,6 +179,8 @@ fn trials_are_done_once_and_go_on_where_they_stopped() {
     let seen = Seen::default();
     let rows = sweep(&whole, &seen, usize::MAX).unwrap().unwrap();
     assert_eq!((seen.begun.borrow().clone(), seen.steps.get()), (vec![1, 2], 4));
+    // of the training set and of the validation set, for both trials
+    assert_eq!(seen.checked.get(), 2, "sets whose photos were decoded before a trial");
     let results: Vec<_> = rows.iter().map(result).collect();
     assert!(results[0].1 >= results[1].1);
     let board: Value =
@@ -244,7 +250,7 @@ fn a_set_that_is_learnt_or_reported_does_not_choose() {
     refused(
         grid,
         "validation.jsonl",
-        &["validation.jsonl: 1 of its samples are in the training set", "vlm data dedupe"],
+        &["validation.jsonl: 1 of its samples is in the training set", "vlm data dedupe"],
     );
 }
 

@@ -281,7 +281,7 @@ fn without_one_whole_checkpoint_nothing_is_thrown_away() {
     }
     let dir = restore(&state);
     let error = open(dir.path(), Start::Resume).unwrap_err().to_string();
-    assert!(error.contains("none of its 2 checkpoints can be read") && error.contains("--overwrite"), "{error}");
+    assert!(error.contains("of its 2 checkpoints none can be read") && error.contains("--overwrite"), "{error}");
     assert_eq!(snapshot(dir.path()), state);
 }
 

@@ -12,6 +12,7 @@ use vlm::device::Device;
 use vlm::io::lock::FolderLock;
 use vlm::train::run_folder::Start;
 use vlm::train::session::{Begin, End, Said, Watch, Why, dry_run, train};
+use vlm::train::sets::Sets;
 
 #[test]
 fn a_run_with_dropout_that_is_stopped_goes_on_to_the_same_bits() {
@@ -147,7 +148,7 @@ fn a_damaged_photo_is_found_before_the_first_step_or_left_out() {
     };
     let mut watch = Watch { said: &mut said, interrupted: &|| true };
     let begin = Begin { start: Start::New, first_gradients: None, dollars_per_hour: None };
-    let end = train(&settings, Device::host(), Precision::F32, &begin, &mut watch).unwrap();
+    let end = train(&settings, Device::host(), Precision::F32, &begin, &mut Sets::default(), &mut watch).unwrap();
     assert_eq!(end, End::Interrupted { steps: 1 });
     let left_out: Vec<_> = notes.iter().filter(|n| n.starts_with("left out: ")).collect();
     assert!(left_out.len() == 1 && left_out[0].contains("line 2: ") && left_out[0].contains("cut.png"), "{notes:?}");

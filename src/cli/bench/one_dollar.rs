@@ -3,7 +3,7 @@
 use super::job::{self, Job, Times};
 use super::shapes::Shape;
 use crate::base::date::today;
-use crate::base::{DType, Error, Result};
+use crate::base::{DType, Error, Result, counted};
 use crate::cli::compute::Compute;
 use crate::cli::output;
 use crate::cli::progress::Progress;
@@ -223,12 +223,18 @@ impl OneDollar {
             }));
         }
         let mut said = format!(
-            "{name}, {parameters} parameters, --device {}; {} photos of {}x{}, {} epochs, rank {}, batches of {}\n\n",
-            self.device, self.photos, self.size.0, self.size.1, self.epochs, self.rank, self.batch_size
+            "{name}, {parameters} parameters, --device {}; {} of {}x{}, {}, rank {}, batches of {}\n\n",
+            self.device,
+            counted(self.photos, "photo", "photos"),
+            self.size.0,
+            self.size.1,
+            counted(self.epochs, "epoch", "epochs"),
+            self.rank,
+            self.batch_size
         );
         said += &job::table(cold, warm);
         _ = writeln!(said, "\npreprocessing all photos alone: {preprocess:.2} s");
-        _ = writeln!(said, "{} steps, {} tokens", warm.n_steps, warm.tokens);
+        _ = writeln!(said, "{}, {} tokens", counted(warm.n_steps, "step", "steps"), warm.tokens);
         for (name, t) in [("cold", cold), ("warm", warm)] {
             _ = write!(said, "{name}: {:.0} tokens/s, {:.4} TFLOP/s", t.tokens_per_second(), rate(t) / 1e12);
             _ = writeln!(said, "{}", mfu(t).map_or(String::new(), |m| format!(", MFU {:.1} %", 100.0 * m)));

@@ -1,12 +1,11 @@
 //! `vlm data dedupe`: photos that leak from one set into another.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::cli::compute::Compute;
 use crate::cli::interrupt;
 use crate::cli::notice::notice;
 use crate::cli::output;
 use crate::cli::progress::Progress;
-use crate::cli::values::counted;
 use crate::cli::{print, print_json};
 use crate::data::dataset::OnBad;
 use crate::dedupe::cache::Cache;
@@ -53,9 +52,10 @@ pub struct Tower {
     after_help = "Example: vlm data dedupe --model Qwen3-VL-2B-Instruct split/train.jsonl split/test.jsonl --out clean
 
 A photo of a later set that shows what one of an earlier set shows is left out of the later. Sets named train come
-first, then those named val or dev, then the others. A threshold means nothing for another model or other photos: unless
-one is given, it is calibrated on crops, re-encodes and brightness changes of your own photos, and its precision and
-recall are said."
+first, then those named val or dev, then the others. Pixels tell that a photo was saved again, made brighter or cropped;
+the tower's embeddings tell that two photos show one thing, from a threshold on that means nothing for another model or
+other photos: unless one is given, it is calibrated on crops, re-encodes and brightness changes of your own photos.
+Precision and recall of both together are said."
 )]
 pub struct Dedupe {
     /// A checkpoint folder as Hugging Face publishes it
@@ -196,13 +196,15 @@ fn table(outcome: &Outcome) -> String {
             (Some(a), Some(b)) if a != b => format!("  called {a} and {b}"),
             _ => String::new(),
         };
-        _ = writeln!(said, "  {:.4}  {} {}  {} {}{called}", p.cosine, p.a.set, p.a.image, p.b.set, p.b.image);
+        let how = if p.by_pixels { "pixels".into() } else { format!("{:.4}", p.cosine) };
+        _ = writeln!(said, "  {how}  {} {}  {} {}{called}", p.a.set, p.a.image, p.b.set, p.b.image);
     }
     if n > SHOWN {
         _ = writeln!(said, "  … ({} has all)", leaks::PAIRS);
     }
     for set in &outcome.sets {
-        _ = writeln!(said, "{}: {} of {} samples removed", set.name, set.removed, set.samples);
+        let all = counted(set.samples, "sample", "samples");
+        _ = writeln!(said, "{}: {} of {all} removed", set.name, set.removed);
     }
     said
 }

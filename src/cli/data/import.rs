@@ -1,8 +1,7 @@
 //! `vlm data import`: a dataset of other people's shapes.
 
-use crate::base::Result;
+use crate::base::{Result, counted};
 use crate::cli::notice::notice;
-use crate::cli::values::counted;
 use crate::cli::{output, print, print_json};
 use crate::data::import::{self, Options};
 use crate::io::atomic;
@@ -90,8 +89,7 @@ impl Import {
         match (left_out, bad) {
             (0, 0) => Ok(()),
             (n, 0) => print(&format!("left out: {n}\n")),
-            (n, 1) => print(&format!("left out: {n}, and 1 that is wrong\n")),
-            (n, bad) => print(&format!("left out: {n}, and {bad} that are wrong\n")),
+            (n, bad) => print(&format!("left out: {n}, and {}\n", counted(bad, "that is wrong", "that are wrong"))),
         }
     }
 }

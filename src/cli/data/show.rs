@@ -1,10 +1,9 @@
 //! `vlm data show`: what is in a dataset.
 
 use crate::base::width::{left, width};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::cli::model::PixelFlags;
 use crate::cli::progress::Progress;
-use crate::cli::values::counted;
 use crate::cli::{output, print, print_json};
 use crate::data::census::{Census, Histogram, SheetSize, census};
 use crate::data::dataset::{OnBad, read_dataset};

@@ -1,11 +1,10 @@
 //! `vlm data split`: a dataset in parts.
 
 use super::dedupe::{self, Tower};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::cli::notice::{notice, plain};
 use crate::cli::output;
 use crate::cli::progress::Progress;
-use crate::cli::values::counted;
 use crate::cli::{print, print_json};
 use crate::data::alike;
 use crate::data::dataset::{OnBad, Sample, read_dataset};
@@ -143,7 +142,7 @@ impl Split {
     fn groups(&self, samples: &[(Sample, Vec<Look>)]) -> Result<Vec<usize>> {
         let photos: Vec<(usize, &Look)> =
             samples.iter().enumerate().flat_map(|(i, (_, looks))| looks.iter().map(move |look| (i, look))).collect();
-        let prints: Vec<_> = photos.iter().map(|(_, look)| look.print.clone()).collect();
+        let prints: Vec<_> = photos.iter().map(|(_, look)| &look.print).collect();
         let mut pairs: Vec<(usize, usize)> =
             alike::pairs(&prints).into_iter().map(|(a, b)| (photos[a].0, photos[b].0)).collect();
         let mut by_hash: HashMap<[u8; 32], usize> = HashMap::new();

@@ -10,7 +10,7 @@ use super::itself;
 use super::output::{self, Holds};
 use super::progress::Progress;
 use super::{assets, interrupt, print, table};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::classify::colour;
 use crate::classify::records::Evaluation;
 use crate::data::dataset::{OnBad, read_dataset};
@@ -154,7 +154,8 @@ impl Demo {
             false => "other answers than the adapter's",
         };
         let colour = 100.0 * right as f64 / n.max(1) as f64;
-        let pairs = format!("{}; found {found} of them, in {crossing} pairs across the sets", planted.len());
+        let pairs = counted(crossing, "pair", "pairs");
+        let pairs = format!("{}; found {found} of them, in {pairs} across the sets", planted.len());
         let rows = [
             ("leaks planted", pairs),
             ("mean colour alone", format!("{colour:.1} % ({right} of {n})")),

@@ -2,7 +2,7 @@
 
 use super::damage::{CLASSES, photo};
 use crate::base::rng::Dice;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::data::image::{Rgb, resize, to_jpeg};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -59,7 +59,8 @@ const QUALITY: u8 = 90;
 /// Errors: files that cannot be written; more planted photos than there are to train on.
 pub fn write_set(out: &Path, set: &Set, progress: &mut dyn FnMut(u64, u64)) -> Result<Vec<Planted>> {
     if set.planted > set.train {
-        let said = format!("{} photos cannot be planted: there are {} to make them of", set.planted, set.train);
+        let planted = counted(set.planted, "photo", "photos");
+        let said = format!("{planted} cannot be planted: to make them of the set has {}", set.train);
         return Err(Error::Usage(said));
     }
     let path = |part: &str, class: usize, at: usize| format!("{part}/{}/{at:03}.jpg", CLASSES[class]);

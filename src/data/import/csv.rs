@@ -5,7 +5,7 @@
 
 use super::place::place;
 use super::{Imported, Named, Options, Photo, Place, images_folder, take};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use std::path::Path;
 
 /// Reads the table `file`. Errors: unreadable, empty, UTF-16, no such columns, a header alone.
@@ -76,8 +76,8 @@ fn row(
 ) -> Result<Photo, String> {
     if record.len() != wanted {
         return Err(format!(
-            "has {} values where the header has {wanted}; a value with a comma has to stand in quotes",
-            record.len()
+            "has {} where the header has {wanted}; a value with a comma has to stand in quotes",
+            counted(record.len(), "value", "values")
         ));
     }
     let value = |at: usize| {

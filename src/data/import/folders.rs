@@ -5,7 +5,7 @@
 //! that it is one, else as something beside the photos. Names beginning with a dot are the system's and do not count.
 
 use super::{Imported, Photo};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use crate::data::image;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -47,7 +47,7 @@ pub fn class_folders(source: &Path) -> Result<Imported> {
                 let outer = inner.parent().unwrap_or(&inner).display();
                 format!("; its folders hold folders: import each of them, such as {outer}")
             }
-            (None, Some(first)) => format!("; the first of {} entries: {first}", found.entries()),
+            (None, Some(first)) => format!("; the first of {}: {first}", counted(found.entries(), "entry", "entries")),
             (None, None) => "; it is empty".into(),
         };
         let reason = format!("wanted a folder of photos per class, and found no photo in one{hint}");

@@ -11,7 +11,7 @@ mod place;
 
 use super::{image, paths};
 use crate::base::error::Context;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, counted};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -78,10 +78,13 @@ pub fn import(source: &Path, options: &Options) -> Result<Imported> {
         _ => folders::class_folders(source)?,
     };
     let bad = found.bad.len();
-    let said = if found.photos.is_empty() {
-        format!("all {bad} entries are wrong, the first")
-    } else {
-        format!("{bad} of {} entries are wrong (--skip-bad leaves them out and lists them), the first", found.entries())
+    let said = match (found.photos.is_empty(), bad) {
+        (true, 1) => "the only entry is wrong".into(),
+        (true, _) => format!("all {bad} entries are wrong, the first"),
+        (false, _) => {
+            let (all, are) = (found.entries(), if bad == 1 { "is" } else { "are" });
+            format!("{bad} of {all} entries {are} wrong (--skip-bad leaves them out and lists them), the first")
+        }
     };
     let mut found = found;
     if bad > 0 && (!options.skip_bad || found.photos.is_empty()) {
@@ -89,7 +92,8 @@ pub fn import(source: &Path, options: &Options) -> Result<Imported> {
     }
     match found.left_out.first() {
         Some(first) if found.photos.is_empty() => {
-            let said = format!("no photo is left: {} were left out; the first: {first}", found.left_out.len());
+            let left_out = counted(found.left_out.len(), "was", "were");
+            let said = format!("no photo is left: {left_out} left out; the first: {first}");
             Err(Error::file(source, said))
         }
         None if found.photos.is_empty() => Err(Error::file(source, "names no photo")),

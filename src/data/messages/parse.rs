@@ -2,6 +2,7 @@
 
 use super::source::shown;
 use super::{Content, Conversation, ImageSource, Message, Part, Role};
+use crate::base::counted;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -79,9 +80,9 @@ pub(in crate::data) fn conversation(object: &Object, folder: &Path) -> Result<Co
     let n_listed = listed.sources.as_ref().map_or(0, Vec::len);
     if listed.used != n_listed {
         return Err(format!(
-            "{n_listed} images are listed, and the text has {} places for them ({MARK} or an image item without a \
-             source); the numbers must be equal",
-            listed.used
+            "{} listed, and the text has {} for them ({MARK} or an image item without a source); the numbers must be equal",
+            counted(n_listed, "image is", "images are"),
+            counted(listed.used, "place", "places")
         ));
     }
     prepend_system(object, &mut messages)?;

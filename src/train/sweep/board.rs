@@ -7,6 +7,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
+/// The files of a board.
+pub const JSON: &str = "leaderboard.json";
+pub const CSV: &str = "leaderboard.csv";
+
 /// How a trial ended.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
@@ -87,12 +91,12 @@ pub fn sort(rows: &mut [Row]) {
     });
 }
 
-/// Writes leaderboard.json and leaderboard.csv into `folder`.
+/// Writes [`JSON`] and [`CSV`] into `folder`.
 pub fn write(folder: &Path, rows: &[Row]) -> Result<()> {
-    let file = folder.join("leaderboard.json");
+    let file = folder.join(JSON);
     let text = serde_json::to_string_pretty(rows).map_err(|e| Error::file(&file, e.to_string()))?;
     atomic::write_file(&file, |out| out.write(text.as_bytes()))?;
-    let file = folder.join("leaderboard.csv");
+    let file = folder.join(CSV);
     let table = table(rows).map_err(|e| Error::file(&file, e.to_string()))?;
     atomic::write_file(&file, |out| out.write(&table))
 }

@@ -15,8 +15,9 @@ pub mod space;
 use super::fingerprint;
 use super::run_folder::Start;
 use super::session::{self, Begin, End, Said, Watch};
+use super::sets::Sets;
 use super::settings::{DeviceChoice, PrecisionChoice, Settings};
-use crate::base::{Error, Precision, Result};
+use crate::base::{Error, Precision, Result, counted};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::data::look;
 use crate::device::Device;
@@ -29,7 +30,8 @@ use space::{Sweep, Trial};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-const TRIALS: &str = "trials.json";
+/// What tells a sweep's folder from others.
+pub const TRIALS: &str = "trials.json";
 const RESULT: &str = "trial.json";
 
 /// Opens the device that settings ask for.
@@ -66,6 +68,7 @@ pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
             rows.push(row);
         }
     }
+    let mut sets = Sets::default();
     for trial in &sweep.trials {
         if rows.iter().any(|row| row.trial == trial.number) {
             continue;
@@ -74,7 +77,7 @@ pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
             return Ok(None);
         }
         (host.begins)(trial.number, sweep.trials.len(), &trial.varied);
-        let Some(row) = attempt(trial, host)? else { return Ok(None) };
+        let Some(row) = attempt(trial, &mut sets, host)? else { return Ok(None) };
         (host.done)(&row);
         rows.push(row);
         board::sort(&mut rows);
@@ -85,12 +88,17 @@ pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
     Ok(Some(rows))
 }
 
+/// Every file that [`run`] writes beside the trials' folders.
+pub fn files(out: &Path) -> [PathBuf; 3] {
+    [TRIALS, board::JSON, board::CSV].map(|name| out.join(name))
+}
+
 /// Runs one trial to its end, or goes on with it. None: interrupted.
-fn attempt(trial: &Trial, host: &mut Host) -> Result<Option<Row>> {
+fn attempt(trial: &Trial, sets: &mut Sets, host: &mut Host) -> Result<Option<Row>> {
     let (device, precision) = (host.open)(trial.settings.device, trial.settings.precision)?;
     let mut watch = Watch { said: &mut *host.said, interrupted: host.interrupted };
     let begin = Begin { start: Start::Resume, first_gradients: None, dollars_per_hour: None };
-    let outcome = match session::train(&trial.settings, device, precision, &begin, &mut watch) {
+    let outcome = match session::train(&trial.settings, device, precision, &begin, sets, &mut watch) {
         Ok(End::Interrupted { .. }) => return Ok(None),
         Ok(End::Done { steps, loss, .. }) => Outcome::of(&trial.settings.out, steps, loss)?,
         // what these settings made of it: a loss that is no number, a batch that does not fit
@@ -174,8 +182,9 @@ fn check_sets(sweep: &Sweep) -> Result<()> {
         let shared = mine.iter().filter(|hash| theirs.contains(*hash)).count();
         if shared > 0 {
             let said = format!(
-                "{shared} of its samples are in the {what} set {} too: a choice made on them says nothing; split again \
-                 with vlm data split, or clean the sets with vlm data dedupe",
+                "{} in the {what} set {} too: a choice made on that says nothing; split again with vlm data split, or clean \
+                 the sets with vlm data dedupe",
+                counted(shared, "of its samples is", "of its samples are"),
                 other.display()
             );
             return Err(Error::file(validation, said));

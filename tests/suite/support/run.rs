@@ -9,6 +9,7 @@ use vlm::base::{Precision, Result};
 use vlm::device::Device;
 use vlm::train::run_folder::Start;
 use vlm::train::session::{Begin, End, Said, Watch, train};
+use vlm::train::sets::Sets;
 use vlm::train::settings::Settings;
 
 /// A folder with a training set of its own.
@@ -75,7 +76,7 @@ impl Bench {
         let interrupted = || interrupt_after.is_some_and(|n| at.get() >= n);
         let mut watch = Watch { said: &mut said, interrupted: &interrupted };
         let begin = Begin { start, first_gradients: None, dollars_per_hour: Some(3.6) };
-        train(settings, device, precision, &begin, &mut watch)
+        train(settings, device, precision, &begin, &mut Sets::default(), &mut watch)
     }
 
     pub fn refusal(&self, settings: &Settings) -> String {

@@ -3,6 +3,7 @@
 
 use super::bits::Huffman;
 use super::color::Color;
+use crate::base::counted;
 
 /// Position in the zigzag order to position in the 8x8 block, row by row.
 pub(super) const NATURAL: [u8; 64] = [
@@ -187,7 +188,8 @@ fn frame(body: &[u8], progressive: bool) -> Result<Frame, String> {
         return Err(format!("the JPEG file has {count} channels; files with 1, 3 or 4 are read"));
     }
     if rest.len() != 3 * count {
-        return Err(format!("the JPEG frame header has {} bytes for {count} channels", rest.len()));
+        let channels = counted(count, "channel", "channels");
+        return Err(format!("the JPEG frame header has {} for {channels}", counted(rest.len(), "byte", "bytes")));
     }
     let factors: Vec<(u8, usize, usize, usize)> =
         rest.chunks_exact(3).map(|c| (c[0], usize::from(c[1] >> 4), usize::from(c[1] & 15), c[2].into())).collect();
