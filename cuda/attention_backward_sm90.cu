@@ -201,7 +201,6 @@ DEV void send_sums(const AttentionBackwardSm90Args& args, const Work& work, cons
     const int slot = (work.span.from / kNarrow + work.sequence + step.i) * a.heads + step.head;
     float* sums = args.sums + (int64_t)slot * (kNarrow * W);
     uint32_t* counter = args.counters + 1 + slot;
-    __syncwarp();
     if ((threadIdx.x & 31) == 0) {
       if (tile > 0) wait_counter(counter, (uint32_t)tile);
       walk.wait_sums(number);
