@@ -1,5 +1,5 @@
 // What the gradients of parameters are told and how their sums are stored: shared by linear_backward.cu and
-// linear_sm90.cu.
+// linear_gradient_sm90.cu.
 #pragma once
 #include "linear_product.cuh"
 
@@ -37,6 +37,21 @@ DEV void store_gradient(const LinearGradientArgs& a, int index, int split, int r
     a.partial[split * a.partial_size + band.partial_at + at] = sum;
   } else {
     band.gradient[at] += band.scale * sum;
+  }
+}
+
+// Eight neighbouring sums of a row, likewise, where heights, widths and pointers are what linear_gradient_sm90.cu wants.
+DEV void store_gradient8(const LinearGradientArgs& a, int index, int split, int row, int column, float (&v)[8]) {
+  const LinearGradientBand& band = a.bands[index];
+  if (row >= band.height || column >= band.width) return;
+  const int64_t at = (int64_t)row * band.width + column;
+  if (a.partial) {
+    write8<true>(a.partial + split * a.partial_size + band.partial_at + at, v, 8);
+  } else {
+    float sum[8];
+    read8<true>(sum, band.gradient + at, 8);
+    UNROLL for (int i = 0; i < 8; i++) sum[i] += band.scale * v[i];
+    write8<true>(band.gradient + at, sum, 8);
   }
 }
 

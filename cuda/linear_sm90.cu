@@ -1,12 +1,12 @@
-// linear on Hopper: the products of linear.cu and linear_backward.cu through TMA and wgmma (linear_sm90.cuh).
+// linear on Hopper: the products of linear.cu through TMA and wgmma (linear_sm90.cuh).
 //
-// Maths, tensors, numerics and rounding: as in those files; the scale of an adapter multiplies the f32 sum of s B^T
+// Maths, tensors, numerics and rounding: as in that file; the scale of an adapter multiplies the f32 sum of s B^T
 // here too, before x W^T is added to it. Where sums of dx drop out they are built 64 columns at a time in registers of
 // their own and join the others when these are complete, so pieces with a dropout come last; where x drops out, which
-// TMA brings past all threads, the kernels of linear.cu and linear_backward.cu run. What a launch needs besides their
-// arguments is a tensor map for each operand: k contiguous in boxes of 64 x 128 (left) or 64 x BN (right), else boxes
-// of 64 x 64, bf16, 128-byte swizzle, whose sizes are those of the piece, so that what belongs to a neighbouring
-// segment reads as zero; and one for each band of y, in boxes of 64 x 16.
+// TMA brings past all threads, the kernels of linear.cu run. What a launch needs besides their arguments is a tensor map
+// for each operand: k contiguous in boxes of 64 x 128 (left) or 64 x BN (right), else boxes of 64 x 64, bf16, 128-byte
+// swizzle, whose sizes are those of the piece, so that what belongs to a neighbouring segment reads as zero; and one for
+// each band of y, in boxes of 64 x 16.
 //
 // Forward with at most 128 rows: linear_few_sm90.cu. With more, gate and up of an MLP may have their SwiGLU done with them
 // (`gated`): a tile then has 128 columns of either, so that a thread has both numbers of a product in its registers.
@@ -14,7 +14,6 @@
 // Limits: operands begin at multiples of 16 bytes, their rows too; no gathered rows (`rows` may name rows of the
 // residual and of dx). Deterministic: a block owns a tile (of a split) and sums in one order. Unmeasured: no GPU was at
 // hand.
-#include "linear_gradient.cuh"
 #include "linear_tiles_sm90.cuh"
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -74,7 +73,7 @@ LAYOUT(LinearGatedArgs, product, swiglu);
 
 // Gate and up, the two bands of a product, 128 columns of each in a tile: y, and SwiGLU of it, in one go.
 struct GatedWork {
-  static constexpr bool DROPOUT = false, FEW = false, STAGED = true, GATED = true, ARRIVES = false;
+  static constexpr bool DROPOUT = false, ACROSS = false, STAGED = true, GATED = true, ARRIVES = false;
   static constexpr int STAGES = 4, BN = 256;
   const LinearGatedArgs& a;
 
@@ -92,53 +91,6 @@ struct GatedWork {
   }
   DEV void store_tile(Staging& staging, const HopperTile& t, int row, float (&d)[BN / 2]) const {
     store_gated(staging, &a.product.y[0], &a.product.y[1], &a.swiglu, row, t.n0, d);
-  }
-};
-
-struct LinearGradientSm90Args {
-  LinearGradientArgs gradients;
-  TensorMap left[BANDS], right[BANDS];
-};
-LAYOUT(LinearGradientSm90Args, gradients, left, right);
-
-template <int BN> struct GradientWork {
-  static constexpr bool DROPOUT = false, FEW = false, STAGED = false, GATED = false, ARRIVES = false;
-  static constexpr int STAGES = 4;
-  const LinearGradientSm90Args& a;
-
-  DEV int tiles_of(const LinearGradientBand& band) const {
-    return ceil_div(band.height, HOPPER_M) * ceil_div(band.width, BN);
-  }
-  DEV int of_split() const {
-    int n = 0;
-    for (int b = 0; b < a.gradients.n_bands; b++) n += tiles_of(a.gradients.bands[b]);
-    return n;
-  }
-  DEV int tiles() const { return of_split() * a.gradients.splits; }
-  DEV HopperTile tile(int index) const {
-    HopperTile t;
-    t.split = index / of_split();
-    index %= of_split();
-    t.place = index;
-    t.band = 0;
-    for (int n; index >= (n = tiles_of(a.gradients.bands[t.band])); t.band++) index -= n;
-    const LinearGradientBand& band = a.gradients.bands[t.band];
-    int tile_m, tile_n;
-    tile_of(index, ceil_div(band.height, HOPPER_M), ceil_div(band.width, BN), tile_m, tile_n);
-    t.m0 = tile_m * HOPPER_M;
-    t.n0 = tile_n * BN;
-    const int begin = t.split * a.gradients.split_rows, rest = a.gradients.m - begin;
-    t.steps = ceil_div(rest < a.gradients.split_rows ? rest : a.gradients.split_rows, HOPPER_K);
-    t.scaled = t.dropped = 0;
-    t.scale = 1.f;
-    return t;
-  }
-  template <class Load> DEV void each_step(const HopperTile& t, Load&& load) const {
-    const int begin = t.split * a.gradients.split_rows;
-    for (int i = 0; i < t.steps; i++) load(&a.left[t.band], &a.right[t.band], begin + i * HOPPER_K);
-  }
-  DEV void store(const HopperTile& t, int m, int n, float (&v)[8]) const {
-    UNROLL for (int i = 0; i < 8; i++) store_gradient(a.gradients, t.band, t.split, m, n + i, v[i]);
   }
 };
 
@@ -176,8 +128,5 @@ KERNEL(linear_bwd_dx_dropout_128x128_sm90_bf16, 384, 1, const __grid_constant__ 
 }
 KERNEL(linear_bwd_dx_dropout_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<256, true, false>(linear::ProductWork<256, true>{a});
-}
-KERNEL(linear_bwd_dw_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGradientSm90Args a) {
-  linear::run_sm90<128, false, false>(linear::GradientWork<128>{a});
 }
 #endif

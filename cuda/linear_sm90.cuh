@@ -17,7 +17,7 @@
 // (src/ops/linear/plan_narrow.rs), and the last warpgroup to arrive adds up what the splits of its rows left.
 //
 // BN is 128, 176, 192 or 256: the plan takes the width whose tiles fill the multiprocessors best
-// (src/ops/linear/plan_sm90.rs). A right operand with k contiguous comes in one box of BN rows; else in boxes of 64
+// (src/ops/linear/plan_sm90.rs); gradients of weights, 64, 128, 192 or 256 (linear_gradient_sm90.cu). A right operand with k contiguous comes in one box of BN rows; else in boxes of 64
 // columns, of which the last may hold more than wgmma's N reads.
 //
 // Few rows: a product of at most 128 rows reads each weight once and is as fast as that, so there the left operand is
@@ -109,15 +109,15 @@ template <int OUTER, bool ALONG_K> DEV void load_boxes(uint32_t to, const Tensor
 }
 
 // How sums leave by shared memory: SLICE columns at a time, and floats in a row of them there, some more than it has, so
-// that rows do not share banks. With FEW a slice's rows are its columns.
+// that rows do not share banks. With ACROSS a slice's rows are its columns.
 template <int BN> constexpr int SLICE = BN % 32 == 0 ? 32 : 16;
-template <int BN, bool FEW> constexpr int SLICE_STRIDE = FEW ? 64 + 4 : SLICE<BN> + 8;
-template <int BN, bool FEW> constexpr uint32_t SLICE_BYTES = (FEW ? SLICE<BN> : 64) * SLICE_STRIDE<BN, FEW> * 4;
+template <int BN, bool ACROSS> constexpr int SLICE_STRIDE = ACROSS ? 64 + 4 : SLICE<BN> + 8;
+template <int BN, bool ACROSS> constexpr uint32_t SLICE_BYTES = (ACROSS ? SLICE<BN> : 64) * SLICE_STRIDE<BN, ACROSS> * 4;
 
 // A warpgroup's sums of a tile, slice by slice, to what Work::store says.
 template <int BN, class Work>
 DEV void store_slices(const Work& work, const HopperTile& tile, int consumer, float* slice, const float (&d)[BN / 2]) {
-  constexpr int SLICE = linear::SLICE<BN>, STRIDE = SLICE_STRIDE<BN, Work::FEW>;
+  constexpr int SLICE = linear::SLICE<BN>, STRIDE = SLICE_STRIDE<BN, Work::ACROSS>;
   const int tid = threadIdx.x, lane = tid & 31, warp = (tid >> 5) & 3;
   for (int s = 0; s < BN / SLICE; s++) {
     UNROLL for (int from = 0; from < BN / SLICE; from++) {
@@ -125,7 +125,7 @@ DEV void store_slices(const Work& work, const HopperTile& tile, int consumer, fl
       UNROLL for (int j = 0; j < SLICE / 8; j++) UNROLL for (int h = 0; h < 2; h++) {
         const int i = (from * SLICE / 8 + j) * 4 + 2 * h;
         const int row = warp * 16 + h * 8 + (lane >> 2), column = j * 8 + (lane & 3) * 2;
-        if constexpr (Work::FEW) {
+        if constexpr (Work::ACROSS) {
           slice[column * STRIDE + row] = d[i];
           slice[(column + 1) * STRIDE + row] = d[i + 1];
         } else {
@@ -134,25 +134,25 @@ DEV void store_slices(const Work& work, const HopperTile& tile, int consumer, fl
       }
     }
     consumer_sync(consumer);
-    constexpr int EIGHTS = (Work::FEW ? 64 : SLICE) / 8;  // of a row of the slice
+    constexpr int EIGHTS = (Work::ACROSS ? 64 : SLICE) / 8;  // of a row of the slice
     UNROLL1 for (int c = tid & 127; c < 64 * SLICE / 8; c += 128) {
       const int r = c / EIGHTS, column = c % EIGHTS * 8;
       float v[8];
       UNROLL for (int i = 0; i < 8; i++) v[i] = slice[r * STRIDE + column + i];
       const int m = tile.m0 + consumer * 64, n = tile.n0 + s * SLICE;
-      work.store(tile, m + (Work::FEW ? column : r), n + (Work::FEW ? r : column), v);
+      work.store(tile, m + (Work::ACROSS ? column : r), n + (Work::ACROSS ? r : column), v);
     }
     consumer_sync(consumer);  // all have read the slice before the next is written
   }
 }
 
 // Work has:
-//   STAGES of the ring; FEW, whether the weight is the left operand; GATED, whether the right one is half of one matrix and
+//   STAGES of the ring; ACROSS, whether the result lies along m; GATED, whether the right operand is half of one matrix and
 //   half of that of the next map;
 //   int tiles() const; HopperTile tile(int index) const;
 //   void each_step(const HopperTile&, load) const: load(left map, right map, k) for each step in order;
 //   but for GATED, void store(const HopperTile&, int m, int n, float (&v)[8]) const: eight sums from (m, n) on, along n or,
-//   with FEW, along m;
+//   with ACROSS, along m;
 //   ARRIVES, and if so void finish(const HopperTile&, int consumer) const, once a warpgroup has stored all of its sums;
 //   STAGED, whether there may be a y that TMA stores, and if so bool staged() const, whether there is (GATED: always), and
 //   void store_tile(Staging&, const HopperTile&, int row, float (&d)[BN / 2]) const: a warp's 16 rows;
@@ -162,7 +162,7 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
   constexpr int STAGES = Work::STAGES;
   constexpr uint32_t LEFT_BYTES = HOPPER_M * HOPPER_K * 2, STAGE_BYTES = LEFT_BYTES + STORED<BN> * HOPPER_K * 2;
   constexpr uint32_t STEP_BYTES = LEFT_BYTES + LOADED<BN, RIGHT_ALONG_K> * HOPPER_K * 2;
-  constexpr uint32_t SLICES_BYTES = SLICE_BYTES<BN, Work::FEW>;
+  constexpr uint32_t SLICES_BYTES = SLICE_BYTES<BN, Work::ACROSS>;
   constexpr uint32_t OUT_BYTES = Work::STAGED ? STAGING_BYTES : 2 * SLICES_BYTES;
   static_assert(OUT_BYTES >= 2 * SLICES_BYTES, "room for either way out");
   DYN_SMEM(raw);

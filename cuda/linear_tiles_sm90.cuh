@@ -7,7 +7,7 @@ namespace linear {
 
 // With FEW the weight is the left operand, so that BN counts rows of the result.
 template <int BN, bool FEW_, bool DROPOUT_ = false> struct ProductTiles {
-  static constexpr bool FEW = FEW_, DROPOUT = DROPOUT_, GATED = false, ARRIVES = true;
+  static constexpr bool FEW = FEW_, ACROSS = FEW, DROPOUT = DROPOUT_, GATED = false, ARRIVES = true;
   static constexpr int ROWS = FEW ? BN : HOPPER_M, COLUMNS = FEW ? HOPPER_M : BN;  // of the result, in a tile
   const LinearArgs& product;
   const TensorMap *left, *right;  // of each piece

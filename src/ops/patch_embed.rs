@@ -118,9 +118,8 @@ impl Op for PatchEmbedBackward {
 
     fn scratch(&self, facts: &Facts) -> Result<Vec<usize>> {
         // the parts of the weight's gradient that are summed in a second stage
-        let (splits, weight) = (self.splits(facts).0 as usize, &self.forward.weight);
-        let wanted = weight.as_trained().is_some() && splits > 1;
-        Ok(vec![if wanted { splits * weight.shape().elements() * size_of::<f32>() } else { 0 }])
+        let trained = self.forward.weight.as_trained().is_some();
+        Ok(vec![if trained { self.gradient([0; 4], facts).partial_bytes() } else { 0 }])
     }
 
     fn check(&self, memory: &Memory) -> Result<()> {
@@ -215,10 +214,23 @@ impl PatchEmbed {
 }
 
 impl PatchEmbedBackward {
-    /// Into how many parts the patches are cut for the weight's gradient, and the patches of a part.
-    fn splits(&self, facts: &Facts) -> (i32, i32) {
-        let (p, k) = (self.forward.pixels.shape.rows(), self.forward.pixels.shape.width());
-        plan::gradient_splits(p as i32, [(self.dy.shape.width() as i32, k as i32)].into_iter(), facts)
+    /// The weight's gradient, where its operands lie there, with the patches cut into parts.
+    fn gradient(&self, [dy, pixels, dw, partial]: [u64; 4], facts: &Facts) -> LinearGradientArgs {
+        let pixels_shape = self.forward.pixels.shape;
+        let (c, k) = (self.dy.shape.width(), pixels_shape.width());
+        let m = pixels_shape.rows() as i32;
+        let mut args = LinearGradientArgs { left_stride: c as i64, m, ..LinearGradientArgs::default() };
+        args.push(LinearGradientBand {
+            left: dy,
+            right: pixels,
+            gradient: dw,
+            right_stride: k as i64,
+            height: c as i32,
+            width: k as i32,
+            scale: 1.0,
+            ..LinearGradientBand::default()
+        });
+        plan::cut_gradients(args, partial, facts)
     }
 
     fn launch(&self, gpu: &mut Accelerator) -> Result<()> {
@@ -226,26 +238,12 @@ impl PatchEmbedBackward {
         let f = &self.forward;
         bf16(OP, &[&f.pixels, &self.dy])?;
         let at = gpu.addresses(&self.inputs(), &[], &self.outputs())?;
-        let (p, k, c) = (f.pixels.shape.rows(), f.pixels.shape.width(), self.dy.shape.width());
-        let (m, dy) = (p as i32, at.of(&self.dy)?);
+        let c = self.dy.shape.width();
+        let (m, dy) = (f.pixels.shape.rows() as i32, at.of(&self.dy)?);
         let dw = at.gradient(&f.weight)?;
         if dw != 0 {
-            let (splits, split_rows) = self.splits(gpu.facts());
             let [partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
-            let partial = if splits > 1 { partial } else { 0 };
-            let left_stride = c as i64;
-            let mut args =
-                LinearGradientArgs { partial, left_stride, m, splits, split_rows, ..LinearGradientArgs::default() };
-            args.push(LinearGradientBand {
-                left: dy,
-                right: at.of(&f.pixels)?,
-                gradient: dw,
-                right_stride: k as i64,
-                height: c as i32,
-                width: k as i32,
-                scale: 1.0,
-                ..LinearGradientBand::default()
-            });
+            let args = self.gradient([dy, at.of(&f.pixels)?, dw, partial], gpu.facts());
             run_gradients(gpu, OP, &args)?;
         }
         if f.bias.as_trained().is_some() {

@@ -46,6 +46,7 @@ mod kernel_linear;
 mod kernel_linear_dropout;
 mod kernel_linear_few;
 mod kernel_linear_few_following;
+mod kernel_linear_gradient;
 mod kernel_linear_loss;
 mod kernel_linear_narrow;
 mod kernel_norm;

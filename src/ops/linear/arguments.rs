@@ -171,7 +171,7 @@ crate::arguments! {
 }
 
 crate::arguments! {
-    /// Gradients whose operands come by bulk copies.
+    /// Gradients whose operands come by bulk copies: of each band, or of the first for all.
     pub struct LinearGradientSm90Args {
         pub gradients: LinearGradientArgs,
         pub left: [TensorMap; BANDS],
@@ -258,6 +258,11 @@ impl LinearGradientArgs {
     /// The bands that are there.
     pub fn bands(&self) -> &[LinearGradientBand] {
         &self.bands[..self.n_bands as usize]
+    }
+
+    /// Bytes of the parts of all splits, where there are several.
+    pub fn partial_bytes(&self) -> usize {
+        if self.splits > 1 { size_of::<f32>() * self.splits as usize * self.partial_size as usize } else { 0 }
     }
 
     /// Appends the gradient of one weight. None where one launch has no room for it.

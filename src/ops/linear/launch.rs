@@ -1,6 +1,7 @@
 //! How a device that runs kernels computes `linear` and its gradients: argument structs and scratch memory.
 //!
-//! Kernels: `cuda/linear.cu`, `cuda/linear_backward.cu` and, on Hopper, `cuda/linear_sm90.cu`, `cuda/linear_few_sm90.cu`.
+//! Kernels: `cuda/linear.cu`, `cuda/linear_backward.cu` and, on Hopper, `cuda/linear_sm90.cu`,
+//! `cuda/linear_gradient_sm90.cu`, `cuda/linear_few_sm90.cu`.
 
 use super::arguments::*;
 use super::following::Followed;
@@ -8,6 +9,7 @@ use super::plan::{self, Form, HopperTile};
 use super::run::{run, run_bias, run_few, run_gated, run_gradients};
 use super::{Activation, Adapter, Linear, LinearBackward, Segment};
 use crate::base::{DType, Error, Result};
+use crate::device::memory::ALIGNMENT;
 use crate::device::{Accelerator, Accumulate, Addresses, Facts, Launch};
 use crate::ops::{Gradient, Op, bf16, require};
 use crate::tensor::{Tensor, Weight};
@@ -142,16 +144,18 @@ pub(super) fn forward_scratch(op: &Linear, keeps_parts: bool, facts: &Facts) -> 
 }
 
 /// dz where there is an activation, ds, and the parts of ds and of gradients that are summed in two stages.
-pub(super) fn backward_scratch(op: &LinearBackward, facts: &Facts) -> Vec<usize> {
+pub(super) fn backward_scratch(op: &LinearBackward, facts: &Facts) -> Result<Vec<usize>> {
     let f = &op.forward;
-    let (m, n, k) = (f.m(), f.y.shape.width(), f.x.shape.width());
-    let parts = Parts::of(&Placed::all(&f.segments), m as i32, k as i32, facts);
+    let (m, n) = (f.m(), f.y.shape.width());
     let dz = if f.activation == Activation::None { 0 } else { 2 * m * n };
     // ds is complete before the gradients of weights are begun
     let (ranks, depths): (Vec<i32>, Vec<i32>) =
         Placed::all(&f.segments).iter().filter_map(|p| p.adapter.map(|(_, rank, _)| (rank, p.n))).unzip();
     let of_ds = plan::partial_bytes(m as i32, &ranks, &depths, Form::Backward, false, facts);
-    vec![dz, 2 * m * Linear::rank(&f.segments), parts.bytes().max(of_ds)]
+    let trained = |w: &Weight| Ok(if w.as_trained().is_some() { ALIGNMENT as u64 } else { 0 });
+    let gradients = Gradients::default().of(f, trained, facts)?;
+    let parts = gradients.iter().map(LinearGradientArgs::partial_bytes).max().unwrap_or(0);
+    Ok(vec![dz, 2 * m * Linear::rank(&f.segments), parts.max(of_ds)])
 }
 
 pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()> {
@@ -169,7 +173,6 @@ pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()>
     let placed = Placed::all(&f.segments);
     let (m, n, k) = (f.m(), f.y.shape.width(), f.x.shape.width());
     let rank = Linear::rank(&f.segments);
-    let parts = Parts::of(&placed, m as i32, k as i32, gpu.facts());
     let activated = f.activation != Activation::None;
     let [dz_scratch, ds, partial] = gpu.scratch(&op.scratch(gpu.facts())?)?;
     if let Some(dresidual) = &op.dresidual {
@@ -192,31 +195,90 @@ pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()>
     if let Some(dx) = &op.dx {
         operands.dx(gpu, f, &placed, dx)?;
     }
-    operands.parameters(gpu, f, &placed, &parts)
+    for p in &placed {
+        let Some(bias) = p.segment.bias.as_ref().filter(|b| b.as_trained().is_some()) else { continue };
+        let (m, n) = (m as i32, p.n);
+        let (dz, dbias, stride) = (dz + 2 * p.column as u64, operands.at.gradient(bias)?, operands.n);
+        run_bias(gpu, "linear_backward", &LinearBiasArgs { dz, dbias, stride, m, n })?;
+    }
+    let at = &operands.at;
+    let from = Gradients {
+        x: at.of(&f.x)?,
+        s: at.of_optional(f.s.as_ref())?,
+        rows: at.of_optional(f.rows.as_ref())?,
+        noise: at.of_optional(f.noise.as_ref())?,
+        dz,
+        ds,
+        partial,
+    };
+    let gradients = from.of(f, |weight| at.gradient(weight), gpu.facts())?;
+    gradients.iter().try_for_each(|args| run_gradients(gpu, "linear_backward", args))
 }
 
-/// Into how many parts the batch rows of dA, dB and dW are cut, with the rows of a part, and the elements of one part.
-struct Parts([(i32, i32, usize); 3]);
+/// Where the operands of gradients lie; nowhere, if only sizes are wanted.
+#[derive(Default)]
+struct Gradients {
+    x: u64,
+    s: u64,
+    dz: u64,
+    ds: u64,
+    rows: u64,
+    noise: u64,
+    partial: u64,
+}
 
-impl Parts {
-    fn of(placed: &[Placed], m: i32, k: i32, facts: &Facts) -> Parts {
-        let trained = |w: &Weight| w.as_trained().is_some();
-        let adapters = || placed.iter().filter_map(|p| p.adapter.map(|(a, rank, _)| (a, rank, p.n)));
-        let a: Vec<_> = adapters().filter(|(a, ..)| trained(&a.a)).map(|(_, rank, _)| (rank, k)).collect();
-        let b: Vec<_> = adapters().filter(|(a, ..)| trained(&a.b)).map(|(_, rank, n)| (n, rank)).collect();
-        let w: Vec<_> = placed.iter().filter(|p| trained(&p.segment.weight)).map(|p| (p.n, k)).collect();
-        Parts([a, b, w].map(|sizes| {
-            let (splits, rows) = plan::gradient_splits(m, sizes.iter().copied(), facts);
-            (splits, rows, sizes.iter().map(|(height, width)| *height as usize * *width as usize).sum())
-        }))
-    }
-
-    fn bytes(&self) -> usize {
-        self.0
-            .iter()
-            .map(|(splits, _, size)| if *splits > 1 { 4 * *splits as usize * size } else { 0 })
-            .max()
-            .unwrap_or(0)
+impl Gradients {
+    /// dA, dB and dW of all weights whose gradient lies somewhere, each with their batch rows cut.
+    fn of(
+        &self,
+        f: &Linear,
+        gradient: impl Fn(&Weight) -> Result<u64>,
+        facts: &Facts,
+    ) -> Result<[LinearGradientArgs; 3]> {
+        let (n, k, rank) = (f.y.shape.width() as i64, f.x.shape.width() as i32, Linear::rank(&f.segments) as i64);
+        let of = |left_stride| LinearGradientArgs {
+            rows: self.rows,
+            noise: self.noise,
+            left_stride,
+            m: f.m() as i32,
+            ..LinearGradientArgs::default()
+        };
+        let (mut da, mut db, mut dw) = (of(rank), of(n), of(n));
+        let of_x = LinearGradientBand {
+            right: self.x,
+            right_stride: k.into(),
+            width: k,
+            gathered: f.rows.is_some() as i32,
+            scale: 1.0,
+            ..LinearGradientBand::default()
+        };
+        for p in Placed::all(&f.segments) {
+            let of_dz = |band| LinearGradientBand { left: self.dz + 2 * p.column as u64, height: p.n, ..band };
+            let to = gradient(&p.segment.weight)?;
+            if to != 0 {
+                fits(dw.push(of_dz(LinearGradientBand { gradient: to, ..of_x })))?;
+            }
+            let Some((adapter, r, column)) = p.adapter else { continue };
+            let to = gradient(&adapter.a)?;
+            if to != 0 {
+                let left = self.ds + 2 * column as u64;
+                let dropout = LinearDropout::new(adapter.dropout, f.noise.is_some());
+                let scale = dropout.kept;
+                fits(da.push(LinearGradientBand { left, gradient: to, height: r, dropout, scale, ..of_x }))?;
+            }
+            let to = gradient(&adapter.b)?;
+            if to != 0 {
+                fits(db.push(of_dz(LinearGradientBand {
+                    right: self.s + 2 * column as u64,
+                    right_stride: rank,
+                    width: r,
+                    gradient: to,
+                    scale: adapter.scale,
+                    ..LinearGradientBand::default()
+                })))?;
+            }
+        }
+        Ok([da, db, dw].map(|args| plan::cut_gradients(args, self.partial, facts)))
     }
 }
 
@@ -284,77 +346,6 @@ impl Operands {
         let left = self.dz + 2 * p.column as u64;
         let (left_stride, right_stride) = (self.n, width.into());
         LinearPiece { left, right, left_stride, right_stride, depth: p.n, ..LinearPiece::default() }
-    }
-
-    /// Gradients of what is trained.
-    fn parameters(&self, gpu: &mut Accelerator, f: &Linear, placed: &[Placed], parts: &Parts) -> Result<()> {
-        let (rows, noise) = (self.at.of_optional(f.rows.as_ref())?, self.at.of_optional(f.noise.as_ref())?);
-        let base = |(splits, split_rows, _): (i32, i32, usize), left_stride| LinearGradientArgs {
-            rows,
-            noise,
-            partial: if splits > 1 { self.partial } else { 0 },
-            left_stride,
-            m: self.m,
-            splits,
-            split_rows,
-            ..LinearGradientArgs::default()
-        };
-        let [of_a, of_b, of_w] = parts.0;
-        let mut da = base(of_a, self.rank);
-        let (mut db, mut dw) = (base(of_b, self.n), base(of_w, self.n));
-        let s = self.at.of_optional(f.s.as_ref())?;
-        let of_x = LinearGradientBand {
-            right: self.at.of(&f.x)?,
-            right_stride: self.k.into(),
-            width: self.k,
-            gathered: f.rows.is_some() as i32,
-            scale: 1.0,
-            ..LinearGradientBand::default()
-        };
-        for p in placed {
-            let of_dz = |band| LinearGradientBand { left: self.dz + 2 * p.column as u64, height: p.n, ..band };
-            let to = self.at.gradient(&p.segment.weight)?;
-            if to != 0 {
-                fits(dw.push(of_dz(LinearGradientBand { gradient: to, ..of_x })))?;
-            }
-            if let Some(bias) = p.segment.bias.as_ref().filter(|b| b.as_trained().is_some()) {
-                self.bias(gpu, p, bias)?;
-            }
-            let Some((adapter, r, column)) = p.adapter else { continue };
-            let to = self.at.gradient(&adapter.a)?;
-            if to != 0 {
-                let left = self.ds + 2 * column as u64;
-                let dropout = LinearDropout::new(adapter.dropout, f.noise.is_some());
-                let scale = dropout.kept;
-                fits(da.push(LinearGradientBand { left, gradient: to, height: r, dropout, scale, ..of_x }))?;
-            }
-            let to = self.at.gradient(&adapter.b)?;
-            if to != 0 {
-                fits(db.push(of_dz(LinearGradientBand {
-                    right: s + 2 * column as u64,
-                    right_stride: self.rank,
-                    width: r,
-                    gradient: to,
-                    scale: adapter.scale,
-                    ..LinearGradientBand::default()
-                })))?;
-            }
-        }
-        [da, db, dw].iter().try_for_each(|args| run_gradients(gpu, "linear_backward", args))
-    }
-
-    fn bias(&self, gpu: &mut Accelerator, p: &Placed, bias: &Weight) -> Result<()> {
-        run_bias(
-            gpu,
-            "linear_backward",
-            &LinearBiasArgs {
-                dz: self.dz + 2 * p.column as u64,
-                dbias: self.at.gradient(bias)?,
-                stride: self.n,
-                m: self.m,
-                n: p.n,
-            },
-        )
     }
 }
 

@@ -1,8 +1,8 @@
 //! `linear`: y = act(x W^T + b + scale (x A^T) B^T) + residual, for several weights that share x.
 //!
 //! Specification: `host/linear.rs`; what the host device runs: `host/linear_tuned.rs`; kernels: `cuda/linear.cu`,
-//! `cuda/linear_backward.cu`, `cuda/linear_sm90.cu`, `cuda/linear_few_sm90.cu`, which [`plan`] chooses among and [`run`]
-//! launches; [`following`] has the words that a product does as well. Rounding points: s = x A^T, and y once at the end;
+//! `cuda/linear_backward.cu` and, on Hopper, `cuda/linear_sm90.cu`, `cuda/linear_gradient_sm90.cu` and
+//! `cuda/linear_few_sm90.cu`, which [`plan`] chooses among and [`run`] launches; [`following`] has the words that a product does as well. Rounding points: s = x A^T, and y once at the end;
 //! backward, dz of an activation and ds. Sums are f32. Behind a dropout A reads x times the factors of
 //! `host/dropout.rs`, whose words each kernel draws for itself (`cuda/linear_dropout.cuh`).
 
@@ -11,6 +11,7 @@ pub mod following;
 mod launch;
 pub mod plan;
 mod plan_few;
+mod plan_gradient;
 mod plan_narrow;
 mod plan_sm90;
 pub(super) mod run;
@@ -270,7 +271,7 @@ impl Op for LinearBackward {
     }
 
     fn scratch(&self, facts: &Facts) -> Result<Vec<usize>> {
-        Ok(launch::backward_scratch(self, facts))
+        launch::backward_scratch(self, facts)
     }
 
     fn check(&self, memory: &Memory) -> Result<()> {

@@ -1,7 +1,8 @@
 //! Which kernel a product runs on, and how many blocks it takes: pure functions of sizes, addresses and the device.
 
-use super::arguments::{LinearArgs, LinearGradientArgs};
+use super::arguments::LinearArgs;
 use super::plan_few::{FEW_ROWS, cut_few, few_bytes};
+pub use super::plan_gradient::{GradientTile, cut_gradients, gradients};
 pub(super) use super::plan_narrow::adds_up;
 use super::plan_narrow::{cut_narrow, narrow_bytes};
 pub use super::plan_sm90::HopperTile;
@@ -33,7 +34,7 @@ pub enum Tile {
 
 impl Tile {
     /// Rows, columns, threads, and bytes of shared memory.
-    fn facts(self) -> (i32, i32, u32, u32) {
+    pub(super) fn facts(self) -> (i32, i32, u32, u32) {
         match self {
             Tile::Large => (128, 128, 256, 3 * 2 * 64 * (128 + 128)),
             Tile::Small | Tile::Any => (64, 64, 128, 3 * 2 * 64 * (64 + 64)),
@@ -51,7 +52,7 @@ impl Tile {
         parts(m, rows) * widths.map(|w| parts(w, columns)).sum::<i32>()
     }
 
-    fn launch(self, kernel: &'static str, tiles: i32, splits: i32) -> Launch {
+    pub(super) fn launch(self, kernel: &'static str, tiles: i32, splits: i32) -> Launch {
         let (_, _, block, shared_bytes) = self.facts();
         Launch { kernel, grid: [tiles as u32, splits as u32, 1], block, shared_bytes }
     }
@@ -64,8 +65,6 @@ pub struct Plan {
     pub hopper: Option<HopperTile>,
 }
 
-/// Rows of the batch that one split of a gradient sums, at the least.
-const SPLIT_ROWS: i32 = 256;
 /// Steps of k that one split of a product sums, at the least.
 const SPLIT_DEPTH: i32 = 2048;
 
@@ -138,51 +137,13 @@ pub fn launch_of(args: &LinearArgs, tile: Tile, kernel: &'static str) -> Launch 
     tile.launch(kernel, tile.tiles(args.m, args.bands().iter().map(|b| b.width)), args.splits)
 }
 
-/// The kernel for gradients of weights.
-pub fn gradients(args: &LinearGradientArgs, facts: &Facts) -> Plan {
-    let bands = args.bands();
-    let tiles = |rows, columns| bands.iter().map(|b| parts(b.height, rows) * parts(b.width, columns)).sum::<i32>();
-    let aligned = args.left_stride % 8 == 0
-        && bands.iter().all(|b| {
-            [b.left, b.right].iter().all(|a| a % 16 == 0)
-                && b.right_stride % 8 == 0
-                && [b.height, b.width].iter().all(|n| n % 8 == 0)
-        });
-    let drops = bands.iter().any(|b| b.dropout.drops());
-    let large = !drops && bands.iter().all(|b| b.height >= 128 && b.width >= 128);
-    if args.m == 0 {
-        return Plan { launch: Launch::of("linear_bwd_dw_64x64_bf16", 0, 128), hopper: None };
-    }
-    if facts.is_hopper() && aligned && large && bands.iter().all(|b| b.gathered == 0) {
-        let tile = HopperTile::Wide { columns: 128 };
-        let launch = tile.launch("linear_bwd_dw_128x128_sm90_bf16", tiles(128, 128) * args.splits, facts);
-        return Plan { launch, hopper: Some(tile) };
-    }
-    let (tile, kernel) = if !aligned {
-        (Tile::Any, if drops { "linear_bwd_dw_dropout_any_bf16" } else { "linear_bwd_dw_any_bf16" })
-    } else if large && tiles(128, 128) * args.splits >= facts.multiprocessors as i32 {
-        (Tile::Large, "linear_bwd_dw_128x128_bf16")
-    } else {
-        (Tile::Small, if drops { "linear_bwd_dw_dropout_64x64_bf16" } else { "linear_bwd_dw_64x64_bf16" })
-    };
-    let (rows, columns, ..) = tile.facts();
-    Plan { launch: tile.launch(kernel, tiles(rows, columns), args.splits), hopper: None }
-}
-
-/// Into how many parts the batch rows of gradients of these sizes (height, width) are cut, and the rows of a part: more
-/// than one where there would be less than a tile of 64 x 64 for each multiprocessor.
-pub fn gradient_splits(m: i32, sizes: impl Iterator<Item = (i32, i32)>, facts: &Facts) -> (i32, i32) {
-    let tiles = sizes.map(|(height, width)| parts(height, 64) * parts(width, 64)).sum::<i32>();
-    splits(m, tiles, SPLIT_ROWS, facts)
-}
-
 /// Into how many parts the depth of a product of one piece is cut, and the depth of a part.
 pub fn product_splits(m: i32, width: i32, depth: i32, facts: &Facts) -> (i32, i32) {
     splits(depth, parts(m, 64) * parts(width, 64), SPLIT_DEPTH, facts)
 }
 
 /// Parts of `n` summed elements, each a multiple of 128 (the longest step) but the last.
-fn splits(n: i32, tiles: i32, least: i32, facts: &Facts) -> (i32, i32) {
+pub(super) fn splits(n: i32, tiles: i32, least: i32, facts: &Facts) -> (i32, i32) {
     let multiprocessors = facts.multiprocessors as i32;
     let wanted = if tiles == 0 || tiles >= multiprocessors { 1 } else { parts(2 * multiprocessors, tiles) };
     let size = parts(parts(n, wanted).max(least), 128) * 128;
@@ -205,7 +166,7 @@ pub(super) fn parts(n: i32, of: i32) -> i32 {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::super::arguments::{LinearBand, LinearDropout, LinearGradientBand, LinearPiece};
+    use super::super::arguments::{LinearBand, LinearDropout, LinearPiece};
     use super::*;
 
     pub fn gpu(capability: (i32, i32), multiprocessors: u32) -> Facts {
@@ -279,15 +240,6 @@ pub(super) mod tests {
         assert_eq!(kernel(2764, 64, 4095, backward, &hopper), "linear_bwd_dx_dropout_any_bf16");
         assert_eq!(kernel(2764, 64, 4096, backward, &hopper), "linear_bwd_dx_dropout_128x256_sm90_bf16");
         assert_eq!(kernel(512, 64, 4096, backward, &hopper), "linear_bwd_dx_dropout_128x128_sm90_bf16");
-        for (height, width, wanted) in
-            [(128, 4096, "linear_bwd_dw_dropout_64x64_bf16"), (64, 67, "linear_bwd_dw_dropout_any_bf16")]
-        {
-            let mut args = LinearGradientArgs { left_stride: 128, m: 2764, splits: 1, ..LinearGradientArgs::default() };
-            let right_stride = i64::from(width);
-            let band = LinearGradientBand { height, width, right_stride, dropout, ..LinearGradientBand::default() };
-            args.push(band).expect("room");
-            assert_eq!(gradients(&args, &hopper).launch.kernel, wanted);
-        }
     }
 
     #[test]
@@ -310,37 +262,16 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn gradients_follow_sizes_and_device() {
-        let of = |height, width, gathered, facts: &Facts| {
-            let mut args =
-                LinearGradientArgs { left_stride: 4096, m: 2764, splits: 1, ..LinearGradientArgs::default() };
-            let right_stride = i64::from(width);
-            args.push(LinearGradientBand { height, width, right_stride, gathered, ..LinearGradientBand::default() });
-            gradients(&args, facts).launch.kernel
-        };
-        let (older, hopper) = (gpu((8, 6), 80), gpu((9, 0), 132));
-        assert_eq!(of(4096, 4096, 0, &older), "linear_bwd_dw_128x128_bf16");
-        assert_eq!(of(64, 4096, 0, &older), "linear_bwd_dw_64x64_bf16");
-        assert_eq!(of(4096, 4096, 0, &hopper), "linear_bwd_dw_128x128_sm90_bf16");
-        assert_eq!(of(4096, 64, 0, &hopper), "linear_bwd_dw_64x64_bf16");
-        assert_eq!(of(4096, 4096, 1, &hopper), "linear_bwd_dw_128x128_bf16");
-        assert_eq!(of(4096, 67, 0, &hopper), "linear_bwd_dw_any_bf16");
-    }
-
-    #[test]
     fn parts_cover_what_is_summed() {
         let facts = gpu((9, 0), 132);
         for n in [0, 1, 127, 128, 129, 255, 256, 257, 2764, 10_416, 151_936] {
             for tiles in [0, 1, 3, 64, 131, 132, 1000] {
-                let (parts, size) = splits(n, tiles, SPLIT_ROWS, &facts);
-                assert!(size % 128 == 0 && size >= SPLIT_ROWS && parts >= 1);
+                let (parts, size) = splits(n, tiles, 256, &facts);
+                assert!(size % 128 == 0 && size >= 256 && parts >= 1);
                 assert!(parts * size >= n && (n == 0 || (parts - 1) * size < n), "{n} in {parts} of {size}");
                 assert!(tiles < 132 || parts == 1);
             }
         }
-        // dA of rank 64 on 4096 inputs: 64 tiles for 132 multiprocessors
-        assert_eq!(gradient_splits(2764, [(64, 4096)].into_iter(), &facts), (5, 640));
-        assert_eq!(gradient_splits(2764, [(4096, 4096)].into_iter(), &facts).0, 1);
         // dx of a loss with four label rows
         assert_eq!(product_splits(4, 4096, 151_936, &facts), (5, 30_464));
     }

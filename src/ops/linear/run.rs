@@ -1,7 +1,7 @@
 //! The launches of products and of the gradients of weights, for every word that has them.
 
 use super::arguments::*;
-use super::plan::{self, Form, HopperTile};
+use super::plan::{self, Form, GradientTile, HopperTile};
 use crate::base::Result;
 use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Launch};
@@ -107,16 +107,28 @@ fn product_maps(gpu: &Accelerator, args: &LinearArgs, form: Form, columns: u32) 
 /// what the word asked addresses of; `partial` is scratch memory for all parts.
 pub(in crate::ops) fn run_gradients(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientArgs) -> Result<()> {
     let plan = plan::gradients(args, gpu.facts());
-    if args.n_bands == 0 || plan.launch.is_empty() {
+    if plan.launch.is_empty() {
         return Ok(());
     }
-    if plan.hopper.is_some() {
+    if let Some(tile) = plan.hopper {
         let nothing = TensorMap([0; 16]);
         let mut maps = LinearGradientSm90Args { gradients: *args, left: [nothing; BANDS], right: [nothing; BANDS] };
-        let boxes = [HopperTile::DEPTH; 2];
-        for (i, band) in args.bands().iter().enumerate() {
-            maps.left[i] = map(gpu, band.left, [band.height as u64, args.m as u64], args.left_stride, boxes)?;
-            maps.right[i] = map(gpu, band.right, [band.width as u64, args.m as u64], band.right_stride, boxes)?;
+        let operand = |address, width: i32, stride| {
+            map(gpu, address, [width as u64, args.m as u64], stride, [HopperTile::DEPTH; 2])
+        };
+        let bands = args.bands();
+        match tile {
+            GradientTile::Alone { .. } => {
+                for (i, band) in bands.iter().enumerate() {
+                    maps.left[i] = operand(band.left, band.height, args.left_stride)?;
+                    maps.right[i] = operand(band.right, band.width, band.right_stride)?;
+                }
+            }
+            // the wide operand that all share, and the narrow ones side by side
+            GradientTile::Together { .. } => {
+                maps.left[0] = operand(bands[0].right, bands[0].width, bands[0].right_stride)?;
+                maps.right[0] = operand(bands[0].left, bands.iter().map(|b| b.height).sum(), args.left_stride)?;
+            }
         }
         // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
         unsafe { gpu.launch(op, &plan.launch, &maps)? }
