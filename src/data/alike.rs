@@ -19,7 +19,7 @@ const LEAST_STEPS: f64 = 0.93;
 /// How far the aspects may be apart, as a factor.
 const MOST_ASPECT: f32 = 1.05;
 /// Below this deviation (of 255) a picture is flat, and its shape is noise.
-const FLAT: f32 = 2.0;
+pub const FLAT: f32 = 2.0;
 
 /// What is compared.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,13 +39,10 @@ impl Print {
     pub fn of(picture: &Rgb) -> Print {
         let small = image::resize(picture, HEIGHT, WIDTH);
         let mut shape: Vec<f32> = luma(&small).collect();
-        let mut steps: Vec<f32> =
-            shape.chunks_exact(WIDTH).flat_map(|row| row.windows(2).map(|pair| pair[1] - pair[0])).collect();
-        let n = shape.len() as f32;
-        let mean = shape.iter().sum::<f32>() / n;
-        shape.iter_mut().for_each(|v| *v -= mean);
-        let deviation = at_length_one(&mut shape) / n.sqrt();
+        let mut steps: Vec<f32> = across(&shape, WIDTH).collect();
         at_length_one(&mut steps);
+        let mean = less_mean(&mut shape);
+        let deviation = at_length_one(&mut shape) / (shape.len() as f32).sqrt();
         let aspect = picture.width as f32 / picture.height as f32;
         Print { shape, steps, flat: deviation < FLAT, mean, aspect, map: Map::of(picture) }
     }
@@ -70,6 +67,18 @@ impl Print {
 pub fn luma(picture: &Rgb) -> impl Iterator<Item = f32> {
     let of = |p: &[u8; 3]| 0.299 * f32::from(p[0]) + 0.587 * f32::from(p[1]) + 0.114 * f32::from(p[2]);
     picture.pixels.as_chunks::<3>().0.iter().map(of)
+}
+
+/// Differences of neighbours in the rows of a grid.
+pub fn across(grid: &[f32], width: usize) -> impl Iterator<Item = f32> {
+    grid.chunks_exact(width).flat_map(|row| row.windows(2).map(|pair| pair[1] - pair[0]))
+}
+
+/// Takes the mean away; returns it.
+pub fn less_mean(values: &mut [f32]) -> f32 {
+    let mean = values.iter().sum::<f32>() / values.len() as f32;
+    values.iter_mut().for_each(|v| *v -= mean);
+    mean
 }
 
 /// Scales to length 1, where there is any; returns the length.

@@ -9,7 +9,7 @@
 //! Of 417 photos of things on a white board, and crops of them that left 80 to 95 % of each side, 99 of 100 were found; of
 //! the 86,736 pairs of these photos one was, which is a photo that is there twice.
 
-use super::alike::{at_length_one, dot, luma};
+use super::alike::{FLAT, across, at_length_one, dot, less_mean, luma};
 use super::image::{self, Rgb};
 
 /// Points a side of what is kept of a photo.
@@ -29,8 +29,6 @@ const LAST_MOVE: f32 = 0.004;
 const LEAST_COARSE: f64 = 0.9;
 const LEAST_SHAPE: f64 = 0.95;
 const LEAST_STEPS: f64 = 0.9;
-/// Below this deviation (of 255) the shape of a picture is noise.
-const FLAT: f32 = 2.0;
 
 /// Left, top, width and height, as parts of the photo's sides.
 type Window = [f32; 4];
@@ -126,9 +124,8 @@ fn changed(window: Window, axis: usize, by: f32) -> Window {
 
 /// Differences of neighbours across and down in the finest grid, at length 1.
 fn steps(grid: &[f32]) -> Vec<f32> {
-    let across = grid.chunks_exact(FINE).flat_map(|row| row.windows(2).map(|pair| pair[1] - pair[0]));
     let down = grid.iter().zip(&grid[FINE..]).map(|(above, below)| below - above);
-    let mut all: Vec<f32> = across.chain(down).collect();
+    let mut all: Vec<f32> = across(grid, FINE).chain(down).collect();
     at_length_one(&mut all);
     all
 }
@@ -178,8 +175,7 @@ impl Sums {
             .zip(rows.skip(1))
             .flat_map(|(up, down)| (0..n).map(|c| down[c + 1] - down[c] - up[c + 1] + up[c]))
             .collect();
-        let mean = cells.iter().sum::<f32>() / cells.len() as f32;
-        cells.iter_mut().for_each(|v| *v -= mean);
+        less_mean(&mut cells);
         let points_each = width * height * (SIDE * SIDE) as f32 / (n * n) as f32;
         let deviation = at_length_one(&mut cells) / (points_each * n as f32);
         (cells, deviation)
