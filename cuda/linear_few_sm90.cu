@@ -48,7 +48,7 @@ struct LinearFewArgs {
 LAYOUT(LinearFewArgs, product, left, right, heads, rows, swiglu, counters, following);
 
 template <int BN> struct FewWork : ProductTiles<BN, true> {
-  static constexpr bool STAGED = false;
+  static constexpr bool STAGED = false, SLICED = true;
   static constexpr int STAGES = BN == 128 ? 6 : 8;
   const LinearFewArgs& a;
 

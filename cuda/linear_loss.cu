@@ -22,26 +22,18 @@
 // | dlogits      | [m, stride]  | bf16     | workspace                                                 |
 //
 // Numerics: bf16 operands, f32 logits, statistics and losses; dl rounded once. M - l[label] is taken before ln S is
-// added, so that a small loss keeps its digits. NaN in gives NaN out. Approximate: __expf.
+// added, so that a small loss keeps its digits. NaN in gives NaN out. Approximate: ex2.
 //
 // Rows come in chunks, so that the workspace has a bound whatever the batch is; within a chunk every logit is computed
 // once (a pass that never stores them would compute them twice: 6 m D V operations instead of 4). The statistics of a
-// tile are taken while its logits lie in shared memory, so they are read back once only, for dl.
+// tile are taken while its logits lie in shared memory, so they are read back once only, for dl. On Hopper the logits of
+// many rows come from linear_loss_sm90.cu, in wider tiles; what follows them is here.
 // Ownership: as linear.cu; then a warp owns a row, and for dl a thread eight neighbouring logits.
 // Deterministic: tiles' statistics are combined in a fixed order. Unmeasured: no GPU was at hand.
-#include "common/reduce.cuh"
-#include "linear_product.cuh"
+#include "linear_loss.cuh"
 
 namespace linear {
 
-constexpr float INFINITE = __builtin_inff();
-
-struct LinearLossArgs {
-  LinearArgs product;  // one band of one piece; `wide` takes the logits, or is null
-  const int32_t* labels;
-  float2* statistics;
-  float* label_logits;
-};
 LAYOUT(LinearLossArgs, product, labels, statistics, label_logits);
 
 template <class T, bool VECTOR> DEV void logits(const LinearLossArgs& a) {
@@ -63,7 +55,7 @@ template <class T, bool VECTOR> DEV void logits(const LinearLossArgs& a) {
       if (a.product.wide) a.product.wide[row * a.product.stride + n] = v[i];
     }
     most = warp_max(most);
-    UNROLL for (int i = 0; i < T::BN / 32; i++) sum += __expf(v[i] - most);  // columns beyond the vocabulary add 0
+    UNROLL for (int i = 0; i < T::BN / 32; i++) sum += weight_of(v[i] - most);  // columns beyond the vocabulary add 0
     sum = warp_sum(sum);
     if (lane == 0) a.statistics[row * tiles + at.n0 / T::BN] = make_float2(most, sum);
   }
@@ -103,7 +95,7 @@ KERNEL(linear_loss_fwd_rows_f32, 256, 1, const __grid_constant__ linear::LinearL
   float most = -linear::INFINITE, sum = 0.f;
   for (int t = lane; t < a.tiles; t += 32) most = fmaxf(most, tiles[t].x);
   most = warp_max(most);
-  for (int t = lane; t < a.tiles; t += 32) sum += tiles[t].y * __expf(tiles[t].x - most);
+  for (int t = lane; t < a.tiles; t += 32) sum += tiles[t].y * linear::weight_of(tiles[t].x - most);
   sum = warp_sum(sum);
   if (lane == 0) {
     a.losses[row] = logf(sum) + (most - a.label_logits[row]);
@@ -130,11 +122,15 @@ KERNEL(linear_loss_bwd_dlogits_bf16, 256, 1, const __grid_constant__ linear::Lin
   if (valid <= 0) return;
   const int64_t row = blockIdx.y;
   const float scale = *a.scale, most = a.rows[row].x, factor = scale * a.rows[row].y;
-  const float* logits = a.logits + row * a.v + n;
   const int label = a.labels[row] - n;
-  float d[8];
+  float l[8], d[8];
+  if (a.v % 8 == 0) {
+    linear::read8<true>(l, a.logits + row * a.v + n, 8);
+  } else {
+    linear::read8<false>(l, a.logits + row * a.v + n, valid);
+  }
   UNROLL for (int i = 0; i < 8; i++) {
-    d[i] = i < valid ? __expf(logits[i] - most) * factor - (i == label ? scale : 0.f) : 0.f;
+    d[i] = i < valid ? linear::weight_of(l[i] - most) * factor - (i == label ? scale : 0.f) : 0.f;
   }
   linear::write8<true>(a.dlogits + row * a.stride + n, d, 8);  // a row's end is padded to a multiple of eight
 }

@@ -28,7 +28,7 @@ struct LinearSm90Args {
 LAYOUT(LinearSm90Args, product, left, right, y, counters);
 
 template <int BN, bool DROPOUT = false> struct ProductWork : ProductTiles<BN, false, DROPOUT> {
-  static constexpr bool STAGED = true;
+  static constexpr bool STAGED = true, SLICED = true;
   static constexpr int STAGES = 4;
   const LinearSm90Args& a;
 
@@ -73,7 +73,7 @@ LAYOUT(LinearGatedArgs, product, swiglu);
 
 // Gate and up, the two bands of a product, 128 columns of each in a tile: y, and SwiGLU of it, in one go.
 struct GatedWork {
-  static constexpr bool DROPOUT = false, ACROSS = false, STAGED = true, GATED = true, ARRIVES = false;
+  static constexpr bool DROPOUT = false, ACROSS = false, STAGED = true, SLICED = false, GATED = true, ARRIVES = false;
   static constexpr int STAGES = 4, BN = 256;
   const LinearGatedArgs& a;
 

@@ -151,11 +151,12 @@ DEV void store_slices(const Work& work, const HopperTile& tile, int consumer, fl
 //   half of that of the next map;
 //   int tiles() const; HopperTile tile(int index) const;
 //   void each_step(const HopperTile&, load) const: load(left map, right map, k) for each step in order;
-//   but for GATED, void store(const HopperTile&, int m, int n, float (&v)[8]) const: eight sums from (m, n) on, along n or,
-//   with ACROSS, along m;
+//   SLICED, whether sums may leave slice by slice, and if so void store(const HopperTile&, int m, int n, float (&v)[8]) const:
+//   eight sums from (m, n) on, along n or, with ACROSS, along m;
 //   ARRIVES, and if so void finish(const HopperTile&, int consumer) const, once a warpgroup has stored all of its sums;
-//   STAGED, whether there may be a y that TMA stores, and if so bool staged() const, whether there is (GATED: always), and
-//   void store_tile(Staging&, const HopperTile&, int row, float (&d)[BN / 2]) const: a warp's 16 rows;
+//   STAGED, whether they may leave from registers through the room for TMA's boxes, and if so
+//   void store_tile(Staging&, const HopperTile&, int row, float (&d)[BN / 2]) const: a warp's 16 rows; with SLICED as well,
+//   bool staged() const, which of the two it is;
 //   DROPOUT, whether sums drop out, and if so const LinearDropout& dropout(const HopperTile&, int step) const and
 //   RandomKey key(const LinearDropout&, int m) const.
 template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void run_sm90(const Work& work) {
@@ -270,14 +271,14 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
       }
     }
     const int row = tile.m0 + consumer * 64 + warp * 16;
-    if constexpr (Work::GATED) {
-      work.store_tile(staging, tile, row, d);
-    } else if constexpr (Work::STAGED) {
+    if constexpr (Work::STAGED && Work::SLICED) {
       if (work.staged()) {
         work.store_tile(staging, tile, row, d);
       } else {
         store_slices<BN>(work, tile, consumer, slice, d);
       }
+    } else if constexpr (Work::STAGED) {
+      work.store_tile(staging, tile, row, d);
     } else {
       store_slices<BN>(work, tile, consumer, slice, d);
     }

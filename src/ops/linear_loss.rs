@@ -2,15 +2,17 @@
 //! pass the gradient of scale * sum(loss), since the logits would have to be computed again in another.
 //!
 //! Specification: `host/linear_loss.rs`; what the host device runs: `host/linear_loss_tuned.rs`; kernels:
-//! `cuda/linear_loss.cu` and the products of `linear`. Logits exist for a chunk of rows at a time, in f32; sums are f32
-//! within a row's products, and over the vocabulary f64 on the host. Rounding points: the logits' gradient, and dx.
+//! `cuda/linear_loss.cu`, on Hopper `cuda/linear_loss_sm90.cu`, and the products of `linear`. Logits exist for a chunk of
+//! rows at a time, in f32; sums are f32 within a row's products, and over the vocabulary f64 on the host. Rounding points:
+//! the logits' gradient, and dx.
 
 use super::linear::arguments::*;
 use super::linear::matrix;
-use super::linear::plan::{self, Form, Tile};
-use super::linear::run::{run, run_gradients};
+use super::linear::plan::{self, Form, HopperTile, Tile};
+use super::linear::run::{map, run, run_gradients};
 use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{DType, Precision, Result};
+use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Device, Facts, Launch, Memory};
 use crate::host::linear_loss_tuned::{Gradients, linear_loss};
 use crate::tensor::{Tensor, Weight};
@@ -111,6 +113,16 @@ crate::arguments! {
 }
 
 crate::arguments! {
+    /// The same with operands that come, and logits that leave, by bulk copies.
+    pub struct LinearLossSm90Args {
+        pub loss: LinearLossArgs,
+        pub left: TensorMap,
+        pub right: TensorMap,
+        pub logits: TensorMap,
+    }
+}
+
+crate::arguments! {
     /// The statistics of a row's tiles become its loss.
     pub struct LinearLossRowsArgs {
         pub statistics: u64,
@@ -135,8 +147,11 @@ crate::arguments! {
     }
 }
 
-/// Bytes that the logits of one chunk of rows, their gradient and their statistics may take.
-const WORKSPACE_BYTES: usize = 256 << 20;
+/// Bytes that the logits of one chunk of rows, their gradient and their statistics may take: 512 rows of the published
+/// vocabulary, so that a chunk's products take longer than reading the head for them.
+const WORKSPACE_BYTES: usize = 512 << 20;
+/// Rows of the largest tiles: chunks of more than these are whole tiles.
+const TILE_ROWS: usize = 128;
 
 /// How the rows are cut, and what a chunk needs. The sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -152,12 +167,14 @@ pub struct LossPlan {
 }
 
 impl LossPlan {
-    /// For r rows of width d over a vocabulary of v: as few chunks, of equal size, as the workspace allows.
+    /// For r rows of width d over a vocabulary of v: as few chunks as the workspace allows, of equal size but for the last.
     pub fn new(r: usize, d: usize, v: usize, gradient: bool, facts: &Facts) -> LossPlan {
         let tiles = v.div_ceil(Tile::Few.columns() as usize);
         let row = 8 * tiles + if gradient { 4 * v + 2 * stride(v) } else { 0 };
-        let most = (WORKSPACE_BYTES / row).max(1);
-        let rows = r.div_ceil(r.div_ceil(most).max(1)).max(1);
+        let fitting = WORKSPACE_BYTES / row;
+        let most = if fitting < TILE_ROWS { fitting.max(1) } else { fitting / TILE_ROWS * TILE_ROWS };
+        let equal = r.div_ceil(r.div_ceil(most).max(1));
+        let rows = equal.next_multiple_of(TILE_ROWS).min(most).min(r).max(1);
         let wanted = |bytes: usize| if gradient { bytes } else { 0 };
         // a last, shorter chunk may be cut into more parts than the others
         let partial = |rows: usize| match plan::product_splits(rows as i32, d as i32, v as i32, facts).0 as usize {
@@ -215,12 +232,8 @@ impl LinearLoss {
                 ..LinearPiece::default()
             };
             product.push(LinearBand { width: v as i32, ..LinearBand::default() }, &[piece]);
-            let tile = plan::tile(&product, Form::Forward, gpu.facts());
             let arguments = LinearLossArgs { product, labels: labels + of_index, statistics, label_logits };
-            let launch = plan::launch_of(&product, tile, kernel(tile));
-            // SAFETY: x and labels have these rows, head is [v, d] by contract; the workspace was made for as many rows.
-            unsafe { gpu.launch("linear_loss", &launch, &arguments)? }
-            let tiles = (v as i32 + tile.columns() - 1) / tile.columns();
+            let tiles = run_logits(gpu, &arguments)?;
             let losses = losses + of_index;
             let arguments = LinearLossRowsArgs { statistics, label_logits, rows, losses, m: m as i32, tiles };
             let launch = Launch::of("linear_loss_fwd_rows_f32", m.div_ceil(8) as u32, 256);
@@ -285,6 +298,40 @@ impl LinearLoss {
         product.push(LinearBand { width: d as i32, ..LinearBand::default() }, &[piece]);
         run(gpu, "linear_loss", &product, Form::Backward)
     }
+}
+
+/// Launches the logits of one chunk, whose addresses are what [`LinearLoss::launch`] asked for; into how many tiles the
+/// vocabulary was cut.
+fn run_logits(gpu: &mut Accelerator, args: &LinearLossArgs) -> Result<i32> {
+    let (product, piece) = (&args.product, &args.product.pieces[0]);
+    let width = product.bands[0].width;
+    let tiles = |columns: i32| (width + columns - 1) / columns;
+    if let Some(launch) = plan::logits(product, gpu.facts()) {
+        let (depth, m, v) = (piece.depth as u64, product.m as u64, width as u64);
+        let boxes = |outer| [HopperTile::DEPTH, outer];
+        let logits = TensorMapShape {
+            dtype: MapType::F32,
+            address: product.wide,
+            sizes: &[v, m],
+            strides_bytes: &[4 * product.stride as u64],
+            box_sizes: &[32, HopperTile::STAGED_ROWS],
+            swizzle: Swizzle::Bytes128,
+        };
+        let maps = LinearLossSm90Args {
+            loss: *args,
+            left: map(gpu, piece.left, [depth, m], piece.left_stride, boxes(HopperTile::LEFT))?,
+            right: map(gpu, piece.right, [depth, v], piece.right_stride, boxes(HopperTile::WIDEST))?,
+            logits: if product.wide == 0 { TensorMap([0; 16]) } else { gpu.tensor_map(&logits)? },
+        };
+        // SAFETY: x and labels have these rows, head is [v, d] by contract; the workspace was made for as many rows. The
+        // maps describe the same.
+        unsafe { gpu.launch("linear_loss", &launch, &maps)? }
+        return Ok(tiles(HopperTile::WIDEST as i32));
+    }
+    let tile = plan::tile(product, Form::Forward, gpu.facts());
+    // SAFETY: as above, without maps.
+    unsafe { gpu.launch("linear_loss", &plan::launch_of(product, tile, kernel(tile)), args)? }
+    Ok(tiles(tile.columns()))
 }
 
 fn kernel(tile: Tile) -> &'static str {

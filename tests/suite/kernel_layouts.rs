@@ -37,6 +37,7 @@ fn structs() -> Vec<StructLayout> {
         linear_loss::LinearLossArgs::layout(),
         linear_loss::LinearLossGradientArgs::layout(),
         linear_loss::LinearLossRowsArgs::layout(),
+        linear_loss::LinearLossSm90Args::layout(),
         norm::NormArgs::layout(),
         norm::NormBackwardArgs::layout(),
         patch_embed::PatchEmbedArgs::layout(),

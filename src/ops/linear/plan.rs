@@ -5,9 +5,9 @@ use super::plan_few::{FEW_ROWS, cut_few, few_bytes};
 pub use super::plan_gradient::{GradientTile, cut_gradients, gradients};
 pub(super) use super::plan_narrow::adds_up;
 use super::plan_narrow::{cut_narrow, narrow_bytes};
-pub use super::plan_sm90::HopperTile;
 pub(super) use super::plan_sm90::gated;
-use super::plan_sm90::hopper_product;
+pub use super::plan_sm90::{HopperTile, logits};
+use super::plan_sm90::{hopper_product, hopper_splits};
 use crate::device::{Facts, Launch};
 
 /// How the right operand of a product lies.
@@ -139,13 +139,20 @@ pub fn launch_of(args: &LinearArgs, tile: Tile, kernel: &'static str) -> Launch 
 
 /// Into how many parts the depth of a product of one piece is cut, and the depth of a part.
 pub fn product_splits(m: i32, width: i32, depth: i32, facts: &Facts) -> (i32, i32) {
-    splits(depth, parts(m, 64) * parts(width, 64), SPLIT_DEPTH, facts)
+    match hopper_splits(m, width, depth, SPLIT_DEPTH, facts) {
+        Some(wanted) => sized(depth, wanted, SPLIT_DEPTH),
+        None => splits(depth, parts(m, 64) * parts(width, 64), SPLIT_DEPTH, facts),
+    }
 }
 
-/// Parts of `n` summed elements, each a multiple of 128 (the longest step) but the last.
+/// Parts of `n` summed elements that give each multiprocessor some, each a multiple of 128 (the longest step) but the last.
 pub(super) fn splits(n: i32, tiles: i32, least: i32, facts: &Facts) -> (i32, i32) {
     let multiprocessors = facts.multiprocessors as i32;
     let wanted = if tiles == 0 || tiles >= multiprocessors { 1 } else { parts(2 * multiprocessors, tiles) };
+    sized(n, wanted, least)
+}
+
+fn sized(n: i32, wanted: i32, least: i32) -> (i32, i32) {
     let size = parts(parts(n, wanted).max(least), 128) * 128;
     (parts(n, size).max(1), size)
 }
@@ -272,7 +279,11 @@ pub(super) mod tests {
                 assert!(tiles < 132 || parts == 1);
             }
         }
-        // dx of a loss with four label rows
+        // dx of a loss with four label rows, and of chunks of many, in tiles of 256 columns
         assert_eq!(product_splits(4, 4096, 151_936, &facts), (5, 30_464));
+        assert_eq!(product_splits(512, 4096, 151_936, &facts), (2, 76_032));
+        assert_eq!(product_splits(128, 4096, 151_936, &facts), (8, 19_072));
+        assert_eq!(product_splits(2048, 4096, 151_936, &facts).0, 1);
+        assert_eq!(product_splits(512, 4096, 4000, &facts), (1, 4096));
     }
 }

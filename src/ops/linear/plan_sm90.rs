@@ -18,6 +18,8 @@ pub enum HopperTile {
 impl HopperTile {
     /// Rows or columns that come from the left operand.
     pub const LEFT: u32 = 128;
+    /// Columns of the widest tiles.
+    pub const WIDEST: u32 = 256;
     /// Steps of k, and the width of a box whose other index is contiguous.
     pub const DEPTH: u32 = 64;
     /// Rows of y that leave together, 64 columns of them.
@@ -61,11 +63,15 @@ const HOPPER_BACKWARD_DROPOUT: [(i32, &str); 2] =
 /// What a tile takes besides its columns, as columns. Unmeasured.
 const HOPPER_TILE_COST: i32 = 16;
 
+/// What the waves of so many tiles of these columns take for a step of k, in columns.
+fn tile_cost(columns: i32, tiles: impl Fn(i32) -> i32, facts: &Facts) -> i64 {
+    let waves = parts(tiles(columns), facts.multiprocessors as i32);
+    i64::from(waves) * i64::from(columns + HOPPER_TILE_COST)
+}
+
 /// The width whose last wave of tiles ends first; of equals the widest.
 fn fastest(choices: &'static Choices, tiles: impl Fn(i32) -> i32, facts: &Facts) -> &'static (i32, &'static str) {
-    let waves = |columns| i64::from(parts(tiles(columns), facts.multiprocessors as i32));
-    let cost = |(columns, _): &&(i32, &str)| waves(*columns) * i64::from(columns + HOPPER_TILE_COST);
-    choices.iter().min_by_key(cost).unwrap_or(&choices[0])
+    choices.iter().min_by_key(|(columns, _)| tile_cost(*columns, &tiles, facts)).unwrap_or(&choices[0])
 }
 
 /// Tiles of 128 rows and so many columns that a product has.
@@ -74,12 +80,42 @@ fn hopper_tiles(args: &LinearArgs, columns: i32) -> i32 {
     parts(args.m, HopperTile::LEFT as i32) * of_row * args.splits
 }
 
-/// The kernel for a product that Hopper's instructions can compute, where the device has them.
-pub(super) fn hopper_product(args: &LinearArgs, form: Form, facts: &Facts) -> Option<Plan> {
+/// Whether TMA can bring a product's operands, where the device has it.
+fn comes_in_boxes(args: &LinearArgs, form: Form, facts: &Facts) -> bool {
     let gathered = args.pieces().any(|(_, p, _)| p.gathered != 0);
     // the threads of Hopper's kernel never touch x, so that nothing of it can drop out there
     let operand_drops = args.drops() && form == Form::Forward;
-    if !facts.is_hopper() || !aligned(args) || gathered || operand_drops {
+    facts.is_hopper() && aligned(args) && !gathered && !operand_drops
+}
+
+/// The launch that computes a loss's logits with the statistics of their tiles, where Hopper's instructions can and there
+/// are rows for them; `args` is their product. Its tiles have [`HopperTile::WIDEST`] columns.
+pub fn logits(args: &LinearArgs, facts: &Facts) -> Option<Launch> {
+    let wanted = comes_in_boxes(args, Form::Forward, facts) && args.m >= HOPPER_ROWS;
+    let tile = HopperTile::Wide { columns: HopperTile::WIDEST };
+    let tiles = hopper_tiles(args, HopperTile::WIDEST as i32);
+    wanted.then(|| tile.launch("linear_loss_fwd_128x256_sm90_bf16", tiles, facts))
+}
+
+/// Splits of the depth at the most: more of them cost more to add up than they bring.
+const MOST_SPLITS: i32 = 8;
+
+/// Into how many splits the depth of a product of one band is cut, none shorter than `least`: as few as end first; none
+/// for rows that Hopper's tiles do not pay for. Adding them up is left out: it is short beside splits that pay.
+pub(super) fn hopper_splits(m: i32, width: i32, depth: i32, least: i32, facts: &Facts) -> Option<i32> {
+    let rows = parts(m, HopperTile::LEFT as i32);
+    let cost = |splits: &i32| {
+        let tiles = |columns: i32| rows * parts(width, columns) * splits;
+        let of_step = |(columns, _): &(i32, &str)| tile_cost(*columns, tiles, facts);
+        HOPPER_BACKWARD.iter().map(of_step).min().map(|of_step| of_step * i64::from(parts(depth, *splits)))
+    };
+    let splits = 1..=(depth / least).clamp(1, MOST_SPLITS);
+    splits.min_by_key(cost).filter(|_| facts.is_hopper() && m >= HOPPER_ROWS)
+}
+
+/// The kernel for a product that Hopper's instructions can compute, where the device has them.
+pub(super) fn hopper_product(args: &LinearArgs, form: Form, facts: &Facts) -> Option<Plan> {
+    if !comes_in_boxes(args, form, facts) {
         return None;
     }
     if form == Form::Forward && args.m <= FEW_ROWS && counters(args) <= COUNTERS {
@@ -102,14 +138,14 @@ pub(super) fn hopper_product(args: &LinearArgs, form: Form, facts: &Facts) -> Op
 /// The launch of a forward product that does the SwiGLU of its two bands as well: where it is a product and no more, and
 /// tiles of 256 columns are the fastest anyway, which then have 128 of either.
 pub(super) fn gated(args: &LinearArgs, plan: &Plan, facts: &Facts) -> Option<Launch> {
-    let tile = HopperTile::Wide { columns: 256 };
+    let tile = HopperTile::Wide { columns: HopperTile::WIDEST };
     let [gate, up] = args.bands() else { return None };
     let plain = |b: &LinearBand| b.bias == 0 && b.end - b.first == 1 && b.width == gate.width;
     let alone = args.added == 0 && args.z == 0 && args.wide == 0 && args.activation == 0 && args.scattered == 0;
     if plan.hopper != Some(tile) || args.splits > 1 || !alone || !plain(gate) || !plain(up) {
         return None;
     }
-    let tiles = parts(args.m, HopperTile::LEFT as i32) * parts(gate.width, 128);
+    let tiles = parts(args.m, HopperTile::LEFT as i32) * parts(gate.width, HopperTile::WIDEST as i32 / 2);
     Some(tile.launch("linear_fwd_gated_128x256_sm90_bf16", tiles, facts))
 }
 
@@ -144,6 +180,23 @@ mod tests {
             adapted.push(band, &[piece, piece]).expect("room");
         }
         assert_eq!(launch(&adapted), None);
+    }
+
+    #[test]
+    fn logits_of_many_rows_come_in_the_widest_tiles() {
+        let (older, hopper) = (gpu((8, 6), 80), gpu((9, 0), 132));
+        let launch = logits(&args(512, 4096, &[151_936]), &hopper).expect("a launch");
+        assert_eq!((launch.kernel, launch.grid), ("linear_loss_fwd_128x256_sm90_bf16", [132, 1, 1]));
+        assert_eq!(logits(&args(65, 64, &[264]), &hopper).expect("a launch").grid, [2, 1, 1]);
+        // few rows, an older GPU, rows of logits or of x that begin within 16 bytes
+        for (other, facts) in [
+            (args(64, 4096, &[151_936]), &hopper),
+            (args(512, 4096, &[151_936]), &older),
+            (args(512, 4096, &[151_935]), &hopper),
+            (args(512, 4090, &[151_936]), &hopper),
+        ] {
+            assert_eq!(logits(&other, facts), None);
+        }
     }
 
     /// Sums that are wanted beside those that all multiprocessors compute until the last wave is done.

@@ -152,7 +152,13 @@ pub(in crate::ops) fn run_bias(gpu: &mut Accelerator, op: &'static str, args: &L
 }
 
 /// A matrix whose rows are `stride` elements apart, contiguous along the first of `sizes`.
-fn map(gpu: &Accelerator, address: u64, sizes: [u64; 2], stride: i64, boxes: [u32; 2]) -> Result<TensorMap> {
+pub(in crate::ops) fn map(
+    gpu: &Accelerator,
+    address: u64,
+    sizes: [u64; 2],
+    stride: i64,
+    boxes: [u32; 2],
+) -> Result<TensorMap> {
     gpu.tensor_map(&TensorMapShape {
         dtype: MapType::Bf16,
         address,
