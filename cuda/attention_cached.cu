@@ -78,26 +78,38 @@ DEV float* partial_of(const AttentionCachedArgs& a, int row, int split) {
   return a.partial + (at * a.splits + split) * (a.width + 2);
 }
 
-// The splits of each row, in order: a warp for every fourth row of a slot and key head.
+// The splits of each row: a warp for every fourth row of a slot and key head. A lane weighs every 32nd split, and has every
+// 32nd column of all splits in order: each number is read once, and many reads are under way at a time, since the next
+// kernel waits for this last block.
 DEV void join_splits(const AttentionCachedArgs& a, const Queries& q) {
-  const int lane = threadIdx.x & 31, key_head = blockIdx.y;
+  constexpr int kColumns = 128 / 32;
+  const int lane = threadIdx.x & 31, key_head = blockIdx.y, stride = a.width + 2;
   for (int r = threadIdx.x >> 5; r < kRows && q.first + r < q.n_rows; r += kThreads / 32) {
     const int row = q.first + r, n_splits = (seen_by(a, q, row) + kSplit - 1) / kSplit;
-    float top = -INFINITY, weights = 0.f;
-    for (int s = 0; s < n_splits; s++) top = fmaxf(top, partial_of(a, r, s)[a.width]);
+    const float* parts = partial_of(a, r, 0);
+    float top = -INFINITY, weights = 0.f, y[kColumns] = {};
+    for (int s = lane; s < n_splits; s += 32) top = fmaxf(top, parts[s * stride + a.width]);
+    top = warp_max(top);
     const float base = top == -INFINITY ? 0.f : top;
-    for (int s = 0; s < n_splits; s++) {
-      const float* from = partial_of(a, r, s) + a.width;
-      weights = fmaf(ex2(from[0] - base), from[1], weights);
-    }
-    bf16* y = a.y + ((int64_t)(q.from + row / a.group) * a.heads + key_head * a.group + row % a.group) * a.width;
-    for (int column = lane; column < a.width; column += 32) {
-      float sum = 0.f;
-      for (int s = 0; s < n_splits; s++) {
-        const float* from = partial_of(a, r, s);
-        sum = fmaf(ex2(from[a.width] - base), from[column], sum);
+    for (int first = 0; first < n_splits; first += 32) {
+      float own = 0.f;
+      if (first + lane < n_splits) {
+        const float* state = parts + (first + lane) * stride + a.width;
+        own = ex2(state[0] - base), weights = fmaf(own, state[1], weights);
       }
-      y[column] = f2bf(sum / weights);
+      for (int s = first; s < min(first + 32, n_splits); s++) {
+        const float weight = __shfl_sync(0xffffffffu, own, s - first);
+        UNROLL for (int c = 0; c < kColumns; c++) {
+          const int column = c * 32 + lane;
+          if (column < a.width) y[c] = fmaf(weight, parts[s * stride + column], y[c]);
+        }
+      }
+    }
+    weights = warp_sum(weights);
+    bf16* to = a.y + ((int64_t)(q.from + row / a.group) * a.heads + key_head * a.group + row % a.group) * a.width;
+    UNROLL for (int c = 0; c < kColumns; c++) {
+      const int column = c * 32 + lane;
+      if (column < a.width) to[column] = f2bf(y[c] / weights);
     }
   }
 }

@@ -138,7 +138,7 @@ DEV void store_slices(const Work& work, const HopperTile& tile, int consumer, fl
     UNROLL1 for (int c = tid & 127; c < 64 * SLICE / 8; c += 128) {
       const int r = c / EIGHTS, column = c % EIGHTS * 8;
       float v[8];
-      UNROLL for (int i = 0; i < 8; i++) v[i] = slice[r * STRIDE + column + i];
+      read8<true>(v, slice + r * STRIDE + column, 8);
       const int m = tile.m0 + consumer * 64, n = tile.n0 + s * SLICE;
       work.store(tile, m + (Work::ACROSS ? column : r), n + (Work::ACROSS ? r : column), v);
     }

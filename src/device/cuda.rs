@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
 
 /// Bytes of pinned memory that copies to and from the device go through.
 const STAGING: usize = 32 << 20;
@@ -55,11 +56,29 @@ impl Recorded for Graph {
 }
 
 /// Copies bytes by all cores where they are many: a core alone brings weights out of the page cache at a fraction of what the
-/// bus takes.
+/// bus takes. The threads are its own: those that decode photos would come to it when they have nothing else to do, and the
+/// GPU waits for these bytes.
 fn copy(from: &[u8], to: &mut [u8]) {
     /// Bytes that a core takes at a time.
     const PART: usize = 1 << 20;
-    from.par_chunks(PART).zip(to.par_chunks_mut(PART)).for_each(|(from, to)| to.copy_from_slice(from));
+    /// Bytes that pay for a thread more.
+    const PAYS: usize = 8 << 20;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let parts = Mutex::new(from.chunks(PART).zip(to.chunks_mut(PART)));
+    let next = || parts.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        while let Some((from, to)) = next() {
+            to.copy_from_slice(from);
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..cores.min(from.len() / PAYS + 1) {
+            if Builder::new().spawn_scoped(scope, work).is_err() {
+                break; // those that there are do all of it
+            }
+        }
+        work();
+    });
 }
 
 /// One GPU.
@@ -308,6 +327,7 @@ impl Launcher for Cuda {
     }
 
     fn tensor_map(&self, shape: &TensorMapShape) -> Result<TensorMap> {
+        self.bind()?;
         let rank = checked_rank(shape)?;
         let ones = [1u32; 5];
         let mut map = sys::CUtensorMap { opaque: [0; 16] };

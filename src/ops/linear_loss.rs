@@ -153,6 +153,9 @@ const WORKSPACE_BYTES: usize = 512 << 20;
 /// Rows of the largest tiles: chunks of more than these are whole tiles.
 const TILE_ROWS: usize = 128;
 
+/// Rows of a chunk at the most: one is a row of the grid that computes the logits' gradient.
+const GRID_ROWS: usize = 65_535;
+
 /// How the rows are cut, and what a chunk needs. The sizes are bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LossPlan {
@@ -171,7 +174,7 @@ impl LossPlan {
     pub fn new(r: usize, d: usize, v: usize, gradient: bool, facts: &Facts) -> LossPlan {
         let tiles = v.div_ceil(Tile::Few.columns() as usize);
         let row = 8 * tiles + if gradient { 4 * v + 2 * stride(v) } else { 0 };
-        let fitting = WORKSPACE_BYTES / row;
+        let fitting = (WORKSPACE_BYTES / row).min(GRID_ROWS);
         let most = if fitting < TILE_ROWS { fitting.max(1) } else { fitting / TILE_ROWS * TILE_ROWS };
         let equal = r.div_ceil(r.div_ceil(most).max(1));
         let rows = equal.next_multiple_of(TILE_ROWS).min(most).min(r).max(1);

@@ -137,6 +137,7 @@ fn the_workspace_has_a_bound() {
         profiled: false,
     };
     for (r, d, v) in [(1, 4096, 151_936), (4, 4096, 151_936), (2764, 4096, 151_936), (100_000, 64, 128), (0, 8, 16)] {
+        assert!(LossPlan::new(r, d, v, true, &facts).rows <= 65_535);
         let plan = LossPlan::new(r, d, v, true, &facts);
         assert!(plan.logits + plan.dlogits + plan.statistics <= 512 << 20, "{plan:?}");
         assert!(plan.logits >= 4 * plan.rows * v && plan.dlogits >= 2 * plan.rows * v, "{plan:?}");
