@@ -36,7 +36,8 @@ struct LinearGradientSm90Args {
 LAYOUT(LinearGradientSm90Args, gradients, left, right);
 
 template <int BN, bool ACROSS_> struct GradientWork {
-  static constexpr bool ACROSS = ACROSS_, DROPOUT = false, STAGED = false, GATED = false, ARRIVES = false;
+  static constexpr bool ACROSS = ACROSS_, DROPOUT = false, STAGED = false, GATED = false;
+  static constexpr bool SEVERAL = false, ARRIVES = false;
   static constexpr int STAGES = 4;
   const LinearGradientSm90Args& a;
 

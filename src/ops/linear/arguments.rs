@@ -87,8 +87,14 @@ crate::arguments! {
         pub left: [TensorMap; PIECES],
         pub right: [TensorMap; PIECES],
         pub y: [TensorMap; BANDS],
-        /// 0 where nothing is cut, or another launch adds up.
-        pub counters: u64,
+    }
+}
+
+crate::arguments! {
+    /// A narrow product, whose right operand is several matrices of so many rows.
+    pub struct LinearNarrowArgs {
+        pub product: LinearSm90Args,
+        pub widths: [i32; BANDS],
     }
 }
 
