@@ -17,8 +17,8 @@
 // within L2. Unmeasured: no GPU was at hand.
 //
 // Ownership: a block owns tiles of a split of the batch rows, as many as the plan found to read and to add up fastest. The
-// parts are added in the order of the splits by linear_bwd_dw_sum_f32: two stages and no atomics, so the same bits every
-// time.
+// parts of all gradients are added in the order of the splits by one launch of linear_bwd_dw_sum_f32: two stages and no
+// atomics, so the same bits every time.
 //
 // Limits: heights and widths of gradients and strides of operands are multiples of 8, all pointers of 16 bytes. Where x
 // drops out, which each adapter does in its own way and TMA brings past all threads, and where rows are gathered, the

@@ -121,9 +121,28 @@ fn y_maps(gpu: &Accelerator, args: &LinearArgs) -> Result<[TensorMap; BANDS]> {
     Ok(maps)
 }
 
-/// Launches the gradients of weights, in two stages where their batch rows are cut. As for [`run`], the bands describe
-/// what the word asked addresses of; `partial` is scratch memory for all parts.
-pub(in crate::ops) fn run_gradients(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientArgs) -> Result<()> {
+/// Launches up to [`GRADIENTS`] gradients of weights, and one launch more for all whose batch rows are cut. As for [`run`],
+/// the bands describe what the word asked addresses of; each `partial` is scratch memory of its own for all parts.
+pub(in crate::ops) fn run_gradients(
+    gpu: &mut Accelerator,
+    op: &'static str,
+    gradients: &[LinearGradientArgs],
+) -> Result<()> {
+    gradients.iter().try_for_each(|args| run_gradient(gpu, op, args))?;
+    let mut sum = LinearGradientSumArgs::default();
+    let cut = gradients.iter().filter(|args| args.splits > 1);
+    sum.gradients.iter_mut().zip(cut).for_each(|(to, args)| *to = *args);
+    let elements = sum.gradients.iter().map(|args| args.partial_size as u64).sum::<u64>();
+    if elements == 0 {
+        return Ok(());
+    }
+    let launch = Launch::of("linear_bwd_dw_sum_f32", elements.div_ceil(256) as u32, 256);
+    // SAFETY: the kernel takes these arguments; it reads the parts and adds to the gradients just described.
+    unsafe { gpu.launch(op, &launch, &sum) }
+}
+
+/// The products of gradients that share their batch rows.
+fn run_gradient(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientArgs) -> Result<()> {
     let plan = plan::gradients(args, gpu.facts());
     if plan.launch.is_empty() {
         return Ok(());
@@ -149,17 +168,11 @@ pub(in crate::ops) fn run_gradients(gpu: &mut Accelerator, op: &'static str, arg
             }
         }
         // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
-        unsafe { gpu.launch(op, &plan.launch, &maps)? }
+        unsafe { gpu.launch(op, &plan.launch, &maps) }
     } else {
         // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
-        unsafe { gpu.launch(op, &plan.launch, args)? }
+        unsafe { gpu.launch(op, &plan.launch, args) }
     }
-    if args.splits == 1 {
-        return Ok(());
-    }
-    let sum = Launch::of("linear_bwd_dw_sum_f32", (args.partial_size as u64).div_ceil(256) as u32, 256);
-    // SAFETY: the kernel takes these arguments; it reads the parts and adds to the gradients just described.
-    unsafe { gpu.launch(op, &sum, args) }
 }
 
 /// Launches the gradient of a bias: dz has m rows of at least n columns, dbias n elements.
