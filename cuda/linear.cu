@@ -37,7 +37,8 @@
 //  3. Blocks go through the tiles in groups of eight rows (see tile_of).
 //  4. Dropouts have kernels of their own, so that products without one keep their registers. Where x drops out there are
 //     tiles of 64 x 64 alone: an adapter has few columns, and each column of tiles draws all words again.
-//  5. dx of the head's loss has few tiles and a long k, which is cut into splits, whose sums linear_sum adds in order.
+//  5. dx of the head's loss, and on Hopper what adapters multiply of many rows, have few tiles and a long k, which is cut
+//     into splits, whose sums linear_sum adds in order.
 // Unmeasured: no GPU was at hand.
 //
 // Limits: 4 segments, 8 pieces. Deterministic: one block owns a tile and sums in one order. For backward: s, and z where
@@ -120,15 +121,18 @@ KERNEL(linear_bwd_dx_dropout_any_bf16, 128, 2, const __grid_constant__ linear::L
 namespace linear {
 
 // Adds up what the splits of a product left, in their order, with what follows: a thread owns eight neighbouring
-// columns of one band in one row, which is a row of the grid.
+// columns of one band in one row.
 template <bool VECTOR> DEV void add_splits(const LinearArgs& a) {
-  int n = (blockIdx.x * 256 + threadIdx.x) * 8, b = 0;
-  for (int width; b < a.n_bands && n >= (width = ceil_div(a.bands[b].width, 8) * 8); b++) n -= width;
-  if (b == a.n_bands) return;
+  int eights = 0, b = 0;
+  for (int i = 0; i < a.n_bands; i++) eights += ceil_div(a.bands[i].width, 8);
+  const int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x;
+  if (i >= (int64_t)a.m * eights) return;
+  int n = (int)(i % eights) * 8;
+  for (int width; n >= (width = ceil_div(a.bands[b].width, 8) * 8); b++) n -= width;
   const LinearBand& band = a.bands[b];
-  const int m = blockIdx.y, valid = band.width - n;
+  const int m = (int)(i / eights), valid = band.width - n;
   float sum[8];
-  add_splits8<VECTOR>(a, band, a.splits, m, n, valid, sum);
+  add_splits8<VECTOR>(a, band, splits_of(a, band), m, n, valid, sum);
   finish8<VECTOR>(a, band, m, n, valid, sum);
 }
 

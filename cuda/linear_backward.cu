@@ -17,8 +17,8 @@
 //
 // Numerics: bf16 operands, f32 sums; gradients of parameters are f32 and always added to. NaN in gives NaN out.
 // Ownership: a block owns a tile of a gradient over rows [split, split + 1) split_rows of the batch. Where there is one
-// split it adds to the gradient itself; else it stores its part, and linear_bwd_dw_sum adds the parts in the order of
-// the splits: two stages and no atomics, so the same bits every time.
+// split it adds to the gradient itself; else it stores its part, and linear_bwd_dw_sum, one launch for dA, dB and dW,
+// adds the parts in the order of the splits: two stages and no atomics, so the same bits every time.
 // Both operands lie with the summed index (rows of the batch) outermost and are read through transposing ldmatrix.
 // Limits: 4 bands. On Hopper linear_gradient_sm90.cu has the products where no row is gathered and nothing drops out.
 // Unmeasured: no GPU was at hand.
@@ -30,6 +30,11 @@ namespace linear {
 LAYOUT(LinearGradientBand, left, right, gradient, right_stride, partial_at, dropout, height, width, scale,
        gathered);
 LAYOUT(LinearGradientArgs, bands, rows, noise, partial, left_stride, partial_size, m, n_bands, splits, split_rows);
+
+struct LinearGradientSumArgs {
+  LinearGradientArgs gradients[GRADIENTS];  // those that were cut; of the others partial_size is 0
+};
+LAYOUT(LinearGradientSumArgs, gradients);
 
 // The product ds^T x: elements of its right operand drop out.
 template <class T> struct DroppedRight : Undropped {
@@ -100,10 +105,15 @@ KERNEL(linear_bwd_dw_dropout_any_bf16, 128, 2, const __grid_constant__ linear::L
   linear::gradient<linear::Tile64, false, true>(a);
 }
 
-// The second stage: a thread owns an element of all bands' gradients.
-KERNEL(linear_bwd_dw_sum_f32, 256, 1, const __grid_constant__ linear::LinearGradientArgs a) {
-  const int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x;
-  if (i >= a.partial_size) return;
+// The second stage: a thread owns an element of all gradients' bands.
+KERNEL(linear_bwd_dw_sum_f32, 256, 1, const __grid_constant__ linear::LinearGradientSumArgs all) {
+  int64_t i = (int64_t)blockIdx.x * 256 + threadIdx.x;
+  int g = 0;
+  while (i >= all.gradients[g].partial_size) {
+    i -= all.gradients[g].partial_size;
+    if (++g == linear::GRADIENTS) return;
+  }
+  const linear::LinearGradientArgs& a = all.gradients[g];
   int index = a.n_bands - 1;
   while (i < a.bands[index].partial_at) index--;
   float sum = 0.f;

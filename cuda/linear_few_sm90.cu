@@ -47,12 +47,21 @@ struct LinearFewArgs {
 };
 LAYOUT(LinearFewArgs, product, left, right, heads, rows, swiglu, counters, following);
 
+// Whether a consumer warpgroup is the last of n to arrive, once all of its threads have.
+DEV bool last_to_arrive(uint32_t* counter, int n, int consumer) {
+  SHARED(uint32_t, s_before, [2]);
+  consumer_sync(consumer);
+  if ((threadIdx.x & 127) == 0) s_before[consumer] = arrive_counter(counter, n);
+  consumer_sync(consumer);
+  return s_before[consumer] == (uint32_t)n - 1;
+}
+
 template <int BN> struct FewWork : ProductTiles<BN, true> {
-  static constexpr bool STAGED = false, SLICED = true;
+  static constexpr bool ARRIVES = true;
   static constexpr int STAGES = BN == 128 ? 6 : 8;
   const LinearFewArgs& a;
 
-  DEV explicit FewWork(const LinearFewArgs& a) : ProductTiles<BN, true>{a.product, a.left, a.right}, a(a) {}
+  DEV explicit FewWork(const LinearFewArgs& a) : ProductTiles<BN, true>{{}, a.product, a.left, a.right}, a(a) {}
   DEV void store(const HopperTile& t, int m, int n, float (&v)[8]) const {
     store8<true>(a.product, t.band, t.split, n, m, v);
   }

@@ -5,6 +5,9 @@
 
 namespace linear {
 
+// Gradients whose parts one launch adds up: dA, dB and dW.
+constexpr int GRADIENTS = 3;
+
 // Rows of a gradient that come from one weight.
 struct LinearGradientBand {
   const bf16* left;

@@ -17,8 +17,8 @@
 // within L2. Unmeasured: no GPU was at hand.
 //
 // Ownership: a block owns tiles of a split of the batch rows, as many as the plan found to read and to add up fastest. The
-// parts are added in the order of the splits by linear_bwd_dw_sum_f32: two stages and no atomics, so the same bits every
-// time.
+// parts of all gradients are added in the order of the splits by one launch of linear_bwd_dw_sum_f32: two stages and no
+// atomics, so the same bits every time.
 //
 // Limits: heights and widths of gradients and strides of operands are multiples of 8, all pointers of 16 bytes. Where x
 // drops out, which each adapter does in its own way and TMA brings past all threads, and where rows are gathered, the
@@ -35,8 +35,8 @@ struct LinearGradientSm90Args {
 };
 LAYOUT(LinearGradientSm90Args, gradients, left, right);
 
-template <int BN, bool ACROSS_> struct GradientWork {
-  static constexpr bool ACROSS = ACROSS_, DROPOUT = false, STAGED = false, SLICED = true, GATED = false, ARRIVES = false;
+template <int BN, bool ACROSS_> struct GradientWork : AnyWork {
+  static constexpr bool ACROSS = ACROSS_;
   static constexpr int STAGES = 4;
   const LinearGradientSm90Args& a;
 
@@ -96,24 +96,24 @@ template <int BN, bool ACROSS_> struct GradientWork {
 }  // namespace linear
 
 KERNEL(linear_bwd_dw_128x64_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGradientSm90Args a) {
-  linear::run_sm90<64, false, false>(linear::GradientWork<64, false>{a});
+  linear::run_sm90<64, false, false>(linear::GradientWork<64, false>{{}, a});
 }
 KERNEL(linear_bwd_dw_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGradientSm90Args a) {
-  linear::run_sm90<128, false, false>(linear::GradientWork<128, false>{a});
+  linear::run_sm90<128, false, false>(linear::GradientWork<128, false>{{}, a});
 }
 KERNEL(linear_bwd_dw_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGradientSm90Args a) {
-  linear::run_sm90<256, false, false>(linear::GradientWork<256, false>{a});
+  linear::run_sm90<256, false, false>(linear::GradientWork<256, false>{{}, a});
 }
 KERNEL(linear_bwd_da_64x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGradientSm90Args a) {
-  linear::run_sm90<64, false, false>(linear::GradientWork<64, true>{a});
+  linear::run_sm90<64, false, false>(linear::GradientWork<64, true>{{}, a});
 }
 KERNEL(linear_bwd_da_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGradientSm90Args a) {
-  linear::run_sm90<128, false, false>(linear::GradientWork<128, true>{a});
+  linear::run_sm90<128, false, false>(linear::GradientWork<128, true>{{}, a});
 }
 KERNEL(linear_bwd_da_192x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGradientSm90Args a) {
-  linear::run_sm90<192, false, false>(linear::GradientWork<192, true>{a});
+  linear::run_sm90<192, false, false>(linear::GradientWork<192, true>{{}, a});
 }
 KERNEL(linear_bwd_da_256x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGradientSm90Args a) {
-  linear::run_sm90<256, false, false>(linear::GradientWork<256, true>{a});
+  linear::run_sm90<256, false, false>(linear::GradientWork<256, true>{{}, a});
 }
 #endif

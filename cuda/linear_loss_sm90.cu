@@ -30,11 +30,11 @@ LAYOUT(LinearLossSm90Args, loss, left, right, logits);
 DEV float sum_of(const float (&v)[8]) { return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7])); }
 
 struct LogitsWork : ProductTiles<256, false> {
-  static constexpr bool ARRIVES = false, STAGED = true, SLICED = false;
+  static constexpr bool STAGED = true, SLICED = false;
   static constexpr int STAGES = 4, BN = 256, BOX = 32;
   const LinearLossSm90Args& a;
 
-  DEV explicit LogitsWork(const LinearLossSm90Args& a) : ProductTiles<256, false>{a.loss.product, &a.left, &a.right}, a(a) {}
+  DEV explicit LogitsWork(const LinearLossSm90Args& a) : ProductTiles<256, false>{{}, a.loss.product, &a.left, &a.right}, a(a) {}
   DEV void store_tile(Staging& staging, const HopperTile& t, int row, const float (&d)[BN / 2]) const {
     if (a.loss.product.wide) store_logits(staging, row, t.n0, d);
     const int lane = threadIdx.x & 31, n = t.n0 + (lane & 3) * 2, width = product.bands[0].width;

@@ -315,6 +315,11 @@ DEV void add_splits8(const LinearArgs& a, const LinearBand& band, int splits, in
   }
 }
 
+// Into how many splits a band's sums are cut: fewer than others where its last piece is shorter.
+DEV int splits_of(const LinearArgs& a, const LinearBand& band) {
+  return a.splits == 1 ? 1 : max(ceil_div(a.pieces[band.end - 1].depth, a.split_depth), 1);
+}
+
 // The piece that a split begins with.
 DEV int first_of(const LinearBand& band, int split) { return split == 0 ? band.first : band.end - 1; }
 

@@ -9,7 +9,10 @@
 // each band of y, in boxes of 64 x 16.
 //
 // Forward with at most 128 rows: linear_few_sm90.cu. With more, gate and up of an MLP may have their SwiGLU done with them
-// (`gated`): a tile then has 128 columns of either, so that a thread has both numbers of a product in its registers.
+// (`gated`): a tile then has 128 columns of either, so that a thread has both numbers of a product in its registers. What
+// adapters multiply, x A^T, is one product of 8 to 256 columns (`narrow`): a tile has them all, the rows of each A below
+// those of the one before in a stage, so that x is read once. Columns past the last are products with what lies there, and
+// nobody reads them. k is cut, and the sums of the splits are added by linear_sum.
 //
 // Limits: operands begin at multiples of 16 bytes, their rows too; no gathered rows (`rows` may name rows of the
 // residual and of dx). Deterministic: a block owns a tile (of a split) and sums in one order. Unmeasured: no GPU was at
@@ -23,16 +26,15 @@ struct LinearSm90Args {
   LinearArgs product;
   TensorMap left[PIECES], right[PIECES];
   TensorMap y[BANDS];   // where y goes out by TMA
-  uint32_t* counters;   // of each half of a tile, where what its splits leave is added up here; or null
 };
-LAYOUT(LinearSm90Args, product, left, right, y, counters);
+LAYOUT(LinearSm90Args, product, left, right, y);
 
 template <int BN, bool DROPOUT = false> struct ProductWork : ProductTiles<BN, false, DROPOUT> {
-  static constexpr bool STAGED = true, SLICED = true;
+  static constexpr bool STAGED = true;
   static constexpr int STAGES = 4;
   const LinearSm90Args& a;
 
-  DEV explicit ProductWork(const LinearSm90Args& a) : ProductTiles<BN, false, DROPOUT>{a.product, a.left, a.right}, a(a) {}
+  DEV explicit ProductWork(const LinearSm90Args& a) : ProductTiles<BN, false, DROPOUT>{{}, a.product, a.left, a.right}, a(a) {}
   DEV const LinearDropout& dropout(const HopperTile& t, int step) const {
     const LinearBand& band = a.product.bands[t.band];
     const int begin = t.split * a.product.split_depth;
@@ -45,23 +47,30 @@ template <int BN, bool DROPOUT = false> struct ProductWork : ProductTiles<BN, fa
     store8<true>(a.product, t.band, t.split, m, n, v);
   }
   DEV bool staged() const { return a.product.y && !a.product.scattered && !a.product.partial; }
-  // The 64 rows of a tile that a warpgroup has, of all splits, if it is the last.
-  DEV void finish(const HopperTile& t, int consumer) const {
-    if (!a.counters) return;
-    const LinearBand& band = a.product.bands[t.band];
-    const int splits = this->splits_of(band);
-    if (!last_to_arrive(a.counters + 2 * t.place + consumer, splits, consumer)) return;
-    UNROLL1 for (int c = threadIdx.x & 127; c < 64 * BN / 8; c += 128) {
-      const int m = t.m0 + consumer * 64 + c / (BN / 8), n = t.n0 + c % (BN / 8) * 8, valid = band.width - n;
-      if (m >= a.product.m || valid <= 0) continue;
-      float v[8];
-      add_splits8<true>(a.product, band, splits, m, n, valid, v);
-      finish8<true>(a.product, band, m, n, valid, v);
-    }
-  }
   DEV void store_tile(Staging& staging, const HopperTile& t, int row, float (&d)[BN / 2]) const {
     finish_tile<BN>(a.product, a.product.bands[t.band], row, t.n0, d);
     linear::store_tile<BN>(staging, &a.y[t.band], row, t.n0, d);
+  }
+};
+
+struct LinearNarrowArgs {
+  LinearSm90Args product;  // of one band, and one piece
+  int32_t widths[BANDS];   // rows of each right operand, in all those of the band
+};
+LAYOUT(LinearNarrowArgs, product, widths);
+
+// x A^T of adapters that share x: a tile has the columns of all.
+template <int BN> struct NarrowWork : ProductWork<BN> {
+  static constexpr bool SEVERAL = true;
+  const LinearNarrowArgs& narrow;
+
+  DEV explicit NarrowWork(const LinearNarrowArgs& a) : ProductWork<BN>(a.product), narrow(a) {}
+  DEV uint32_t right_bytes() const { return narrow.product.product.bands[0].width * HOPPER_K * 2; }
+  DEV void load_right(uint32_t to, const TensorMap* first, uint32_t full, int, int k) const {
+    const int rows = narrow.product.product.bands[0].width;
+    for (int b = 0, row = 0; row < rows; row += narrow.widths[b++]) {
+      tma_load_2d(to + row * HOPPER_K * 2, first + b, full, k, 0);
+    }
   }
 };
 
@@ -72,8 +81,8 @@ struct LinearGatedArgs {
 LAYOUT(LinearGatedArgs, product, swiglu);
 
 // Gate and up, the two bands of a product, 128 columns of each in a tile: y, and SwiGLU of it, in one go.
-struct GatedWork {
-  static constexpr bool DROPOUT = false, ACROSS = false, STAGED = true, SLICED = false, GATED = true, ARRIVES = false;
+struct GatedWork : AnyWork {
+  static constexpr bool STAGED = true, SLICED = false, SEVERAL = true;
   static constexpr int STAGES = 4, BN = 256;
   const LinearGatedArgs& a;
 
@@ -88,6 +97,11 @@ struct GatedWork {
   }
   template <class Load> DEV void each_step(const HopperTile& t, Load&& load) const {
     for (int i = 0; i < t.steps; i++) load(&a.product.left[0], &a.product.right[0], i * HOPPER_K);
+  }
+  DEV uint32_t right_bytes() const { return BN * HOPPER_K * 2; }
+  DEV void load_right(uint32_t to, const TensorMap* gate, uint32_t full, int n0, int k) const {
+    load_boxes<BN / 2, true>(to, gate, full, n0, k);
+    load_boxes<BN / 2, true>(to + BN / 2 * HOPPER_K * 2, gate + 1, full, n0, k);
   }
   DEV void store_tile(Staging& staging, const HopperTile& t, int row, float (&d)[BN / 2]) const {
     store_gated(staging, &a.product.y[0], &a.product.y[1], &a.swiglu, row, t.n0, d);
@@ -108,8 +122,20 @@ KERNEL(linear_fwd_128x192_sm90_bf16, 384, 1, const __grid_constant__ linear::Lin
 KERNEL(linear_fwd_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<256, true, true>(linear::ProductWork<256>{a});
 }
+KERNEL(linear_fwd_narrow_128x64_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearNarrowArgs a) {
+  linear::run_sm90<64, true, true>(linear::NarrowWork<64>{a});
+}
+KERNEL(linear_fwd_narrow_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearNarrowArgs a) {
+  linear::run_sm90<128, true, true>(linear::NarrowWork<128>{a});
+}
+KERNEL(linear_fwd_narrow_128x192_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearNarrowArgs a) {
+  linear::run_sm90<192, true, true>(linear::NarrowWork<192>{a});
+}
+KERNEL(linear_fwd_narrow_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearNarrowArgs a) {
+  linear::run_sm90<256, true, true>(linear::NarrowWork<256>{a});
+}
 KERNEL(linear_fwd_gated_128x256_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearGatedArgs a) {
-  linear::run_sm90<256, true, true>(linear::GatedWork{a});
+  linear::run_sm90<256, true, true>(linear::GatedWork{{}, a});
 }
 KERNEL(linear_bwd_dx_128x128_sm90_bf16, 384, 1, const __grid_constant__ linear::LinearSm90Args a) {
   linear::run_sm90<128, true, false>(linear::ProductWork<128>{a});

@@ -14,11 +14,12 @@
 // 16 bytes of a row move at once.
 //
 // Narrow products of many rows, as adapters have, have too few tiles for all multiprocessors: k is cut for them
-// (src/ops/linear/plan_narrow.rs), and the last warpgroup to arrive adds up what the splits of its rows left.
+// (src/ops/linear/plan_narrow.rs), and linear_sum of linear.cu adds up what the splits left.
 //
 // BN is 128, 176, 192 or 256: the plan takes the width whose tiles fill the multiprocessors best
-// (src/ops/linear/plan_sm90.rs); gradients of weights, 64, 128, 192 or 256 (linear_gradient_sm90.cu). A right operand with k contiguous comes in one box of BN rows; else in boxes of 64
-// columns, of which the last may hold more than wgmma's N reads.
+// (src/ops/linear/plan_sm90.rs); of x A^T and of gradients of weights it is 64, 128, 192 or 256. A right operand with k
+// contiguous comes in one box of BN rows, or in several that have fewer; else in boxes of 64 columns, of which the last may
+// hold more than wgmma's N reads.
 //
 // Few rows: a product of at most 128 rows reads each weight once and is as fast as that, so there the left operand is
 // the weight and the right one x, with BN 16, 32, 64 or 128 for all rows. The ring has more stages, so that 96 KiB or
@@ -86,15 +87,6 @@ DEV void consumer_sync(int consumer) {
   }
 }
 
-// Whether a consumer warpgroup is the last of n to arrive, once all of its threads have.
-DEV bool last_to_arrive(uint32_t* counter, int n, int consumer) {
-  SHARED(uint32_t, s_before, [2]);
-  consumer_sync(consumer);
-  if ((threadIdx.x & 127) == 0) s_before[consumer] = arrive_counter(counter, n);
-  consumer_sync(consumer);
-  return s_before[consumer] == (uint32_t)n - 1;
-}
-
 // Columns of an operand in shared memory, and those of a step that come: whole boxes of 64 where k is not contiguous.
 template <int OUTER> constexpr int STORED = (OUTER + 63) / 64 * 64;
 template <int OUTER, bool ALONG_K> constexpr int LOADED = ALONG_K ? OUTER : STORED<OUTER>;
@@ -146,9 +138,15 @@ DEV void store_slices(const Work& work, const HopperTile& tile, int consumer, fl
   }
 }
 
+// What a Work is unless it says otherwise.
+struct AnyWork {
+  static constexpr bool ACROSS = false, SEVERAL = false, SLICED = true, STAGED = false, ARRIVES = false, DROPOUT = false;
+};
+
 // Work has:
-//   STAGES of the ring; ACROSS, whether the result lies along m; GATED, whether the right operand is half of one matrix and
-//   half of that of the next map;
+//   STAGES of the ring; ACROSS, whether the result lies along m;
+//   SEVERAL, whether the right operand, with k contiguous, is several matrices, and if so uint32_t right_bytes() const of a
+//   step and void load_right(uint32_t to, const TensorMap* first, uint32_t full, int n0, int k) const;
 //   int tiles() const; HopperTile tile(int index) const;
 //   void each_step(const HopperTile&, load) const: load(left map, right map, k) for each step in order;
 //   SLICED, whether sums may leave slice by slice, and if so void store(const HopperTile&, int m, int n, float (&v)[8]) const:
@@ -162,7 +160,6 @@ DEV void store_slices(const Work& work, const HopperTile& tile, int consumer, fl
 template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void run_sm90(const Work& work) {
   constexpr int STAGES = Work::STAGES;
   constexpr uint32_t LEFT_BYTES = HOPPER_M * HOPPER_K * 2, STAGE_BYTES = LEFT_BYTES + STORED<BN> * HOPPER_K * 2;
-  constexpr uint32_t STEP_BYTES = LEFT_BYTES + LOADED<BN, RIGHT_ALONG_K> * HOPPER_K * 2;
   constexpr uint32_t SLICES_BYTES = SLICE_BYTES<BN, Work::ACROSS>;
   constexpr uint32_t OUT_BYTES = Work::STAGED ? STAGING_BYTES : 2 * SLICES_BYTES;
   static_assert(OUT_BYTES >= 2 * SLICES_BYTES, "room for either way out");
@@ -183,17 +180,18 @@ template <int BN, bool LEFT_ALONG_K, bool RIGHT_ALONG_K, class Work> DEV void ru
   if (warpgroup == 0) {
     reg_dealloc<40>();
     if (tid != 0) return;
+    uint32_t step_bytes = LEFT_BYTES + LOADED<BN, RIGHT_ALONG_K> * HOPPER_K * 2;
+    if constexpr (Work::SEVERAL) step_bytes = LEFT_BYTES + work.right_bytes();
     for (int t = blockIdx.x; t < work.tiles(); t += gridDim.x) {
       const HopperTile tile = work.tile(t);
       work.each_step(tile, [&](const TensorMap* left, const TensorMap* right, int k) {
         const uint32_t to = base + ring.stage * STAGE_BYTES, bar = full + 8 * ring.stage;
         mbar_wait(empty + 8 * ring.stage, ring.phase ^ 1);
-        mbar_arrive_expect_tx(bar, STEP_BYTES);
+        mbar_arrive_expect_tx(bar, step_bytes);
         load_boxes<HOPPER_M, LEFT_ALONG_K>(to, left, bar, tile.m0, k);
-        if constexpr (Work::GATED) {
+        if constexpr (Work::SEVERAL) {
           static_assert(RIGHT_ALONG_K, "forward");
-          load_boxes<BN / 2, true>(to + LEFT_BYTES, right, bar, tile.n0, k);
-          load_boxes<BN / 2, true>(to + LEFT_BYTES + BN / 2 * HOPPER_K * 2, right + 1, bar, tile.n0, k);
+          work.load_right(to + LEFT_BYTES, right, bar, tile.n0, k);
         } else {
           load_boxes<BN, RIGHT_ALONG_K>(to + LEFT_BYTES, right, bar, tile.n0, k);
         }

@@ -6,8 +6,8 @@
 namespace linear {
 
 // With FEW the weight is the left operand, so that BN counts rows of the result.
-template <int BN, bool FEW_, bool DROPOUT_ = false> struct ProductTiles {
-  static constexpr bool FEW = FEW_, ACROSS = FEW, DROPOUT = DROPOUT_, GATED = false, ARRIVES = true;
+template <int BN, bool FEW_, bool DROPOUT_ = false> struct ProductTiles : AnyWork {
+  static constexpr bool FEW = FEW_, ACROSS = FEW, DROPOUT = DROPOUT_;
   static constexpr int ROWS = FEW ? BN : HOPPER_M, COLUMNS = FEW ? HOPPER_M : BN;  // of the result, in a tile
   const LinearArgs& product;
   const TensorMap *left, *right;  // of each piece
@@ -42,10 +42,6 @@ template <int BN, bool FEW_, bool DROPOUT_ = false> struct ProductTiles {
       if (DROPOUT && product.pieces[p].dropout.from) t.dropped += steps;
     }
     return t;
-  }
-  // Into how many splits a band's sums are cut.
-  DEV int splits_of(const LinearBand& band) const {
-    return product.splits == 1 ? 1 : max(ceil_div(product.pieces[band.end - 1].depth, product.split_depth), 1);
   }
   template <class Load> DEV void each_step(const HopperTile& t, Load&& load) const {
     const LinearBand& band = product.bands[t.band];

@@ -271,7 +271,7 @@ impl LinearLoss {
                     scale: 1.0,
                     ..LinearGradientBand::default()
                 });
-                run_gradients(gpu, "linear_loss", &gradient)?;
+                run_gradients(gpu, "linear_loss", &[gradient])?;
             }
         }
         Ok(())

@@ -244,7 +244,7 @@ impl PatchEmbedBackward {
         if dw != 0 {
             let [partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
             let args = self.gradient([dy, at.of(&f.pixels)?, dw, partial], gpu.facts());
-            run_gradients(gpu, OP, &args)?;
+            run_gradients(gpu, OP, &[args])?;
         }
         if f.bias.as_trained().is_some() {
             let dbias = at.gradient(&f.bias)?;

@@ -31,6 +31,8 @@ fn structs() -> Vec<StructLayout> {
         linear::LinearGradientArgs::layout(),
         linear::LinearGradientBand::layout(),
         linear::LinearGradientSm90Args::layout(),
+        linear::LinearGradientSumArgs::layout(),
+        linear::LinearNarrowArgs::layout(),
         linear::LinearPiece::layout(),
         linear::LinearRowsArgs::layout(),
         linear::LinearSm90Args::layout(),

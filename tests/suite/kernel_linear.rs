@@ -22,7 +22,7 @@ pub enum Trained {
 /// Rows, input width, segments: one, primes, the tiles of 16 x 32, 64 x 64 and 128 x 128 (and Hopper's) and one more or
 /// less, widths that are no multiple of 8, adapters of several ranks, several steps of k and a rest, none at all, and as many
 /// segments as there can be.
-const SHAPES: [(usize, usize, &[Columns]); 20] = [
+const SHAPES: [(usize, usize, &[Columns]); 21] = [
     (1, 1, &[(1, 1, true)]),
     (1, 264, &[(40, 8, false), (32, 0, true)]),
     (3, 7, &[(5, 0, false), (13, 3, true)]),
@@ -41,6 +41,7 @@ const SHAPES: [(usize, usize, &[Columns]); 20] = [
     (200, 8, &[(520, 8, false)]),
     (130, 376, &[(504, 8, true)]),
     (140, 504, &[(376, 0, false)]),
+    (131, 136, &[(112, 8, true)]),
     (0, 16, &[(24, 8, true)]),
     (70, 128, &[(136, 8, true), (128, 0, false), (144, 16, false), (128, 8, true)]),
 ];
@@ -340,19 +341,19 @@ fn a_nan_stays_in_its_row() {
 #[test]
 fn a_row_does_not_depend_on_how_many_there_are() {
     // every tile sums in the same order, in steps of 16 along k, whatever stands beside a row; in the emulator wgmma adds
-    // within a step as mma does. Hopper cuts the k of the second shape, of up to 128 rows whatever their number.
+    // within a step as mma does. Hopper cuts the k of the second shape, of up to 128 rows and of more, whatever their number.
     for (k, n, older, hopper) in [
         (
             264,
             376,
             ["linear_fwd_128x128_bf16", "linear_fwd_16x32_bf16", "linear_fwd_64x64_bf16"],
-            &["linear_fwd_128x128_sm90_bf16", "linear_fwd_128x192_sm90_bf16"][..],
+            &["linear_fwd_128x192_sm90_bf16", "linear_fwd_narrow_128x64_sm90_bf16"][..],
         ),
         (
             1608,
             136,
             ["linear_fwd_128x128_bf16", "linear_fwd_16x32_bf16", "linear_fwd_64x64_bf16"],
-            &["linear_fwd_128x128_sm90_bf16"],
+            &["linear_fwd_128x128_sm90_bf16", "linear_fwd_narrow_128x64_sm90_bf16", "linear_sum_bf16"],
         ),
     ] {
         for capability in [(8, 6), (9, 0)] {
@@ -428,9 +429,11 @@ fn every_kernel_runs() {
     }
     let wanted = [
         "linear_bwd_act_bf16",
+        "linear_bwd_da_64x128_sm90_bf16",
         "linear_bwd_dbias_bf16",
         "linear_bwd_dw_128x128_bf16",
         "linear_bwd_dw_128x128_sm90_bf16",
+        "linear_bwd_dw_128x64_sm90_bf16",
         "linear_bwd_dw_64x64_bf16",
         "linear_bwd_dw_any_bf16",
         "linear_bwd_dw_dropout_64x64_bf16",
@@ -462,6 +465,8 @@ fn every_kernel_runs() {
         "linear_fwd_few_16x128_sm90_bf16",
         "linear_fwd_few_32x128_sm90_bf16",
         "linear_fwd_few_64x128_sm90_bf16",
+        "linear_fwd_narrow_128x128_sm90_bf16",
+        "linear_fwd_narrow_128x64_sm90_bf16",
     ];
     let missing: Vec<_> = wanted.into_iter().filter(|name| !ran.contains(name)).collect();
     assert!(missing.is_empty(), "no shape of this file reaches {missing:?}");

@@ -88,8 +88,8 @@ fn no_memory_is_planned_where_nothing_is_cut() {
     for (m, rows, facts, bytes) in [
         (128, false, hopper, 4 * 4 * 128 * 64),
         (128, true, hopper, 0),
-        // of more rows it is a narrow product, whose splits have 1024 of k
-        (129, false, hopper, 4 * 2 * 129 * 64),
+        // of more rows it is a narrow product, whose splits have 512 of k
+        (129, false, hopper, 4 * 4 * 129 * 64),
         (129, true, hopper, 0),
         (128, false, older, 0),
         (0, false, hopper, 0),

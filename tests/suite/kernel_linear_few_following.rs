@@ -181,7 +181,7 @@ fn what_no_launch_does_as_one_is_done_one_after_the_other() {
     let of_adapters = of(500, 72, &[(1000, 0, false), (1000, 8, false)], PLAIN);
     let of_narrow_tiles = of(150, 72, &[(264, 0, false), (264, 0, false)], PLAIN);
     for (product, kernel) in [
-        (many, "linear_fwd_128x128_sm90_bf16"),
+        (many, "linear_fwd_narrow_128x192_sm90_bf16"),
         (unaligned, "linear_fwd_any_bf16"),
         (of_three, "linear_fwd_few_16x128_sm90_bf16"),
         (gathered, "linear_fwd_16x32_bf16"),
@@ -191,7 +191,7 @@ fn what_no_launch_does_as_one_is_done_one_after_the_other() {
         same_bits(&case, product, next, &[kernel, "swiglu_fwd_bf16"]);
     }
     let next = swiglu(&mut case, &of_adapters);
-    let kernels = ["linear_fwd_128x128_sm90_bf16", "linear_fwd_128x256_sm90_bf16", "swiglu_fwd_bf16"];
+    let kernels = ["linear_fwd_128x256_sm90_bf16", "linear_fwd_narrow_128x64_sm90_bf16", "swiglu_fwd_bf16"];
     same_bits(&case, of_adapters, next, &kernels);
     let next = heads(&mut case, &narrow, (2, 1, 64), Norms::Frozen, true);
     same_bits(&case, narrow, next, &[&few(3), "qk_rope_fwd_v8_bf16"]);

@@ -8,6 +8,8 @@ use crate::ops::qk_rope::QkRopeArgs;
 /// Terms of a product at the most, and columns (or weights) that one launch may serve.
 pub const PIECES: usize = 8;
 pub const BANDS: usize = 4;
+/// Gradients whose parts one launch adds up: dA, dB and dW.
+pub const GRADIENTS: usize = 3;
 
 crate::arguments! {
     /// What an adapter does not read of x; `from` 0: nothing.
@@ -87,8 +89,14 @@ crate::arguments! {
         pub left: [TensorMap; PIECES],
         pub right: [TensorMap; PIECES],
         pub y: [TensorMap; BANDS],
-        /// 0 where nothing is cut, or another launch adds up.
-        pub counters: u64,
+    }
+}
+
+crate::arguments! {
+    /// A narrow product, whose right operand is several matrices of so many rows.
+    pub struct LinearNarrowArgs {
+        pub product: LinearSm90Args,
+        pub widths: [i32; BANDS],
     }
 }
 
@@ -167,6 +175,14 @@ crate::arguments! {
         pub n_bands: i32,
         pub splits: i32,
         pub split_rows: i32,
+    }
+}
+
+crate::arguments! {
+    /// Gradients whose batch rows were cut; of the others `partial_size` is 0.
+    #[derive(Default)]
+    pub struct LinearGradientSumArgs {
+        pub gradients: [LinearGradientArgs; GRADIENTS],
     }
 }
 

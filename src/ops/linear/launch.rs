@@ -153,8 +153,7 @@ pub(super) fn backward_scratch(op: &LinearBackward, facts: &Facts) -> Result<Vec
         Placed::all(&f.segments).iter().filter_map(|p| p.adapter.map(|(_, rank, _)| (rank, p.n))).unzip();
     let of_ds = plan::partial_bytes(m as i32, &ranks, &depths, Form::Backward, false, facts);
     let trained = |w: &Weight| Ok(if w.as_trained().is_some() { ALIGNMENT as u64 } else { 0 });
-    let gradients = Gradients::default().of(f, trained, facts)?;
-    let parts = gradients.iter().map(LinearGradientArgs::partial_bytes).max().unwrap_or(0);
+    let (_, parts) = Gradients::default().of(f, trained, facts)?;
     Ok(vec![dz, 2 * m * Linear::rank(&f.segments), parts.max(of_ds)])
 }
 
@@ -211,8 +210,8 @@ pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()>
         ds,
         partial,
     };
-    let gradients = from.of(f, |weight| at.gradient(weight), gpu.facts())?;
-    gradients.iter().try_for_each(|args| run_gradients(gpu, "linear_backward", args))
+    let (gradients, _) = from.of(f, |weight| at.gradient(weight), gpu.facts())?;
+    run_gradients(gpu, "linear_backward", &gradients)
 }
 
 /// Where the operands of gradients lie; nowhere, if only sizes are wanted.
@@ -228,13 +227,14 @@ struct Gradients {
 }
 
 impl Gradients {
-    /// dA, dB and dW of all weights whose gradient lies somewhere, each with their batch rows cut.
+    /// dA, dB and dW of all weights whose gradient lies somewhere, each with their batch rows cut, and the bytes of their
+    /// parts, which lie behind each other.
     fn of(
         &self,
         f: &Linear,
         gradient: impl Fn(&Weight) -> Result<u64>,
         facts: &Facts,
-    ) -> Result<[LinearGradientArgs; 3]> {
+    ) -> Result<([LinearGradientArgs; GRADIENTS], usize)> {
         let (n, k, rank) = (f.y.shape.width() as i64, f.x.shape.width() as i32, Linear::rank(&f.segments) as i64);
         let of = |left_stride| LinearGradientArgs {
             rows: self.rows,
@@ -278,7 +278,13 @@ impl Gradients {
                 })))?;
             }
         }
-        Ok([da, db, dw].map(|args| plan::cut_gradients(args, self.partial, facts)))
+        let mut bytes = 0;
+        let cut = [da, db, dw].map(|args| {
+            let args = plan::cut_gradients(args, self.partial + bytes as u64, facts);
+            bytes += args.partial_bytes().next_multiple_of(ALIGNMENT);
+            args
+        });
+        Ok((cut, bytes))
     }
 }
 

@@ -3,7 +3,6 @@
 use super::arguments::LinearArgs;
 use super::plan_few::{FEW_ROWS, cut_few, few_bytes};
 pub use super::plan_gradient::{GradientTile, cut_gradients, gradients};
-pub(super) use super::plan_narrow::adds_up;
 use super::plan_narrow::{cut_narrow, narrow_bytes};
 pub(super) use super::plan_sm90::gated;
 pub use super::plan_sm90::{HopperTile, logits};
@@ -93,17 +92,18 @@ pub fn product(args: &LinearArgs, form: Form, facts: &Facts) -> Plan {
 
 /// The kernel that adds up what the splits of a product left: a thread for eight columns of a band in a row.
 pub fn sum(args: &LinearArgs) -> Launch {
-    let eights = args.bands().iter().map(|b| parts(b.width, 8)).sum::<i32>();
+    let eights = args.bands().iter().map(|b| i64::from(parts(b.width, 8))).sum::<i64>();
+    let blocks = (i64::from(args.m) * eights + 255) / 256;
     let kernel = if aligned(args) { "linear_sum_bf16" } else { "linear_sum_any_bf16" };
-    Launch { kernel, grid: [parts(eights, 256) as u32, args.m as u32, 1], block: 256, shared_bytes: 0 }
+    Launch::of(kernel, blocks as u32, 256)
 }
 
-/// The product with its k cut where Hopper's kernels add up what the splits leave: in `partial`, which has room for what
-/// [`partial_bytes`] says. With `keeps_parts` a single split of few rows leaves its sums there too.
+/// The product with its k cut where that is faster on Hopper. What the splits leave goes to `partial`, which has room for
+/// what [`partial_bytes`] says. With `keeps_parts` a single split of few rows leaves its sums there too.
 pub fn cut(args: LinearArgs, form: Form, partial: u64, keeps_parts: bool, facts: &Facts) -> LinearArgs {
     match product(&args, form, facts).hopper {
         Some(HopperTile::Few { .. }) => cut_few(args, partial, keeps_parts, facts),
-        Some(HopperTile::Wide { columns }) => cut_narrow(args, columns as i32, partial),
+        Some(HopperTile::Wide { .. } | HopperTile::Narrow { .. }) => cut_narrow(args, form, partial),
         None => args,
     }
 }
@@ -112,7 +112,7 @@ pub fn cut(args: LinearArgs, form: Form, partial: u64, keeps_parts: bool, facts:
 pub fn partial_bytes(m: i32, widths: &[i32], depths: &[i32], form: Form, keeps_parts: bool, facts: &Facts) -> usize {
     match (form, depths.last()) {
         (Form::Forward, Some(depth)) if m <= FEW_ROWS => few_bytes(m, widths, *depth, keeps_parts, facts),
-        _ => narrow_bytes(m, widths, depths, facts),
+        _ => narrow_bytes(m, widths, depths, form, facts),
     }
 }
 

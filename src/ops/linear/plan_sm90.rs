@@ -3,6 +3,7 @@
 use super::arguments::{LinearArgs, LinearBand};
 use super::plan::{Form, Plan, aligned, parts};
 use super::plan_few::{FEW_ROWS, counters, few_product};
+use super::plan_narrow::{joined, narrow_product};
 use crate::device::accelerator::COUNTERS;
 use crate::device::{Facts, Launch};
 
@@ -11,6 +12,8 @@ use crate::device::{Facts, Launch};
 pub enum HopperTile {
     /// 128 rows and so many columns.
     Wide { columns: u32 },
+    /// 128 rows and up to so many columns, those of all bands: the right operand is several matrices.
+    Narrow { columns: u32 },
     /// So many rows and 128 columns: the weight is the left operand.
     Few { rows: u32 },
 }
@@ -30,7 +33,7 @@ impl HopperTile {
         // of two warpgroups a slice of sums
         let (boxes, slices) = (8 * 2 * HopperTile::STAGED_ROWS * 128, 2 * 64 * 40 * 4);
         let (stages, right, out) = match self {
-            HopperTile::Wide { columns } => (4, columns, boxes),
+            HopperTile::Wide { columns } | HopperTile::Narrow { columns } => (4, columns, boxes),
             HopperTile::Few { rows: 128 } => (6, 128, slices),
             HopperTile::Few { rows } => (8, rows, slices),
         };
@@ -123,6 +126,9 @@ pub(super) fn hopper_product(args: &LinearArgs, form: Form, facts: &Facts) -> Op
     }
     if args.m < HOPPER_ROWS {
         return None;
+    }
+    if form == Form::Forward && joined(args) {
+        return Some(narrow_product(args, facts));
     }
     let choices = match (form, args.drops()) {
         (Form::Forward, _) => &HOPPER_FORWARD[..],

@@ -15,15 +15,15 @@ pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &Linear
         Some(HopperTile::Few { rows }) => {
             return run_few(gpu, op, args, (&plan.launch, rows), &LinearFewArgs::default());
         }
-        Some(HopperTile::Wide { columns }) => {
-            let adds_up = plan::adds_up(args, columns as i32);
-            let counters = if adds_up { gpu.counters()? } else { 0 };
-            let product = LinearSm90Args { counters, ..product_maps(gpu, args, form, columns)? };
-            // SAFETY: as below; the maps describe the same operands, and there are as many counters.
+        Some(HopperTile::Narrow { .. }) => {
+            let product = narrow_maps(gpu, args)?;
+            // SAFETY: as below; the maps describe the same operands.
             unsafe { gpu.launch(op, &plan.launch, &product)? }
-            if adds_up {
-                return Ok(());
-            }
+        }
+        Some(HopperTile::Wide { columns }) => {
+            let product = product_maps(gpu, args, form, columns)?;
+            // SAFETY: as below; the maps describe the same operands.
+            unsafe { gpu.launch(op, &plan.launch, &product)? }
         }
         // SAFETY: the kernel takes LinearArgs; it reads and writes what the arguments describe (see above).
         None => unsafe { gpu.launch(op, &plan.launch, args)? },
@@ -76,36 +76,73 @@ pub(super) fn run_gated(
 
 /// A product with the maps of its operands and of y, in tiles of so many columns.
 fn product_maps(gpu: &Accelerator, args: &LinearArgs, form: Form, columns: u32) -> Result<LinearSm90Args> {
-    let nothing = TensorMap([0; 16]);
-    let mut maps = LinearSm90Args {
-        product: *args,
-        left: [nothing; PIECES],
-        right: [nothing; PIECES],
-        y: [nothing; BANDS],
-        counters: 0,
-    };
+    let [left, right] = operand_maps(gpu, args, form, |_| columns)?;
+    Ok(LinearSm90Args { product: *args, left, right, y: y_maps(gpu, args)? })
+}
+
+/// The bands of a narrow product as one, with the maps of their weights.
+fn narrow_maps(gpu: &Accelerator, args: &LinearArgs) -> Result<LinearNarrowArgs> {
+    let (mut product, mut widths) = (LinearArgs { n_bands: 1, ..*args }, [0; BANDS]);
+    product.bands[0].width = args.bands().iter().map(|b| b.width).sum();
+    args.bands().iter().zip(&mut widths).for_each(|(band, width)| *width = band.width);
+    let [left, right] = operand_maps(gpu, args, Form::Forward, |band| band.width as u32)?;
+    Ok(LinearNarrowArgs { product: LinearSm90Args { product, left, right, y: y_maps(gpu, &product)? }, widths })
+}
+
+/// The maps of both operands of each piece; a weight that lies with k contiguous comes in boxes of so many rows.
+fn operand_maps(
+    gpu: &Accelerator,
+    args: &LinearArgs,
+    form: Form,
+    rows: impl Fn(&LinearBand) -> u32,
+) -> Result<[[TensorMap; PIECES]; 2]> {
+    let [mut left, mut right] = [[TensorMap([0; 16]); PIECES]; 2];
     for (i, piece, band) in args.pieces() {
         let (depth, m, width) = (piece.depth as u64, args.m as u64, band.width as u64);
-        let right = |sizes, boxes| map(gpu, piece.right, sizes, piece.right_stride, boxes);
+        let of_weight = |sizes, boxes| map(gpu, piece.right, sizes, piece.right_stride, boxes);
         let boxes = [HopperTile::DEPTH, HopperTile::LEFT];
-        maps.left[i] = map(gpu, piece.left, [depth, m], piece.left_stride, boxes)?;
-        maps.right[i] = match form {
-            Form::Forward => right([depth, width], [HopperTile::DEPTH, columns])?,
-            Form::Backward => right([width, depth], [HopperTile::DEPTH; 2])?,
+        left[i] = map(gpu, piece.left, [depth, m], piece.left_stride, boxes)?;
+        right[i] = match form {
+            Form::Forward => of_weight([depth, width], [HopperTile::DEPTH, rows(band)])?,
+            Form::Backward => of_weight([width, depth], [HopperTile::DEPTH; 2])?,
         };
     }
-    // what the kernel stores by other ways has no map
+    Ok([left, right])
+}
+
+/// The maps of each band's columns of y; what the kernel stores by other ways has none.
+fn y_maps(gpu: &Accelerator, args: &LinearArgs) -> Result<[TensorMap; BANDS]> {
+    let mut maps = [TensorMap([0; 16]); BANDS];
     let staged = args.y != 0 && args.scattered == 0 && args.partial == 0;
     for (i, band) in args.bands().iter().enumerate().filter(|_| staged) {
         let (address, sizes) = (args.y + 2 * band.column as u64, [band.width as u64, args.m as u64]);
-        maps.y[i] = map(gpu, address, sizes, args.stride, [HopperTile::DEPTH, HopperTile::STAGED_ROWS])?;
+        maps[i] = map(gpu, address, sizes, args.stride, [HopperTile::DEPTH, HopperTile::STAGED_ROWS])?;
     }
     Ok(maps)
 }
 
-/// Launches the gradients of weights, in two stages where their batch rows are cut. As for [`run`], the bands describe
-/// what the word asked addresses of; `partial` is scratch memory for all parts.
-pub(in crate::ops) fn run_gradients(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientArgs) -> Result<()> {
+/// Launches up to [`GRADIENTS`] gradients of weights, and one launch more for all whose batch rows are cut. As for [`run`],
+/// the bands describe what the word asked addresses of; each `partial` is scratch memory of its own for all parts.
+pub(in crate::ops) fn run_gradients(
+    gpu: &mut Accelerator,
+    op: &'static str,
+    gradients: &[LinearGradientArgs],
+) -> Result<()> {
+    gradients.iter().try_for_each(|args| run_gradient(gpu, op, args))?;
+    let mut sum = LinearGradientSumArgs::default();
+    let cut = gradients.iter().filter(|args| args.splits > 1);
+    sum.gradients.iter_mut().zip(cut).for_each(|(to, args)| *to = *args);
+    let elements = sum.gradients.iter().map(|args| args.partial_size as u64).sum::<u64>();
+    if elements == 0 {
+        return Ok(());
+    }
+    let launch = Launch::of("linear_bwd_dw_sum_f32", elements.div_ceil(256) as u32, 256);
+    // SAFETY: the kernel takes these arguments; it reads the parts and adds to the gradients just described.
+    unsafe { gpu.launch(op, &launch, &sum) }
+}
+
+/// The products of gradients that share their batch rows.
+fn run_gradient(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientArgs) -> Result<()> {
     let plan = plan::gradients(args, gpu.facts());
     if plan.launch.is_empty() {
         return Ok(());
@@ -131,17 +168,11 @@ pub(in crate::ops) fn run_gradients(gpu: &mut Accelerator, op: &'static str, arg
             }
         }
         // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
-        unsafe { gpu.launch(op, &plan.launch, &maps)? }
+        unsafe { gpu.launch(op, &plan.launch, &maps) }
     } else {
         // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
-        unsafe { gpu.launch(op, &plan.launch, args)? }
+        unsafe { gpu.launch(op, &plan.launch, args) }
     }
-    if args.splits == 1 {
-        return Ok(());
-    }
-    let sum = Launch::of("linear_bwd_dw_sum_f32", (args.partial_size as u64).div_ceil(256) as u32, 256);
-    // SAFETY: the kernel takes these arguments; it reads the parts and adds to the gradients just described.
-    unsafe { gpu.launch(op, &sum, args) }
 }
 
 /// Launches the gradient of a bias: dz has m rows of at least n columns, dbias n elements.
