@@ -85,7 +85,7 @@ pub fn image() -> PathBuf {
 }
 
 /// A copy of a model of the cases, to be broken.
-fn copy(model: &str) -> tempfile::TempDir {
+pub fn copy(model: &str) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(cases().join(model)).unwrap() {
         let entry = entry.unwrap();
