@@ -694,12 +694,13 @@ fn a_folder_that_another_vlm_writes_into_is_left_alone() {
     let (sweep, out) = (cases().join("sweep.toml"), dir.path().join("out"));
     fs::create_dir(&out).unwrap();
     let busy = format!("vlm: another vlm is writing into {}: wait for it, or choose another --out", out.display());
-    let lines: [(&str, &[&Path]); 6] = [
+    let lines: [(&str, &[&Path]); 7] = [
         ("train --model {} --data {} --out {} --device cpu --resume", &[&model, &data, &out]),
         ("train --model {} --data {} --out {} --device cpu --overwrite", &[&model, &data, &out]),
         ("eval --model {} --data {} --out {} --device cpu --overwrite", &[&model, &data, &out]),
         ("sweep --config {} --out {}", &[&sweep, &out]),
         ("data dedupe --model {} {} --out {}", &[&model, &data, &out]),
+        ("data split {} --out {}", &[&data, &out]),
         ("bench one-dollar --shape tiny --out {}", &[&out]),
     ];
     let lock = FolderLock::take(&out).unwrap();
