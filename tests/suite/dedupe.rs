@@ -123,6 +123,10 @@ fn embeddings_depend_on_nothing_beside_the_photo_and_are_kept() {
     let size = fs::metadata(&one).unwrap().len();
     assert_eq!(embed(&mut embedder(&one), &wanted), all);
     assert_eq!(fs::metadata(&one).unwrap().len(), size);
+    // nor on another number of threads
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads() + 1).build().unwrap();
+    assert_eq!(threads.install(|| embed(&mut embedder(&one), &wanted)), all);
+    assert_eq!(fs::metadata(&one).unwrap().len(), size);
     // a photo that cannot be read is an error in its place
     let gone = ImageSource::File(dir.path().join("gone.png"));
     let mut watch = Watch { done: &mut |_, _| (), interrupted: &|| false };
