@@ -196,6 +196,8 @@ fn flags_that_have_no_say() {
     for flag in ["--threshold 0.9", "--plant 3", "--device cpu", "--precision f32", "--cache c"] {
         misused(&format!("data split {{}} --out o {flag}"), &[&data], &["--model"]);
     }
+    let rate = "--endpoint http://127.0.0.1:1 --endpoint-model m --requests-per-minute 1e-300";
+    misused(&format!("eval {rate} --data {{}} --out o"), &[&data], &["--requests-per-minute 1e-300", "0.0007 or more"]);
     misused("data show {} --per-class 3", &[&data], &["--sheet"]);
     misused("data split {} --out o --train 0 --test 0", &[&data], &["ask for no sample at all"]);
     misused("inspect {} --trace --json", &[&model], &["--trace", "--json"]);
