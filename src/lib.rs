@@ -6,7 +6,7 @@
 //!
 //! | what happens | file | function |
 //! |---|---|---|
-//! | a conversation is read, its pictures found | `src/data/messages.rs` | `read_messages` |
+//! | a conversation is read, its pictures found | `src/data/messages/mod.rs` | `read_messages` |
 //! | photos of other shapes become a labelled set | `src/data/import/mod.rs` | `import` |
 //! | or a labelled set, line by line | `src/data/dataset.rs` | `read_dataset` |
 //! | whose photos are whole | `src/data/whole.rs` | `whole` |

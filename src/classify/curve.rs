@@ -128,7 +128,7 @@ pub fn curve(runs: &[Run], target: f64, seed: u64) -> Curve {
         (0..DRAWS).map(|draw| solve(&redrawn(&trained, Stream::new(seed, &[BOOTSTRAP, draw]))).0).collect();
     let largest = trained.last().and_then(|runs| runs.first()).map_or(1, |run| run.samples);
     let predictions = [1, 2, 4, 10].map(|times| {
-        let samples = largest * times;
+        let samples = largest.saturating_mul(times);
         let mut drawn: Vec<f64> = draws.iter().map(|law| 1.0 - law.error(samples as f64)).collect();
         Prediction { samples, accuracy: 1.0 - fit.law.error(samples as f64), interval: interval(&mut drawn) }
     });
@@ -273,7 +273,7 @@ fn warnings(trained: &[Vec<Run>], fit: &Fit, target: &Target, predictions: &[Pre
     if trained.len() == 3 {
         said.push("three sizes: a law with three numbers goes through any three means, so nothing tests it".into());
     }
-    if largest < 4 * smallest {
+    if largest < smallest.saturating_mul(4) {
         said.push(format!("the sizes go from {smallest} to {largest} only: too narrow to say how the curve bends"));
     }
     if trained.iter().all(|runs| runs.len() == 1) {

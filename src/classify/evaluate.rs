@@ -5,6 +5,7 @@ use super::records::Record;
 use crate::base::{Error, Result, error::Context};
 use crate::data::dataset::Sample;
 use crate::data::messages::{Conversation, ImageSource, Message, Role};
+use crate::data::paths;
 use crate::infer::choices;
 use crate::infer::engine::Engine;
 use crate::infer::generate::{self, Settings};
@@ -76,17 +77,17 @@ impl Classes {
     }
 
     /// A written answer as a record: what it names, and whether that is right. A record has labels and predictions by the
-    /// names of the classes, so that whoever counts compares them as they stand.
-    pub fn judge(&self, sample: &Sample, answer: String) -> Record {
-        let mut record = self.record(sample, self.read(&answer));
+    /// names of the classes, so that whoever counts compares them as they stand. Errors: a photo whose path is not UTF-8.
+    pub fn judge(&self, sample: &Sample, answer: String) -> Result<Record> {
+        let mut record = self.record(sample, self.read(&answer))?;
         record.answer = Some(answer);
-        record
+        Ok(record)
     }
 
-    fn record(&self, sample: &Sample, mut predictions: Vec<String>) -> Record {
+    fn record(&self, sample: &Sample, mut predictions: Vec<String>) -> Result<Record> {
         let label = sample.label.clone().unwrap_or_default();
         let mut record = Record { line: sample.line, ..Record::default() };
-        record.set_images(sample.images().map(named).collect());
+        record.set_images(sample.images().map(named).collect::<Result<_>>()?);
         if self.several {
             let mut labels = self.read(&label);
             labels.sort();
@@ -99,17 +100,17 @@ impl Classes {
             record.label = self.class(&label).cloned().unwrap_or(label);
             record.right = record.label == record.prediction;
         }
-        record
+        Ok(record)
     }
 }
 
 /// What a record calls a picture.
-fn named(source: &ImageSource) -> String {
+fn named(source: &ImageSource) -> Result<String> {
     match source {
-        ImageSource::File(path) => path.display().to_string(),
+        ImageSource::File(path) => paths::text(path),
         ImageSource::Bytes { bytes, .. } => {
             let hash: String = Sha256::digest(bytes).iter().take(16).map(|b| format!("{b:02x}")).collect();
-            format!("data:{hash}")
+            Ok(format!("data:{hash}"))
         }
     }
 }
@@ -192,27 +193,26 @@ fn predict(
             let scores = choices::score(engine, sequences, labels, close, &mut |_, _| ())?;
             let classes = Classes { names: names.clone(), several: false };
             let of = |(s, p): (&Sample, Vec<f64>)| {
-                let best = p.iter().enumerate().fold(0, |best, (i, x)| if *x > p[best] { i } else { best });
-                let mut record = classes.record(s, vec![names[best].clone()]);
+                let mut record = classes.record(s, vec![names[choices::likeliest(&p)].clone()])?;
                 record.probabilities = Some(names.iter().cloned().zip(p).collect());
-                record
+                Ok(record)
             };
-            Ok(samples.iter().zip(scores).map(of).collect())
+            samples.iter().zip(scores).map(of).collect()
         }
         (Method::Lists(names), Tokens::Lists(labels)) => {
             let classes = Classes { names: names.clone(), several: true };
             let of = |(s, listed): (&Sample, lists::Listed)| {
-                let mut record = classes.record(s, listed.named.iter().map(|i| names[*i].clone()).collect());
+                let mut record = classes.record(s, listed.named.iter().map(|i| names[*i].clone()).collect())?;
                 record.probabilities = Some(names.iter().cloned().zip(listed.probabilities).collect());
-                record
+                Ok(record)
             };
-            Ok(samples.iter().zip(lists::list(engine, sequences, labels)?).map(of).collect())
+            samples.iter().zip(lists::list(engine, sequences, labels)?).map(of).collect()
         }
         (Method::Generate { settings, classes }, _) => {
             let (answers, _) = generate::generate(engine, sequences, settings, &mut |_, _| (), &mut |_, _| true)?;
             let of = |(s, a): (&Sample, &generate::Generated)| {
                 let text = preparer.prompts.tokenizer().decode(&a.tokens, Specials::Skip)?;
-                Ok(classes.judge(s, text))
+                classes.judge(s, text)
             };
             samples.iter().zip(&answers).map(of).collect()
         }

@@ -101,7 +101,8 @@ impl Folder {
 
     /// Adds a record, its photos named as seen from here. It is in the file when this returns.
     pub fn append(&mut self, mut record: Record) -> Result<&Record> {
-        let images = record.images().into_iter().map(|image| written(image, &self.canonical)).collect();
+        let images = record.images().into_iter().map(|image| written(Path::new(image), &self.canonical));
+        let images = images.collect::<Result<_>>()?;
         record.set_images(images);
         self.log.append(line(&record)?.as_bytes())?;
         self.records.push(record);

@@ -2,7 +2,7 @@
 
 use super::metrics::Metrics;
 use crate::base::{Error, Result};
-use crate::data::paths::relative;
+use crate::data::paths;
 use crate::io::json;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -132,11 +132,12 @@ pub fn read(file: &Path) -> Result<Vec<Record>> {
 }
 
 /// A photo's path as it is written into a file in `folder` (canonical): relative to it, unless the two share nothing but
-/// the root. What is no file (a picture inside the data) stays as it is.
-pub fn written(image: &str, folder: &Path) -> String {
-    match Path::new(image).canonicalize() {
-        Ok(path) if !image.starts_with("data:") => relative(&path, folder).to_string_lossy().into_owned(),
-        _ => image.to_owned(),
+/// the root. What is no file (a picture inside the data) stays as it is. Errors: the path is not UTF-8.
+pub fn written(image: &Path, folder: &Path) -> Result<String> {
+    let inside = image.as_os_str().as_encoded_bytes().starts_with(b"data:");
+    match image.canonicalize() {
+        Ok(path) if !inside => paths::text(&paths::relative(&path, folder)),
+        _ => paths::text(image),
     }
 }
 

@@ -74,11 +74,12 @@ impl Compare {
         let folder = out.canonicalize().map_err(|e| Error::io("use as a folder", out, e))?;
         let from_here = |record: &Record| {
             let mut record = record.clone();
-            let image = |i: &str| b.path(i).map_or(i.to_owned(), |path| written(&path.to_string_lossy(), &folder));
-            record.set_images(record.images().into_iter().map(image).collect());
-            record
+            let image = |i: &str| b.path(i).map_or(Ok(i.to_owned()), |path| written(&path, &folder));
+            let images = record.images().into_iter().map(image).collect::<Result<_>>()?;
+            record.set_images(images);
+            Ok(record)
         };
-        let records: Vec<Record> = c.pairs.iter().map(|p| from_here(&p.after)).collect();
+        let records = c.pairs.iter().map(|p| from_here(&p.after)).collect::<Result<Vec<Record>>>()?;
         write_records(&records_file, &records)?;
         write_json(&about, said)
     }

@@ -5,10 +5,14 @@ use crate::base::{Error, Result, env};
 use crate::classify::endpoint::Endpoint;
 use crate::classify::records::Usage;
 use serde_json::{Map, Value, json};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Of these flags in --help. Named with each: a heading of the whole struct would go on behind it.
 const HEADING: &str = "A model that is served elsewhere";
+
+/// Slower nobody waits, and a wait has to be a time that a clock can have.
+const LEAST_PER_MINUTE: f64 = 0.0007;
 
 /// The flags of `vlm eval` that only an endpoint has a use for.
 pub const OF_ENDPOINTS: [&str; 8] = [
@@ -84,6 +88,11 @@ impl EndpointFlags {
             _ => Ok(()),
         };
         positive("requests-per-minute", self.requests_per_minute)?;
+        if let Some(x) = self.requests_per_minute.filter(|x| *x < LEAST_PER_MINUTE) {
+            let said =
+                format!("--requests-per-minute {x:e}: give {LEAST_PER_MINUTE} or more, which is about one a day");
+            return Err(Error::Usage(said));
+        }
         positive("timeout", Some(self.timeout))?;
         for (name, price) in [("price-in", self.price_in), ("price-out", self.price_out)] {
             if let Some(x) = price.filter(|x| !(x.is_finite() && *x >= 0.0)) {
@@ -119,9 +128,7 @@ impl EndpointFlags {
             skip_refused,
         };
         let address = endpoint.address()?;
-        let host = address.strip_prefix("http://").and_then(|a| a.split(['/', ':']).next());
-        let elsewhere = host.filter(|h| !matches!(*h, "localhost" | "127.0.0.1" | "[" | "::1"));
-        if let (Some(host), Some(_)) = (elsewhere, &endpoint.key) {
+        if let (Some(host), Some(_)) = (in_the_clear(&address), &endpoint.key) {
             notice(format_args!("the key goes to {host} unencrypted: use https if it can"));
         }
         Ok(endpoint)
@@ -134,7 +141,42 @@ impl EndpointFlags {
     }
 }
 
+/// The host that what goes to `address` reaches over a network, unencrypted.
+fn in_the_clear(address: &str) -> Option<&str> {
+    let rest = address.strip_prefix("http://")?;
+    let authority = rest.split('/').next().unwrap_or(rest);
+    // of IPv6 in brackets, since it has colons itself
+    let host = match authority.strip_prefix('[').and_then(|inner| inner.split_once(']')) {
+        Some((inner, _)) => inner,
+        None => authority.split(':').next().unwrap_or(authority),
+    };
+    let here = host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    (!here).then_some(host)
+}
+
 /// The same number in f64 as a person wrote it: 0.2 and not 0.20000000298.
 fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_may_be_asked_in_the_clear() {
+        for here in ["localhost:8000", "LOCALHOST", "127.0.0.1:8000", "127.1.2.3", "[::1]:8000", "[::1]", "[0:0::1]:80"]
+        {
+            assert_eq!(in_the_clear(&format!("http://{here}/v1/chat/completions")), None, "{here}");
+        }
+        for (there, host) in [
+            ("[2001:db8::7]:8000", "2001:db8::7"),
+            ("[fe80::1]", "fe80::1"),
+            ("192.168.1.2:8000", "192.168.1.2"),
+            ("localhost.example.org", "localhost.example.org"),
+        ] {
+            assert_eq!(in_the_clear(&format!("http://{there}/v1")), Some(host));
+            assert_eq!(in_the_clear(&format!("https://{there}/v1")), None);
+        }
+    }
 }

@@ -4,6 +4,7 @@ use super::compute::Compute;
 use super::progress::Progress;
 use super::{interrupt, output};
 use crate::base::Result;
+use crate::base::width::{right, width};
 use crate::train::session::Said;
 use crate::train::sweep::board::{self, Outcome, Row};
 use crate::train::sweep::space::{self, Sweep, Trial};
@@ -112,11 +113,11 @@ fn table(rows: &[Row]) -> String {
         "{:>5} {:>9} {:>15} {:>5} {:>8} {:>8}",
         "trial", "accuracy", "95 % interval", "step", "loss", "seconds"
     );
-    let width = |key: &String| {
-        let values = rows.iter().filter_map(|row| row.varied.get(key)).map(|v| board::shown(v).chars().count());
-        values.max().unwrap_or(0).max(key.chars().count())
+    let widest = |key: &String| {
+        let values = rows.iter().filter_map(|row| row.varied.get(key)).map(|v| width(&board::shown(v)));
+        values.max().unwrap_or(0).max(width(key))
     };
-    keys.iter().for_each(|key| _ = write!(said, "  {key:>0$}", width(key)));
+    keys.iter().for_each(|key| _ = write!(said, "  {}", right(key, widest(key))));
     said += "\n";
     for row in rows {
         match &row.outcome {
@@ -131,7 +132,8 @@ fn table(rows: &[Row]) -> String {
             }
         }
         for key in &keys {
-            _ = write!(said, "  {:>1$}", row.varied.get(key).map_or("-".into(), board::shown), width(key));
+            let value = row.varied.get(key).map_or("-".into(), board::shown);
+            _ = write!(said, "  {}", right(&value, widest(key)));
         }
         said += "\n";
     }

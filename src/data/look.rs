@@ -3,7 +3,7 @@
 use super::alike::Print;
 use super::image::{self, Rgb};
 use super::messages::ImageSource;
-use crate::base::{Error, Result};
+use crate::base::Result;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
@@ -50,12 +50,10 @@ pub fn load(source: &ImageSource) -> Result<Rgb> {
     }
 }
 
-/// A photo's encoded bytes, and what to call it in messages.
+/// A photo's encoded bytes, and what to call it in messages. Errors: those of [`image::read`].
 pub fn content(source: &ImageSource) -> Result<(Cow<'_, [u8]>, PathBuf)> {
     Ok(match source {
-        ImageSource::File(path) => {
-            (std::fs::read(path).map_err(|e| Error::io("read", path, e))?.into(), path.to_path_buf())
-        }
+        ImageSource::File(path) => (image::read(path)?.into(), path.to_path_buf()),
         ImageSource::Bytes { name, bytes } => (bytes.as_ref().into(), Path::new(name).into()),
     })
 }

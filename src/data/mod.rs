@@ -1,7 +1,6 @@
 //! Photos and text to arrays: [`image`] decodes, resizes and cuts pictures into patches, [`messages`] and [`dataset`]
 //! read conversations, [`import`] makes datasets of folders, tables and annotations, [`census`] says what is in one,
-//! [`whole`] whether its photos
-//! are, [`split`] cuts it into parts, [`pairs`] holds near-duplicates.
+//! [`whole`] whether its photos are, [`split`] cuts it into parts, [`pairs`] holds near-duplicates.
 //!
 //! Floor 1: uses `base` only. Start at [`image`].
 

@@ -1,5 +1,6 @@
 //! Paths as they stand in a dataset: relative to its folder, so that both can move together.
 
+use crate::base::{Error, Result};
 use std::path::{Component, Path, PathBuf};
 
 /// `path` as seen from `folder`, both absolute and `folder` canonical; `path` itself where they share only the root.
@@ -11,6 +12,12 @@ pub fn relative(path: &Path, folder: &Path) -> PathBuf {
     }
     let up = folder.components().skip(shared).map(|_| Component::ParentDir);
     up.chain(path.components().skip(shared)).collect()
+}
+
+/// The path as it is written into JSON. Errors: it is not UTF-8.
+pub fn text(path: &Path) -> Result<String> {
+    let said = "the path is not UTF-8, which JSON cannot hold; rename it";
+    path.to_str().map(String::from).ok_or_else(|| Error::file(path, said))
 }
 
 /// The path without `.` and `name/..`.

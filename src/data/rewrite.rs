@@ -4,7 +4,6 @@ use super::messages::json_error;
 use super::paths;
 use crate::base::{Error, Result};
 use serde_json::Value;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// The lines of a dataset file, to be written elsewhere.
@@ -12,33 +11,39 @@ pub struct Lines {
     file: PathBuf,
     /// Of the file's folder, canonical: where its paths start.
     from: PathBuf,
-    lines: HashMap<usize, String>,
+    /// As they were written: what is not UTF-8 is the reader's to judge, line by line.
+    lines: Vec<Vec<u8>>,
 }
 
 impl Lines {
-    /// Errors: the file cannot be read, or is not UTF-8.
+    /// Errors: the file cannot be read.
     pub fn read(file: &Path) -> Result<Lines> {
-        let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
-        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let from = folder.canonicalize().map_err(|e| Error::io("use as a folder", folder, e))?;
-        let lines = text.split('\n').enumerate().map(|(i, line)| (i + 1, line.to_string())).collect();
+        let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
         Ok(Lines { file: file.into(), from, lines })
     }
 
-    /// Line `number`, from 1, for a file in the folder `to` (canonical). Errors: there is no such line, or it is no JSON.
+    /// Line `number`, from 1, for a file in the folder `to` (canonical). Errors: there is no such line, or it is no JSON; a
+    /// path that is not UTF-8.
     pub fn moved(&self, number: usize, to: &Path) -> Result<String> {
-        let line = self.lines.get(&number).map_or("", |line| line.trim());
+        let line = number.checked_sub(1).and_then(|i| self.lines.get(i)).map_or(&b""[..], |line| line.trim_ascii());
         let mut value: Value =
-            serde_json::from_str(line).map_err(|e| Error::line(&self.file, number, json_error(&e)))?;
+            serde_json::from_slice(line).map_err(|e| Error::line(&self.file, number, json_error(&e)))?;
+        let mut moved = Ok(());
         if self.from != to {
             each_source(&mut value, &mut |source| {
                 if let Some(path) = relative_path(source) {
-                    *source = paths::relative(&self.from.join(path), to).to_string_lossy().into_owned();
+                    match paths::text(&paths::relative(&self.from.join(path), to)) {
+                        Ok(path) => *source = path,
+                        Err(e) => moved = Err(e),
+                    }
                 }
             });
         }
-        Ok(value.to_string())
+        moved.map(|()| value.to_string())
     }
 }
 

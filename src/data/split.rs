@@ -142,17 +142,17 @@ fn counts(sizes: &Sizes, n: usize) -> Result<[usize; 3]> {
         }
     };
     let mut wanted = [count("train", train)?, count("validation", validation)?, count("test", test)?];
-    let others = wanted[1] + wanted[2];
+    let others = wanted[1].saturating_add(wanted[2]);
     // shares that add up to all are all, however they round
     let rest = train.is_none() || (matches!(train, Some(Amount::Share(_))) && (shares - 1.0).abs() < 1e-9);
     if rest && others <= n {
         wanted[0] = n - others;
     }
-    let sum: usize = wanted.iter().fold(0, |sum: usize, n| sum.saturating_add(*n));
+    let sum: u128 = wanted.iter().map(|n| *n as u128).sum();
     if sum == 0 {
         return usage(format!("train, validation and test ask for no sample at all, and the set has {n}"));
     }
-    if sum > n {
+    if sum > n as u128 {
         return usage(format!(
             "train, validation and test ask for {}, {} and {} samples, {sum} in all, and the set has {n}",
             wanted[0], wanted[1], wanted[2]

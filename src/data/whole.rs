@@ -27,6 +27,12 @@ pub fn refused<T>(file: &Path, line: usize, damage: &Error) -> Result<T> {
     Err(Error::Unsupported(said)).context(format!("{}, line {line}", file.display()))
 }
 
+/// What is said of a set all of whose `samples` have damaged photos.
+pub fn none_left(file: &Path, samples: usize, first: &Error) -> Error {
+    let all = counted(samples, "sample", "samples");
+    Error::file(file, format!("of its {all} none has whole photos; the first error: {first}"))
+}
+
 /// A sample, and what was made of its photos.
 pub type Seen<T> = (Sample, Vec<T>);
 
@@ -60,10 +66,7 @@ pub fn seen<T: Send>(
         done(whole.len() + damaged.len(), all);
     }
     match (whole.is_empty(), damaged.first()) {
-        (true, Some(first)) => {
-            let all = counted(all, "sample", "samples");
-            Err(Error::file(file, format!("of its {all} none has whole photos; the first error: {first}")))
-        }
+        (true, Some(first)) => Err(none_left(file, all, first)),
         _ => Ok((whole, damaged)),
     }
 }

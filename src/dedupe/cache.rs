@@ -6,11 +6,11 @@
 //! ```
 //!
 //! Records are only ever appended. A file that was cut within one (a full disk, a power cut) is read up to there, and goes
-//! on from there.
+//! on from there. One program at a time has the file: two would each write at the end that it knows.
 
 use crate::base::{Error, Result};
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -29,11 +29,15 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens or makes the file. Errors: it cannot be read or written, or is something else.
+    /// Opens or makes the file. Errors: it cannot be read or written, or is something else; another process has it open.
     pub fn open(path: &Path) -> Result<Cache> {
         let io = |doing| move |e| Error::io(doing, path, e);
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = options.map_err(io("open"))?;
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            let said = "another vlm is keeping embeddings in it: wait for it, or name another file with --cache";
+            return Err(Error::file(path, said));
+        }
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(io("read"))?;
         if !(bytes.starts_with(MAGIC) || MAGIC.starts_with(&bytes)) {
@@ -62,6 +66,13 @@ impl Cache {
         self.file.write_all(&record).map_err(|e| Error::io("write", &self.path, e))?;
         self.known.insert(key, values.to_vec());
         Ok(())
+    }
+}
+
+impl Drop for Cache {
+    /// As of a [`FolderLock`](crate::io::lock::FolderLock): closing alone is not enough.
+    fn drop(&mut self) {
+        _ = self.file.unlock();
     }
 }
 
@@ -105,13 +116,28 @@ mod tests {
         let cache = Cache::open(&path).unwrap();
         assert_eq!((cache.get(&[1; 32]), cache.get(&[2; 32])), (Some(&[0.5, -1.0][..]), Some(&[3.0; 5][..])));
         assert_eq!(cache.get(&[3; 32]), None);
+        drop(cache);
         for cut in 0..whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
             let mut cache = Cache::open(&path).unwrap();
             assert_eq!(cache.get(&[2; 32]), None, "{cut}");
             cache.add([4; 32], &[7.0]).unwrap();
+            drop(cache);
             assert_eq!(Cache::open(&path).unwrap().get(&[4; 32]), Some(&[7.0][..]), "{cut}");
         }
+    }
+
+    #[test]
+    fn a_file_has_one_writer_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c");
+        let mut cache = Cache::open(&path).unwrap();
+        cache.add([1; 32], &[0.5]).unwrap();
+        let said = Cache::open(&path).err().unwrap().to_string();
+        assert!(said.contains("another vlm is keeping embeddings in it: wait for it"), "{said}");
+        cache.add([2; 32], &[1.5]).unwrap();
+        drop(cache);
+        assert_eq!(Cache::open(&path).unwrap().known.len(), 2);
     }
 
     #[test]

@@ -50,12 +50,9 @@ impl Embedder {
     /// An embedder by the tower of `engine`'s model, which `checkpoint` holds.
     pub fn new(engine: Engine, checkpoint: &Checkpoint, spec: PatchSpec, cache: Cache) -> Result<Embedder> {
         let mut hash = Sha256::new_with_prefix(tower_hash(checkpoint)?);
-        hash.update(format!(
-            "{CELLS} cells {:?} {:?} {}",
-            spec,
-            engine.precision == Precision::F32,
-            engine.device.name()
-        ));
+        // on the host the number of threads changes no bit
+        let device = engine.device.facts().map_or("cpu", |facts| &facts.name);
+        hash.update(format!("{CELLS} cells {:?} {:?} {device}", spec, engine.precision == Precision::F32));
         Ok(Embedder { engine, spec, tower: hash.finalize().into(), cache })
     }
 

@@ -17,7 +17,7 @@ use crate::data::{alike, look};
 use crate::io::atomic;
 use rayon::prelude::*;
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The names of what is written into a folder, besides the cleaned sets.
@@ -85,8 +85,12 @@ pub struct Photo<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Cleaned {
     pub name: String,
+    /// Of the lines that could be read.
     pub samples: usize,
+    /// For what they show.
     pub removed: usize,
+    /// Left out for a photo that could not be read.
+    pub skipped: usize,
 }
 
 #[derive(Debug)]
@@ -98,9 +102,9 @@ pub struct Outcome {
     pub sets: Vec<Cleaned>,
     /// Photos that are in a pair.
     pub photos: usize,
-    /// Per set and sample: whether it has to go.
+    /// Per set and sample: whether it has to go, for whatever reason.
     pub removed: Vec<Vec<bool>>,
-    /// Photos that could not be read.
+    /// Samples with a photo that could not be read: what is wrong with the first.
     pub skipped: Vec<Error>,
 }
 
@@ -121,19 +125,17 @@ pub fn search(
     watch: &mut Watch,
 ) -> Result<Option<Outcome>> {
     let all: Vec<Photo> = photos(sets);
+    let images = all.iter().map(|p| image(p.source, out)).collect::<Result<Vec<_>>>()?;
     let wanted: Vec<Wanted> = all.iter().map(|p| Wanted { source: p.source, change: None }).collect();
     let Some(found) = embedder.embed(&wanted, watch)? else { return Ok(None) };
-    let (mut photos, mut features, mut skipped) = (Vec::new(), Vec::new(), Vec::new());
-    for (photo, found) in all.into_iter().zip(found) {
-        let set = &sets[photo.set];
-        let line = set.data.samples[photo.sample].line;
-        match (found, options.on_bad) {
-            (Ok(found), _) => {
-                photos.push(photo);
-                features.push(found);
-            }
-            (Err(e), OnBad::Skip) => skipped.push(Error::line(&set.file, line, e.to_string())),
-            (Err(e), OnBad::Fail) => return whole::refused(&set.file, line, &e),
+    let damaged = damaged(sets, &all, &found, options.on_bad)?;
+    let (mut photos, mut names, mut features) = (Vec::new(), Vec::new(), Vec::new());
+    for ((photo, name), found) in all.into_iter().zip(images).zip(found) {
+        // of a sample that is left out no other photo takes part either
+        if let (Ok(found), false) = (found, damaged.contains_key(&(photo.set, photo.sample))) {
+            photos.push(photo);
+            names.push(name);
+            features.push(found);
         }
     }
     let space = Space::of(&features);
@@ -150,39 +152,68 @@ pub fn search(
         },
     };
     let threshold = options.threshold.or(calibration.as_ref().map(|c| c.threshold)).unwrap_or(1.0);
-    let (close, removed) = find(sets, &photos, (&embeddings, threshold), &same, options.within);
+    let (close, mut removed) = find(sets, &photos, (&embeddings, threshold), &same, options.within);
     let members: BTreeSet<usize> = close.iter().flat_map(|pair| [pair.a, pair.b]).collect();
-    let member = |i: usize| -> Result<Member> {
-        let Photo { set, sample, source } = photos[i];
+    let member = |i: usize| {
+        let Photo { set, sample, .. } = photos[i];
         let of = &sets[set].data.samples[sample];
-        let image = match source {
-            ImageSource::File(path) => {
-                let whole = path.canonicalize().map_err(|e| Error::io("find", path, e))?;
-                paths::relative(&whole, out).to_string_lossy().into_owned()
-            }
-            ImageSource::Bytes { name, .. } => name.clone(),
-        };
-        Ok(Member { set: sets[set].name.clone(), line: of.line, image, label: of.label.clone() })
+        Member { set: sets[set].name.clone(), line: of.line, image: names[i].clone(), label: of.label.clone() }
     };
     let pair = |pair: &Alike| {
         let Alike { a, b, cosine, by_pixels } = *pair;
         let removed = removed[photos[b].set][photos[b].sample];
-        Ok(Pair { cosine, by_pixels, a: member(a)?, b: member(b)?, removed })
+        Pair { cosine, by_pixels, a: member(a), b: member(b), removed }
     };
-    let cleaned = |(set, removed): (&Set, &Vec<bool>)| Cleaned {
+    let cleaned = |(i, set): (usize, &Set)| Cleaned {
         name: set.name.clone(),
         samples: set.data.samples.len(),
-        removed: removed.iter().filter(|r| **r).count(),
+        removed: removed[i].iter().filter(|r| **r).count(),
+        skipped: damaged.keys().filter(|(of, _)| *of == i).count(),
     };
-    Ok(Some(Outcome {
-        threshold,
-        pairs: close.iter().map(pair).collect::<Result<_>>()?,
-        sets: sets.iter().zip(&removed).map(cleaned).collect(),
-        photos: members.len(),
-        calibration,
-        removed,
-        skipped,
-    }))
+    let (pairs, cleaned) = (close.iter().map(pair).collect(), sets.iter().enumerate().map(cleaned).collect());
+    damaged.keys().for_each(|(set, sample)| removed[*set][*sample] = true);
+    let skipped = damaged.into_values().collect();
+    Ok(Some(Outcome { threshold, pairs, sets: cleaned, photos: members.len(), calibration, removed, skipped }))
+}
+
+/// What a photo is called in the pairs.
+fn image(source: &ImageSource, out: &Path) -> Result<String> {
+    match source {
+        ImageSource::File(path) => {
+            let whole = path.canonicalize().map_err(|e| Error::io("find", path, e))?;
+            paths::text(&paths::relative(&whole, out))
+        }
+        ImageSource::Bytes { name, .. } => Ok(name.clone()),
+    }
+}
+
+/// Samples, by set and place in it, with a photo that was not `found`, and what is wrong with the first. Errors: where none
+/// is left out, the first of all; a set that nothing is left of.
+fn damaged(
+    sets: &[Set],
+    photos: &[Photo],
+    found: &[Result<Vec<f32>>],
+    on_bad: OnBad,
+) -> Result<BTreeMap<(usize, usize), Error>> {
+    let mut damaged = BTreeMap::new();
+    for (photo, found) in photos.iter().zip(found) {
+        let Err(e) = found else { continue };
+        let set = &sets[photo.set];
+        let line = set.data.samples[photo.sample].line;
+        if on_bad == OnBad::Fail {
+            return whole::refused(&set.file, line, e);
+        }
+        damaged.entry((photo.set, photo.sample)).or_insert_with(|| Error::line(&set.file, line, e.to_string()));
+    }
+    for (i, set) in sets.iter().enumerate() {
+        let (all, mut here) = (set.data.samples.len(), damaged.range((i, 0)..(i + 1, 0)).map(|(_, e)| e));
+        if let Some(first) = here.next()
+            && here.count() + 1 == all
+        {
+            return Err(whole::none_left(&set.file, all, first));
+        }
+    }
+    Ok(damaged)
 }
 
 /// Every photo of the sets, in order.
@@ -257,21 +288,19 @@ fn cleaned_file(set: &Set, out: &Path) -> PathBuf {
 /// Writes [`files`]: the pairs, the summary, and, where there are several sets or photos were to go from one, each without
 /// what has to go. `out` is canonical.
 pub fn write(sets: &[Set], outcome: &Outcome, within: bool, out: &Path) -> Result<()> {
-    let file = out.join(PAIRS);
-    let text: String = outcome.pairs.iter().map(|pair| pairs::line(pair) + "\n").collect();
-    atomic::write_file(&file, |o| o.write(text.as_bytes()))?;
+    let pairs: String = outcome.pairs.iter().map(|pair| pairs::line(pair) + "\n").collect();
+    let summary = serde_json::to_string_pretty(&summary(outcome)).unwrap_or_default();
+    let mut files = vec![(out.join(PAIRS), Some(pairs)), (out.join(SUMMARY), Some(summary))];
     if cleans(sets, within) {
         for (set, removed) in sets.iter().zip(&outcome.removed) {
             let lines = Lines::read(&set.file)?;
             let kept = set.data.samples.iter().zip(removed).filter(|(_, removed)| !**removed);
             let text = kept.map(|(s, _)| Ok(lines.moved(s.line, out)? + "\n")).collect::<Result<String>>()?;
-            let to = cleaned_file(set, out);
-            atomic::write_file(&to, |o| o.write(text.as_bytes()))?;
+            files.push((cleaned_file(set, out), Some(text)));
         }
     }
-    let summary = summary(outcome);
-    let text = serde_json::to_string_pretty(&summary).unwrap_or_default();
-    atomic::write_file(&out.join(SUMMARY), |o| o.write(text.as_bytes()))
+    // a cleaned set beside an earlier result's others could hold what they do
+    atomic::write_together(&files)
 }
 
 /// What was found, as one object.

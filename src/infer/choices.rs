@@ -6,11 +6,12 @@
 
 use super::engine::{Answer, Engine, Progress, Read};
 use crate::base::{Error, Result};
+use crate::ops::sample;
 use crate::qwen3vl::model::Rows;
 use crate::qwen3vl::pack::Sequence;
 
 /// For each prompt the probability of each label. `labels[i]` are the tokens of label i, `close` the token that ends an
-/// answer.
+/// answer. Errors: labels that cannot be scored; logits that are no numbers.
 pub fn score(
     engine: &mut Engine,
     prompts: &[&Sequence],
@@ -40,7 +41,7 @@ pub fn score(
     let forks = prompts.iter().flat_map(|_| labels.iter().map(|l| l.len() + super::cache::BLOCK));
     engine.reserve(prompts.iter().map(|p| p.ids.len() + longest).chain(forks))?;
     let (cached, first) = engine.prefill(prompts, Read::Logits(Rows::Last), progress)?;
-    let Answer::Logits(first) = first else { return Ok(Vec::new()) };
+    let first = numbers(first)?;
     let first: Vec<Vec<f64>> = first.iter().map(|row| log_softmax(row)).collect();
     let mut scores: Vec<Vec<f64>> =
         first.iter().map(|row| labels.iter().map(|l| row[l[0] as usize]).collect()).collect();
@@ -57,9 +58,7 @@ pub fn score(
             }
         }
         let mut sequences: Vec<_> = forks.iter_mut().collect();
-        let Answer::Logits(rows) = engine.extend(&mut sequences, &new, Read::Logits(Rows::All))? else {
-            return Ok(Vec::new());
-        };
+        let rows = numbers(engine.extend(&mut sequences, &new, Read::Logits(Rows::All))?)?;
         let mut rows = rows.iter();
         for (p, i) in places {
             for (token, row) in labels[i][1..].iter().zip(&mut rows) {
@@ -70,6 +69,22 @@ pub fn score(
     }
     cached.into_iter().for_each(|c| engine.release(c));
     Ok(scores.iter().map(|s| normalise(s)).collect())
+}
+
+/// The likeliest of some probabilities, by its place: the first where several are.
+pub fn likeliest(p: &[f64]) -> usize {
+    p.iter().enumerate().fold(0, |best, (i, x)| if *x > p[best] { i } else { best })
+}
+
+/// The rows of logits that a pass answered with. Errors: one of them is no number, so that there is nothing to score by.
+pub(super) fn numbers(answer: Answer) -> Result<Vec<Vec<f32>>> {
+    let Answer::Logits(rows) = answer else { return Ok(Vec::new()) };
+    for (i, row) in rows.iter().enumerate() {
+        if let Some(value) = row.iter().find(|l| !l.is_finite()) {
+            return Err(sample::no_number(i, *value));
+        }
+    }
+    Ok(rows)
 }
 
 pub(super) fn log_softmax(logits: &[f32]) -> Vec<f64> {

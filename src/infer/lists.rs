@@ -6,8 +6,8 @@
 //! the likeliest choice is taken. A label is in the list with probability 1 - prod_k (1 - p_k), along the list written.
 //! The prompt is computed once: choices are forks of its cache.
 
-use super::choices::{log_softmax, normalise};
-use super::engine::{Answer, Engine, Read};
+use super::choices::{likeliest, log_softmax, normalise, numbers};
+use super::engine::{Engine, Read};
 use crate::base::{Error, Result};
 use crate::qwen3vl::model::Rows;
 use crate::qwen3vl::pack::Sequence;
@@ -31,7 +31,8 @@ pub struct Listed {
     pub probabilities: Vec<f64>,
 }
 
-/// The list of each prompt. Errors: a label without tokens, or with one that the model does not have.
+/// The list of each prompt. Errors: a label without tokens, or with one that the model does not have; logits that are no
+/// numbers.
 pub fn list(engine: &mut Engine, prompts: &[&Sequence], labels: &Labels) -> Result<Vec<Listed>> {
     let all = || labels.first.iter().chain(&labels.later);
     let vocabulary = engine.model.config.text.vocab_size;
@@ -45,7 +46,7 @@ pub fn list(engine: &mut Engine, prompts: &[&Sequence], labels: &Labels) -> Resu
     let forks = labels.first.iter().map(|_| longest + 2 * super::cache::BLOCK);
     engine.reserve(prompts.iter().map(|p| p.ids.len() + whole).chain(forks))?;
     let (cached, answer) = engine.prefill(prompts, Read::Logits(Rows::Last), &mut |_, _| ())?;
-    let Answer::Logits(rows) = answer else { return Ok(Vec::new()) };
+    let rows = numbers(answer)?;
     let mut lists = Vec::new();
     for (mut at, row) in cached.into_iter().zip(rows) {
         let mut row = log_softmax(&row);
@@ -57,7 +58,7 @@ pub fn list(engine: &mut Engine, prompts: &[&Sequence], labels: &Labels) -> Resu
             let mut forks = left.iter().map(|_| engine.fork(&at)).collect::<Result<Vec<_>>>()?;
             let new: Vec<&[u32]> = left.iter().map(|i| &tokens[*i][..]).collect();
             let mut running: Vec<_> = forks.iter_mut().collect();
-            let Answer::Logits(rows) = engine.extend(&mut running, &new, Read::Logits(Rows::All))? else { break };
+            let rows = numbers(engine.extend(&mut running, &new, Read::Logits(Rows::All))?)?;
             let (mut rows, mut scores, mut ends) = (rows.iter(), Vec::new(), Vec::new());
             for new in &new {
                 let (mut score, mut before) = (0.0, row.clone());
@@ -72,7 +73,7 @@ pub fn list(engine: &mut Engine, prompts: &[&Sequence], labels: &Labels) -> Resu
                 scores.push(row[labels.close as usize]);
             }
             let p = normalise(&scores);
-            let best = p.iter().enumerate().fold(0, |best, (i, x)| if *x > p[best] { i } else { best });
+            let best = likeliest(&p);
             left.iter().zip(&p).for_each(|(i, p)| absent[*i] *= 1.0 - p);
             let chosen = left.get(best).copied();
             for (i, fork) in left.iter().zip(forks) {
@@ -99,6 +100,23 @@ impl Labels {
         let mut next: Vec<u32> = self.later.iter().map(|l| l[0]).chain([self.close]).collect();
         next.sort_unstable();
         next.dedup();
-        next.iter().map(|t| row[*t as usize].exp()).sum::<f64>().ln()
+        let scores = || next.iter().map(|t| row[*t as usize]);
+        // less the largest, so that what is unlikely beyond f64's exponents is no 0
+        let max = scores().fold(f64::NEG_INFINITY, f64::max);
+        max + scores().map(|s| (s - max).exp()).sum::<f64>().ln()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_that_nothing_likely_follows_has_a_score() {
+        let labels = Labels { first: vec![vec![0]], later: vec![vec![1, 0], vec![1, 2]], close: 2 };
+        let got = labels.may_follow(&[0.0, -1000.0, -1001.0]);
+        let want = -1000.0 + (1.0 + (-1.0f64).exp()).ln();
+        assert!((got - want).abs() <= 1e-9, "{got}");
+        assert!((labels.may_follow(&[0.0, -2.0, -1.0]) - ((-2.0f64).exp() + (-1.0f64).exp()).ln()).abs() <= 1e-12);
     }
 }

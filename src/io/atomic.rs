@@ -1,6 +1,7 @@
 //! Files and folders that appear whole or not at all: written beside their place, flushed to disk, renamed into it.
 
 use crate::base::{Error, Result};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
@@ -22,6 +23,36 @@ impl Output {
 /// Writes `path` with what `fill` writes: on success the whole of it is on disk, on any error `path` is as it was and
 /// nothing is left beside it.
 pub fn write_file(path: &Path, fill: impl FnOnce(&mut Output) -> Result<()>) -> Result<()> {
+    let aside = written_aside(path, fill)?;
+    fs::rename(&aside.path, path).map_err(|e| Error::io("rename into place", path, e))?;
+    sync_folder(parent(path))
+}
+
+/// Writes files that belong together, each with its text; one without a text is not to be there. All are written aside, then
+/// what lies at their places goes, then they are renamed: whoever is killed on the way leaves some of them missing, and
+/// never a new one beside an old one.
+pub fn write_together(files: &[(PathBuf, Option<String>)]) -> Result<()> {
+    let aside = |(path, text): &(PathBuf, Option<String>)| {
+        let text = text.as_ref()?;
+        Some(written_aside(path, |out| out.write(text.as_bytes())).map(|aside| (aside, path.clone())))
+    };
+    let written = files.iter().filter_map(aside).collect::<Result<Vec<_>>>()?;
+    let folders: BTreeSet<&Path> = files.iter().map(|(path, _)| parent(path)).collect();
+    for (path, _) in files {
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path, e)),
+            _ => (),
+        }
+    }
+    folders.iter().try_for_each(|folder| sync_folder(folder))?;
+    for (aside, path) in &written {
+        fs::rename(&aside.path, path).map_err(|e| Error::io("rename into place", path, e))?;
+    }
+    folders.iter().try_for_each(|folder| sync_folder(folder))
+}
+
+/// What `fill` writes, whole and on disk beside `path`.
+fn written_aside(path: &Path, fill: impl FnOnce(&mut Output) -> Result<()>) -> Result<Aside> {
     let aside = Aside::of(path)?;
     let created = OpenOptions::new().write(true).create_new(true).open(&aside.path);
     let file = created.map_err(|e| Error::io("create", path, e))?;
@@ -30,8 +61,7 @@ pub fn write_file(path: &Path, fill: impl FnOnce(&mut Output) -> Result<()>) -> 
     fill(&mut out)?;
     let flushed = out.file.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all());
     flushed.map_err(|e| Error::io("write", path, e))?;
-    fs::rename(&aside.path, path).map_err(|e| Error::io("rename into place", path, e))?;
-    sync_folder(parent(path))
+    Ok(aside)
 }
 
 /// Makes the folder `path` with what `fill` writes into the folder that it is given. Parents are created.
@@ -144,6 +174,28 @@ mod tests {
         assert!(error.unwrap_err().is_usage());
         assert_eq!(fs::read(&path).unwrap(), b"one");
         assert_eq!(names(dir.path()), ["a.txt"]);
+    }
+
+    #[test]
+    fn files_that_belong_together_are_never_old_and_new() {
+        let dir = tempfile::tempdir().unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| dir.path().join(name));
+        let read = |path: &Path| fs::read_to_string(path).ok();
+        let text = |text: &str| Some(text.to_string());
+        write_together(&[(a.clone(), text("old a")), (b.clone(), text("old b"))]).unwrap();
+        // one cannot be written: all stay as they were
+        let nowhere = dir.path().join("missing/d");
+        let error = write_together(&[(a.clone(), text("new a")), (nowhere, text("new d"))]).unwrap_err().to_string();
+        assert!(error.contains("missing/d"), "{error}");
+        assert_eq!([read(&a), read(&b)], [text("old a"), text("old b")]);
+        // one cannot be replaced: the other is not new beside it
+        fs::create_dir(&c).unwrap();
+        let error = write_together(&[(a.clone(), text("new a")), (c.clone(), text("new c"))]).unwrap_err().to_string();
+        assert!(error.starts_with("cannot remove ") && !a.exists(), "{error}");
+        fs::remove_dir(&c).unwrap();
+        write_together(&[(a.clone(), text("new a")), (b.clone(), None), (c.clone(), text("new c"))]).unwrap();
+        assert_eq!([read(&a), read(&b), read(&c)], [text("new a"), None, text("new c")]);
+        assert_eq!(names(dir.path()).len(), 2);
     }
 
     #[test]

@@ -35,16 +35,19 @@ crate::arguments! {
     }
 }
 
+/// What is said of logits that nothing can be chosen by.
+pub fn no_number(row: usize, value: f32) -> Error {
+    Error::Contract {
+        op: "sample",
+        argument: "logits",
+        wanted: "numbers".into(),
+        got: format!("{value} in row {row}: the weights or the picture hold values that overflow"),
+    }
+}
+
 /// The tokens that y holds after the run. Errors: one is -1.
 pub fn chosen(memory: &mut Memory, y: Tensor) -> Result<Vec<u32>> {
-    let token = |(row, token): (usize, i32)| {
-        u32::try_from(token).map_err(|_| Error::Contract {
-            op: "sample",
-            argument: "logits",
-            wanted: "numbers".into(),
-            got: format!("NaN in row {row}: the weights or the picture hold values that overflow"),
-        })
-    };
+    let token = |(row, token): (usize, i32)| u32::try_from(token).map_err(|_| no_number(row, f32::NAN));
     memory.read_i32(y)?.into_iter().enumerate().map(token).collect()
 }
 

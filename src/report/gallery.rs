@@ -4,8 +4,7 @@ use super::sources::Sources;
 use crate::base::{Error, Result};
 use crate::classify::compare::{Key, keyed};
 use crate::classify::records::Record;
-use crate::data::image::{self, Rgb};
-use jpeg_encoder::{ColorType, Encoder};
+use crate::data::{image, look};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -157,23 +156,6 @@ pub fn resolved(folder: &Path, image: &str) -> PathBuf {
 
 /// The picture at `path` as a JPEG file whose longer side is at most `longest`.
 fn thumbnail(path: &Path, longest: usize) -> Result<Vec<u8>> {
-    let photo = image::load(path)?;
-    let (w, h) = (photo.width, photo.height);
-    let larger = w.max(h);
-    let small = if larger <= longest {
-        photo
-    } else {
-        let side = |x: usize| (x * longest).div_ceil(larger).max(1);
-        image::resize(&photo, side(h), side(w))
-    };
-    jpeg(&small).map_err(|e| Error::file(path, e))
-}
-
-fn jpeg(picture: &Rgb) -> Result<Vec<u8>, String> {
-    let side = |x: usize| u16::try_from(x).map_err(|e| e.to_string());
-    let mut bytes = Vec::new();
-    let encoder = Encoder::new(&mut bytes, QUALITY);
-    let done = encoder.encode(&picture.pixels, side(picture.width)?, side(picture.height)?, ColorType::Rgb);
-    done.map_err(|e| e.to_string())?;
-    Ok(bytes)
+    let small = look::thumbnail(&image::load(path)?, longest);
+    image::to_jpeg(&small, QUALITY).map_err(|e| Error::file(path, e.to_string()))
 }

@@ -1,5 +1,7 @@
 //! What the engine does with several sequences and with its cache is what it does with one sequence from scratch.
 
+use crate::commands::copy;
+use crate::folders::change_tensors;
 use crate::golden_cases::{Opened, floats, greedy, relative};
 use vlm::base::Precision;
 use vlm::infer::choices;
@@ -186,6 +188,27 @@ fn choices_that_cannot_be_scored() {
     assert!(fails(&[vec![1], vec![]]).contains("label 2 of the choices is empty"));
     assert!(fails(&[vec![1, 2], vec![3], vec![1, 2]]).contains("label 3 of the choices is there twice"));
     assert!(fails(&[vec![1], vec![2, 512]]).contains("token 512"));
+}
+
+/// A NaN in the weights makes every logit one: probabilities of that would be written as null, and read back by nobody.
+#[test]
+fn logits_that_are_no_numbers_are_refused() {
+    let dir = copy("single");
+    change_tensors(&dir.path().join("model.safetensors"), |tensors| {
+        let norm = tensors.iter_mut().find(|t| t.name == "model.language_model.norm.weight").unwrap();
+        norm.bytes[..2].copy_from_slice(&[0xc0, 0x7f]);
+    });
+    let mut opened = Opened::new(dir.path(), None, Precision::F32);
+    let (prompt, engine) = (text(4), &mut opened.engine);
+    let wanted =
+        "sample: logits: wanted numbers, got NaN in row 0: the weights or the picture hold values that overflow";
+    for labels in [vec![vec![5], vec![9]], vec![vec![5, 6], vec![9]]] {
+        let error = choices::score(engine, &[&prompt], &labels, 421, &mut |_, _| ()).unwrap_err();
+        assert_eq!(error.to_string(), wanted);
+    }
+    let labels = Labels { first: vec![vec![70], vec![90]], later: vec![vec![11, 70], vec![11, 90]], close: 421 };
+    assert_eq!(lists::list(engine, &[&prompt], &labels).unwrap_err().to_string(), wanted);
+    assert_eq!([choices::likeliest(&[0.25, 0.5, 0.5]), choices::likeliest(&[1.0])], [1, 0]);
 }
 
 #[test]

@@ -85,7 +85,7 @@ pub fn image() -> PathBuf {
 }
 
 /// A copy of a model of the cases, to be broken.
-fn copy(model: &str) -> tempfile::TempDir {
+pub fn copy(model: &str) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(cases().join(model)).unwrap() {
         let entry = entry.unwrap();
@@ -196,6 +196,8 @@ fn flags_that_have_no_say() {
     for flag in ["--threshold 0.9", "--plant 3", "--device cpu", "--precision f32", "--cache c"] {
         misused(&format!("data split {{}} --out o {flag}"), &[&data], &["--model"]);
     }
+    let rate = "--endpoint http://127.0.0.1:1 --endpoint-model m --requests-per-minute 1e-300";
+    misused(&format!("eval {rate} --data {{}} --out o"), &[&data], &["--requests-per-minute 1e-300", "0.0007 or more"]);
     misused("data show {} --per-class 3", &[&data], &["--sheet"]);
     misused("data split {} --out o --train 0 --test 0", &[&data], &["ask for no sample at all"]);
     misused("inspect {} --trace --json", &[&model], &["--trace", "--json"]);
@@ -694,12 +696,13 @@ fn a_folder_that_another_vlm_writes_into_is_left_alone() {
     let (sweep, out) = (cases().join("sweep.toml"), dir.path().join("out"));
     fs::create_dir(&out).unwrap();
     let busy = format!("vlm: another vlm is writing into {}: wait for it, or choose another --out", out.display());
-    let lines: [(&str, &[&Path]); 6] = [
+    let lines: [(&str, &[&Path]); 7] = [
         ("train --model {} --data {} --out {} --device cpu --resume", &[&model, &data, &out]),
         ("train --model {} --data {} --out {} --device cpu --overwrite", &[&model, &data, &out]),
         ("eval --model {} --data {} --out {} --device cpu --overwrite", &[&model, &data, &out]),
         ("sweep --config {} --out {}", &[&sweep, &out]),
         ("data dedupe --model {} {} --out {}", &[&model, &data, &out]),
+        ("data split {} --out {}", &[&data, &out]),
         ("bench one-dollar --shape tiny --out {}", &[&out]),
     ];
     let lock = FolderLock::take(&out).unwrap();

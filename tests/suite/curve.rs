@@ -109,6 +109,10 @@ fn what_the_points_cannot_carry_is_said() {
     warns(&noisy, 0.95, "the rise may be chance");
     let good = curve(&[exact(&[50, 100, 200, 400, 800], law), exact(&[50, 800], law)].concat(), 0.85, 0);
     assert_eq!(good.warnings, Vec::<String>::new());
+    // sizes that nobody has
+    let most = usize::MAX;
+    let huge = curve(&exact(&[most / 3, most / 3 + 1, most / 2], |_| 0.3), 0.95, 0);
+    assert_eq!(huge.predictions.iter().map(|p| p.samples).collect::<Vec<_>>(), [most / 2, most - 1, most, most]);
     let never = curve(&exact(&[50, 100, 200, 400, 800], law), 0.95, 0).target.unwrap();
     assert_eq!((never.samples, never.interval), (None, [None, None]));
 }

@@ -140,7 +140,7 @@ fn what_is_no_photo_of_a_class_is_listed_and_counted() {
         "a/cut.png: ",
         "a/gone: No such file",
         "a/phone.HEIC: the file is empty",
-        "a/\u{fffd}.png: the file's name is not UTF-8",
+        "a/\u{fffd}.png: the path is not UTF-8",
     ];
     assert_eq!(said.len(), wanted.len(), "{said:#?}");
     for (said, wanted) in said.iter().zip(wanted) {

@@ -3,13 +3,18 @@
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::Command;
+use vlm::classify::evaluate::Classes;
+use vlm::classify::records::written;
 use vlm::data::alike;
 use vlm::data::dataset::{OnBad, read_dataset};
 use vlm::data::image::{Rgb, to_jpeg, to_png};
+use vlm::data::import::{self, Photo};
 use vlm::data::look::sha256;
 use vlm::data::messages::ImageSource;
+use vlm::data::rewrite::Lines;
 use vlm::data::split::{Amount, Item, Part, Sizes, split};
 
 /// `n` items of each label, alone unless `group` says otherwise.
@@ -125,6 +130,10 @@ fn amounts_that_cannot_be_are_refused() {
         (sizes(None, None, Some(Amount::Share(1.5))), "--test 1.5: wanted a share from 0.0 to 1.0"),
         (sizes(None, Some(Amount::Share(f64::NAN)), None), "--validation NaN"),
         (sizes(None, Some(Amount::Share(0.7)), Some(Amount::Share(0.7))), "14 in all"),
+        (
+            sizes(None, Some(Amount::Count(usize::MAX)), Some(Amount::Count(2))),
+            "0, 18446744073709551615 and 2 samples, 18446744073709551617 in all",
+        ),
     ] {
         let error = split(&all, &wanted, 0).unwrap_err();
         assert!(error.is_usage() && error.to_string().contains(said), "{error}");
@@ -253,7 +262,8 @@ fn photos_that_cannot_be_read_stop_a_split_or_are_left_out() {
     fs::write(dir.path().join("3.png"), &whole[..whole.len() / 2]).unwrap();
     let line = |i| json!({"image": format!("{i}.png"), "label": "a"}).to_string() + "\n";
     let set = dir.path().join("s.jsonl");
-    fs::write(&set, (0..6).map(line).collect::<String>()).unwrap();
+    let lines = (0..6).map(line).collect::<String>();
+    fs::write(&set, &lines).unwrap();
     let out = dir.path().join("o");
     let arguments = ["split", set.to_str().unwrap(), "--out", out.to_str().unwrap(), "--test", "2"];
     let (code, _, said) = vlm(&arguments);
@@ -263,4 +273,58 @@ fn photos_that_cannot_be_read_stop_a_split_or_are_left_out() {
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!((&said["train"]["samples"], &said["left_out"]), (&json!(3), &json!(1)));
     assert!(stderr.starts_with("vlm: left out: ") && stderr.contains("3.png"), "{stderr}");
+    // a line that is no UTF-8 is named, or left out as others are
+    fs::write(&set, [lines.as_bytes(), b"{\"image\": \"0.png\", \"label\": \"d\xe9\"}\n"].concat()).unwrap();
+    let (code, _, said) = vlm(&[&arguments[..], &["--overwrite"]].concat());
+    assert!(code == Some(1) && said.contains("s.jsonl, line 7: not UTF-8"), "{said}");
+    let (code, said, stderr) = vlm(&[&arguments[..], &["--overwrite", "--skip-bad", "--json"]].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["left_out"], 2);
+}
+
+/// 猫 takes two columns of a terminal.
+#[test]
+fn counts_stand_below_each_other_whatever_the_labels() {
+    let dir = tempfile::tempdir().unwrap();
+    for i in 0..4 {
+        fs::write(dir.path().join(format!("{i}.png")), to_png(&picture(i, 40, 30)).unwrap()).unwrap();
+    }
+    let line = |i: usize| {
+        let label = if i.is_multiple_of(2) { "猫猫猫猫" } else { "a" };
+        json!({"image": format!("{i}.png"), "label": label}).to_string() + "\n"
+    };
+    let set = dir.path().join("s.jsonl");
+    fs::write(&set, (0..4).map(line).collect::<String>()).unwrap();
+    let out = dir.path().join("o");
+    let (code, said, stderr) = vlm(&["split", set.to_str().unwrap(), "--out", out.to_str().unwrap(), "--test", "2"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    assert_eq!(said.lines().next(), Some("              train validation       test"));
+    for row in ["a                 1          0          1", "猫猫猫猫          1          0          1"] {
+        assert!(said.contains(&format!("\n{row}\n")), "{said}");
+    }
+}
+
+/// A path that JSON cannot hold is said, and not written as another one.
+#[test]
+fn paths_that_are_no_utf_8_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let odd = dir.path().join(std::ffi::OsStr::from_bytes(b"\xff"));
+    fs::create_dir(&odd).unwrap();
+    fs::write(odd.join("a.png"), to_png(&picture(1, 40, 30)).unwrap()).unwrap();
+    let set = odd.join("s.jsonl");
+    fs::write(&set, json!({"image": "a.png", "label": "a"}).to_string()).unwrap();
+    let [here, there] = [&odd, dir.path()].map(|folder| folder.canonicalize().unwrap());
+    let said = "\u{fffd}/a.png: the path is not UTF-8, which JSON cannot hold; rename it";
+    let lines = Lines::read(&set).unwrap();
+    assert_eq!(lines.moved(1, &here).unwrap(), fs::read_to_string(&set).unwrap());
+    assert!(lines.moved(1, &there).unwrap_err().to_string().ends_with(said));
+    let photos = [Photo { path: here.join("a.png"), class: "a".into() }];
+    assert_eq!(import::lines(&photos, None, &here).unwrap(), [r#"{"image":"a.png","label":"a"}"#]);
+    assert!(import::lines(&photos, None, &there).unwrap_err().to_string().ends_with(said));
+    let set = read_dataset(&set, Some("What?"), OnBad::Fail).unwrap();
+    let classes = Classes { names: vec!["a".into()], several: false };
+    assert!(classes.judge(&set.samples[0], "a".into()).unwrap_err().to_string().ends_with(said));
+    assert!(written(&here.join("a.png"), &there).unwrap_err().to_string().ends_with(said));
+    assert_eq!(written(&here.join("a.png"), &here).unwrap(), "a.png");
+    assert_eq!(written(Path::new("data:0123"), &here).unwrap(), "data:0123");
 }

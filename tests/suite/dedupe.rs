@@ -123,6 +123,10 @@ fn embeddings_depend_on_nothing_beside_the_photo_and_are_kept() {
     let size = fs::metadata(&one).unwrap().len();
     assert_eq!(embed(&mut embedder(&one), &wanted), all);
     assert_eq!(fs::metadata(&one).unwrap().len(), size);
+    // nor on another number of threads
+    let threads = rayon::ThreadPoolBuilder::new().num_threads(rayon::current_num_threads() + 1).build().unwrap();
+    assert_eq!(threads.install(|| embed(&mut embedder(&one), &wanted)), all);
+    assert_eq!(fs::metadata(&one).unwrap().len(), size);
     // a photo that cannot be read is an error in its place
     let gone = ImageSource::File(dir.path().join("gone.png"));
     let mut watch = Watch { done: &mut |_, _| (), interrupted: &|| false };
@@ -354,7 +358,8 @@ fn the_program_cleans_a_split() {
     assert_eq!(said["pairs"], pairs.len());
     let kept = fs::read_to_string(out.join("test.jsonl")).unwrap();
     assert!(!kept.contains("same.png") && kept.contains(r#""image":"../13.png""#), "{kept}");
-    assert_eq!(said["sets"][1], json!({"name": "test", "samples": 7, "removed": 7 - kept.lines().count()}));
+    let removed = 7 - kept.lines().count();
+    assert_eq!(said["sets"][1], json!({"name": "test", "samples": 7, "removed": removed, "skipped": 0}));
     assert_eq!(fs::read_to_string(out.join("train.jsonl")).unwrap().lines().count(), 10);
     let summary: Value = serde_json::from_str(&fs::read_to_string(out.join("summary.json")).unwrap()).unwrap();
     assert_eq!(summary["pairs"], said["pairs"]);
@@ -393,6 +398,56 @@ fn the_program_cleans_a_split() {
     let few = write_set(root, "few", &["0.png", "1.png"]);
     let (code, _, said) = run(&[few.to_str().unwrap(), "--out", root.join("f").to_str().unwrap()]);
     assert!(code == Some(1) && said.contains("calibrated on four photos or more; give one with --threshold"), "{said}");
+}
+
+/// What is said to be left out is: a line that is no UTF-8, and the sample of a damaged photo with its other photo too.
+#[test]
+fn what_cannot_be_read_is_in_no_cleaned_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    for i in 0..5 {
+        fs::write(root.join(format!("{i}.png")), to_png(&picture(i, 96, 72)).unwrap()).unwrap();
+    }
+    let whole = fs::read(root.join("4.png")).unwrap();
+    fs::write(root.join("cut.png"), &whole[..whole.len() / 2]).unwrap();
+    let train = root.join("train.jsonl");
+    let two = json!({"images": ["2.png", "cut.png"], "messages": [
+        {"role": "user", "content": "<image><image>"}, {"role": "assistant", "content": "a"}]});
+    let one = |image: &str| json!({"image": image, "label": "a"}).to_string();
+    fs::write(&train, [one("0.png"), two.to_string(), one("1.png")].join("\n")).unwrap();
+    let test = root.join("test.jsonl");
+    let lines = [one("3.png"), one("2.png"), one("cut.png"), one("0.png")].join("\n");
+    fs::write(&test, [lines.as_bytes(), b"\n{\"image\": \"0.png\", \"label\": \"d\xe9\"}\n"].concat()).unwrap();
+    let (train, test, out) = (train.to_str().unwrap(), test.to_str().unwrap(), root.join("clean"));
+    let arguments = [train, test, "--out", out.to_str().unwrap(), "--threshold", "1"];
+    let (code, _, said) = run(&arguments);
+    assert!(code == Some(1) && said.contains("test.jsonl, line 5: not UTF-8"), "{said}");
+    let (code, said, stderr) = run(&[&arguments[..], &["--skip-bad"]].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    for line in ["train.jsonl, line 2: ", "test.jsonl, line 3: ", "test.jsonl, line 5: not UTF-8"] {
+        assert!(stderr.contains(line), "{stderr}");
+    }
+    assert!(said.contains("train: 0 of 3 samples removed; 1 with a photo that cannot be read is left out\n"), "{said}");
+    assert!(said.contains("test: 1 of 4 samples removed; 1 with a photo that cannot be read is left out\n"), "{said}");
+    let kept = |name: &str| fs::read_to_string(out.join(name)).unwrap();
+    assert_eq!(kept("train.jsonl").lines().count(), 2);
+    // 0.png is in train; 2.png is not, since its sample went
+    assert_eq!(kept("test.jsonl").matches(".png").count(), 2, "{}", kept("test.jsonl"));
+    assert!(kept("test.jsonl").contains("3.png") && kept("test.jsonl").contains("2.png"));
+    let summary: Value = serde_json::from_str(&kept("summary.json")).unwrap();
+    assert_eq!(summary["sets"][1], json!({"name": "test", "samples": 4, "removed": 1, "skipped": 1}));
+    let damaged = write_set(root, "damaged", &["cut.png"]);
+    let (code, _, said) = run(&[
+        train,
+        damaged.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+        "--threshold",
+        "1",
+        "--overwrite",
+        "--skip-bad",
+    ]);
+    assert!(code == Some(1) && said.contains("damaged.jsonl: of its 1 sample none has whole photos"), "{said}");
 }
 
 #[test]

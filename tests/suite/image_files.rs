@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use vlm::data::image::{Rgb, decode, dimensions, load};
+use vlm::data::look::{self, content};
+use vlm::data::messages::ImageSource;
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/images").join(name)
@@ -160,7 +162,9 @@ fn files_that_cannot_be_read_are_refused() {
     assert!(said.contains("is a folder"), "{said}");
     let huge = folder.path().join("huge.jpg");
     std::fs::File::create(&huge).unwrap().set_len((512 << 20) + 1).unwrap();
-    for said in [load(&huge).unwrap_err().to_string(), dimensions(&huge).unwrap_err().to_string()] {
+    let source = ImageSource::File(huge.clone());
+    let refused = [load(&huge).err(), dimensions(&huge).err(), look::look(&source, None).err(), content(&source).err()];
+    for said in refused.map(|e| e.unwrap().to_string()) {
         assert!(said.contains("huge.jpg") && said.contains("536870913 bytes"), "{said}");
     }
 }

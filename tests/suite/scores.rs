@@ -131,7 +131,8 @@ fn labels_that_are_compared_as_one_are_counted_as_one() {
     let classes = Classes::of(&file, &samples, false).unwrap();
     assert_eq!(classes.names, ["a", "b"]);
     for (answer, correct, right) in [("A.", 5, [5, 0]), (" b", 3, [0, 3]), ("c", 0, [0, 0])] {
-        let records: Vec<Record> = samples.iter().map(|s| classes.judge(s, answer.into())).collect();
+        let records: Vec<Record> =
+            samples.iter().map(|s| classes.judge(s, answer.into())).collect::<Result<_, _>>().unwrap();
         let m = metrics(&classes.names, &records);
         let rows: Vec<usize> = classes.names.iter().map(|c| m.per_class[c].correct).collect();
         assert_eq!((m.correct, rows), (correct, right.to_vec()), "{answer}");

@@ -3,11 +3,11 @@
 use super::Endpoint;
 use crate::base::{Error, Result};
 use crate::classify::records::Usage;
-use crate::data::messages::{Content, Conversation, ImageSource, Message, Part, Role};
+use crate::data::look;
+use crate::data::messages::{Content, Conversation, Message, Part, Role};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
-use std::path::Path;
 
 /// What a reply says.
 #[derive(Debug, PartialEq)]
@@ -59,19 +59,16 @@ fn message(message: &Message) -> Result<Value> {
 }
 
 fn part(part: &Part) -> Result<Value> {
-    let (name, bytes) = match part {
+    let (bytes, name) = match part {
         Part::Text(text) => return Ok(json!({"type": "text", "text": text})),
-        Part::Image(ImageSource::Bytes { name, bytes }) => (name.clone(), bytes.to_vec()),
-        Part::Image(ImageSource::File(path)) => {
-            (path.display().to_string(), std::fs::read(path).map_err(|e| Error::io("read", path, e))?)
-        }
+        Part::Image(source) => look::content(source)?,
     };
     let media = match &bytes[..] {
         [0xff, 0xd8, 0xff, ..] => "jpeg",
         [0x89, b'P', b'N', b'G', ..] => "png",
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => "webp",
         [b'G', b'I', b'F', b'8', ..] => "gif",
-        _ => return Err(Error::file(Path::new(&name), "is no JPEG, PNG, WebP or GIF, which are what endpoints take")),
+        _ => return Err(Error::file(name, "is no JPEG, PNG, WebP or GIF, which are what endpoints take")),
     };
     let url = format!("data:image/{media};base64,{}", STANDARD.encode(bytes));
     Ok(json!({"type": "image_url", "image_url": {"url": url}}))
@@ -113,6 +110,7 @@ pub fn complaint(reply: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::messages::ImageSource;
 
     #[test]
     fn replies_and_what_is_none() {
@@ -128,6 +126,15 @@ mod tests {
         {
             assert!(answer(broken).is_err(), "{broken}");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let huge = dir.path().join("huge.jpg");
+        std::fs::File::create(&huge).unwrap().set_len((512 << 20) + 1).unwrap();
+        let said = part(&Part::Image(ImageSource::File(huge))).unwrap_err().to_string();
+        assert!(said.contains("huge.jpg") && said.contains("536870913 bytes"), "{said}");
     }
 
     #[test]

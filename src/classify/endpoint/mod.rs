@@ -160,12 +160,12 @@ impl Work<'_> {
             }
             match self.client.send(&body) {
                 Outcome::Answer(answer) => {
-                    let mut record = self.classes.judge(sample, answer.text);
+                    let mut record = self.classes.judge(sample, answer.text)?;
                     record.usage = answer.usage;
                     return Ok(Some(record));
                 }
                 Outcome::Refused(reason) if self.endpoint.skip_refused => {
-                    let mut record = self.classes.judge(sample, reason);
+                    let mut record = self.classes.judge(sample, reason)?;
                     (record.prediction, record.right) = (OTHER.into(), false);
                     record.tags.push("refused".into());
                     return Ok(Some(record));

@@ -204,7 +204,13 @@ fn table(outcome: &Outcome) -> String {
     }
     for set in &outcome.sets {
         let all = counted(set.samples, "sample", "samples");
-        _ = writeln!(said, "{}: {} of {all} removed", set.name, set.removed);
+        _ = write!(said, "{}: {} of {all} removed", set.name, set.removed);
+        if set.skipped > 0 {
+            let skipped =
+                counted(set.skipped, "with a photo that cannot be read is", "with photos that cannot be read are");
+            _ = write!(said, "; {skipped} left out");
+        }
+        said += "\n";
     }
     said
 }

@@ -1,6 +1,7 @@
 //! `vlm data split`: a dataset in parts.
 
 use super::dedupe::{self, Tower};
+use crate::base::width::{left, width};
 use crate::base::{Error, Result, counted};
 use crate::cli::notice::{notice, plain};
 use crate::cli::output;
@@ -16,6 +17,7 @@ use crate::data::split::{Amount, Item, Part, Sizes, split};
 use crate::data::whole;
 use crate::dedupe::leaks;
 use crate::io::atomic;
+use crate::io::lock::FolderLock;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -82,13 +84,10 @@ fn amount(text: &str) -> Result<Amount, String> {
 
 impl Split {
     pub fn run(&self) -> Result<()> {
-        let file_of = |part: Part| self.out.join(format!("{}.jsonl", part.name()));
-        if !self.overwrite && Part::ALL.iter().any(|part| file_of(*part).exists()) {
-            return Err(Error::file(&self.out, "holds a split already; name another folder or give --overwrite"));
-        }
+        self.free()?;
         let read = [Some(&self.file), self.pairs.as_ref()];
         for part in Part::ALL {
-            output::not_an_input(&file_of(part), read.into_iter().flatten().map(PathBuf::as_path))?;
+            output::not_an_input(&self.file_of(part), read.into_iter().flatten().map(PathBuf::as_path))?;
         }
         let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
         // the question stays as it is in the lines
@@ -114,28 +113,38 @@ impl Split {
         let sizes = Sizes { train: self.train, validation: self.validation, test: self.test };
         let parts = split(&items, &sizes, self.seed)?;
 
-        std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
+        let _lock = FolderLock::create(&self.out)?;
+        // again: another may have written a split since
+        self.free()?;
         let to = self.out.canonicalize().map_err(|e| Error::io("use as a folder", &self.out, e))?;
+        let mut files = Vec::new();
         let mut counts: BTreeMap<Option<&str>, [usize; 3]> = BTreeMap::new();
         for part in Part::ALL {
             let chosen: Vec<&Sample> =
                 samples.iter().zip(&parts).filter(|(_, p)| **p == Some(part)).map(|((sample, _), _)| sample).collect();
             chosen.iter().for_each(|s| counts.entry(s.label.as_deref()).or_default()[part as usize] += 1);
-            let file = file_of(part);
-            if chosen.is_empty() {
-                match std::fs::remove_file(&file) {
-                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(Error::io("remove", &file, e)),
-                    _ => continue,
-                }
-            }
-            let texts = chosen.iter().map(|s| lines.moved(s.line, &to)).collect::<Result<Vec<_>>>()?;
-            atomic::write_file(&file, |out| texts.iter().try_for_each(|t| out.write(format!("{t}\n").as_bytes())))?;
+            let text = chosen.iter().map(|s| Ok(lines.moved(s.line, &to)? + "\n")).collect::<Result<String>>()?;
+            files.push((self.file_of(part), (!chosen.is_empty()).then_some(text)));
         }
+        // a part of an earlier split beside the others of this one could hold what they do
+        atomic::write_together(&files)?;
         let mut members: HashMap<usize, usize> = HashMap::new();
         groups.iter().for_each(|g| *members.entry(*g).or_default() += 1);
         let together: Vec<usize> = members.into_values().filter(|n| *n > 1).collect();
         let unused = parts.iter().filter(|p| p.is_none()).count();
         self.say(&counts, &together, unused, left_out.len())
+    }
+
+    fn file_of(&self, part: Part) -> PathBuf {
+        self.out.join(format!("{}.jsonl", part.name()))
+    }
+
+    /// Errors: the folder holds a split, and nobody said `--overwrite`.
+    fn free(&self) -> Result<()> {
+        match !self.overwrite && Part::ALL.iter().any(|part| self.file_of(*part).exists()) {
+            true => Err(Error::file(&self.out, "holds a split already; name another folder or give --overwrite")),
+            false => Ok(()),
+        }
     }
 
     /// The group of each sample: photos of the same bytes, of the same look, or of a pair.
@@ -208,12 +217,13 @@ impl Split {
             said.insert("out".into(), self.out.display().to_string().into());
             return print_json(&said.into());
         }
-        let width = counts.keys().map(|l| l.unwrap_or("").chars().count()).max().unwrap_or(0).max(5);
-        let mut said = format!("{:width$} {:>10} {:>10} {:>10}\n", "", "train", "validation", "test");
+        let name = |label: &Option<&str>| label.unwrap_or("(none)").to_string();
+        let widest = counts.keys().map(|l| width(&name(l))).max().unwrap_or(0).max(5);
+        let mut said = format!("{} {:>10} {:>10} {:>10}\n", left("", widest), "train", "validation", "test");
         let mut row = |name: &str, c: [usize; 3]| {
-            _ = writeln!(said, "{name:width$} {:>10} {:>10} {:>10}", c[0], c[1], c[2]);
+            _ = writeln!(said, "{} {:>10} {:>10} {:>10}", left(name, widest), c[0], c[1], c[2]);
         };
-        counts.iter().for_each(|(label, c)| row(label.unwrap_or("(none)"), *c));
+        counts.iter().for_each(|(label, c)| row(&name(label), *c));
         row("all", Part::ALL.map(of));
         if groups > 0 {
             _ = writeln!(

@@ -43,10 +43,15 @@ enum Other {
 /// Errors name the file: it cannot be read, is of another format, is too large, too long for its width, truncated or
 /// damaged.
 pub fn load(path: &Path) -> Result<Rgb> {
+    decode(&read(path)?, path)
+}
+
+/// The bytes of the image file at `path`. Errors: it cannot be read, is no plain file, or is too large.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
     let (mut file, bytes) = open(path)?;
     let mut content = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
     file.read_to_end(&mut content).map_err(|e| Error::io("read", path, e))?;
-    decode(&content, path)
+    Ok(content)
 }
 
 /// [`load`] from memory; `name` is for messages.

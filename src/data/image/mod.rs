@@ -10,7 +10,7 @@ mod jpeg;
 mod patches;
 mod resize;
 
-pub use decode::{Kind, decode, dimensions, kind, load};
+pub use decode::{Kind, decode, dimensions, kind, load, read};
 pub use encode::{jpeg as to_jpeg, png as to_png};
 pub use patches::{PatchSpec, Patches};
 pub use resize::resize;

@@ -6,7 +6,7 @@
 
 use super::{Imported, Photo};
 use crate::base::{Error, Result, counted};
-use crate::data::image;
+use crate::data::{image, paths};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -83,8 +83,6 @@ fn photo(path: &Path) -> Result<()> {
     if path.is_dir() {
         return Err(Error::file(path, "is a folder inside a class folder; only one level of classes is read"));
     }
-    if path.to_str().is_none() {
-        return Err(Error::file(path, "the file's name is not UTF-8, which JSON cannot hold; rename it"));
-    }
+    paths::text(path)?;
     image::dimensions(path).map(|_| ())
 }

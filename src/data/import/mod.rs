@@ -182,7 +182,7 @@ fn images_folder(file: &Path, images: Option<&Path>) -> Result<PathBuf> {
 
 /// The lines of a dataset in `folder`: `{"image", "label"}`, or with a prompt whole conversations, the image before the
 /// prompt or where it says `<image>`. Image paths are relative to `folder` unless the two share nothing but the root.
-/// Errors: `folder` is missing; the prompt has more than one `<image>`.
+/// Errors: `folder` is missing; the prompt has more than one `<image>`; a path that is not UTF-8.
 pub fn lines(photos: &[Photo], prompt: Option<&str>, folder: &Path) -> Result<Vec<String>> {
     let folder = folder.canonicalize().map_err(|e| Error::io("use as a folder", folder, e))?;
     let around = match prompt.map(|prompt| prompt.split("<image>").collect::<Vec<_>>()).as_deref() {
@@ -192,15 +192,15 @@ pub fn lines(photos: &[Photo], prompt: Option<&str>, folder: &Path) -> Result<Ve
         Some(_) => return Err(Error::Usage("--prompt has more than one <image>, and a line has one image".into())),
     };
     let line = |photo: &Photo| {
-        let image = paths::relative(&photo.path, &folder).display().to_string();
+        let image = paths::text(&paths::relative(&photo.path, &folder))?;
         let Some((before, after)) = around else {
-            return json!({"image": image, "label": photo.class}).to_string();
+            return Ok(json!({"image": image, "label": photo.class}).to_string());
         };
         let text = |text: &str| (!text.is_empty()).then(|| json!({"type": "text", "text": text}));
         let image = json!({"type": "image", "image": image});
         let content: Vec<Value> = text(before).into_iter().chain([image]).chain(text(after)).collect();
         let user = json!({"role": "user", "content": content});
-        json!({"messages": [user, {"role": "assistant", "content": photo.class}]}).to_string()
+        Ok(json!({"messages": [user, {"role": "assistant", "content": photo.class}]}).to_string())
     };
-    Ok(photos.iter().map(line).collect())
+    photos.iter().map(line).collect()
 }
