@@ -1,7 +1,7 @@
 //! Where a command may write: over nothing that it did not make, unless it is told to, and never over what it reads.
 
 use crate::base::{Error, Result};
-use crate::io::{atomic, host_tensor};
+use crate::io::{atomic, host_tensor, json};
 use std::path::Path;
 
 /// Errors: `file` is there, and nobody said `--overwrite`; it is what no file can replace.
@@ -72,5 +72,5 @@ pub fn holds(dir: &Path, mark: &str, whose: &str) -> Result<Holds> {
 
 /// Puts its mark into the folder, which says what it was made with.
 pub fn mark(dir: &Path, mark: &str, settings: &serde_json::Value) -> Result<()> {
-    atomic::write_file(&dir.join(mark), |file| file.write(settings.to_string().as_bytes()))
+    json::write(&dir.join(mark), settings)
 }
