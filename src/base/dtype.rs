@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use multiversion::multiversion;
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 
 /// How the elements of a tensor are stored.
@@ -54,7 +55,8 @@ impl std::fmt::Display for DType {
 }
 
 /// What activations and weights are stored in while computing. Sums are f32 in both.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
 pub enum Precision {
     F32,
     Bf16,

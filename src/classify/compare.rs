@@ -64,6 +64,18 @@ pub struct Comparison {
     pub per_class: BTreeMap<String, ClassChange>,
 }
 
+impl Comparison {
+    /// What the test shows of the second model, which `second` names.
+    pub fn verdict(&self, second: &str) -> String {
+        let often = |how| format!("so uneven a split is {how} where both are equally good");
+        match (self.p <= 0.05, self.counts[&Group::Fixed] > self.counts[&Group::Broken]) {
+            (true, true) => format!("{second} is better: {}", often("rare")),
+            (true, false) => format!("{second} is worse: {}", often("rare")),
+            (false, _) => format!("no difference is shown: {}", often("common")),
+        }
+    }
+}
+
 /// Of a class's photos.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct ClassChange {

@@ -117,7 +117,7 @@ impl Folder {
 
     fn remember(&self, seconds: f64) -> Result<()> {
         let about = json!({"identity": self.identity, "seconds": seconds});
-        write_json(&self.dir.join(IDENTITY), &about)
+        json::write(&self.dir.join(IDENTITY), &about)
     }
 
     /// The records so far, by line of the data file.
@@ -130,18 +130,13 @@ impl Folder {
     pub fn finish(mut self, summary: &Value) -> Result<()> {
         self.records();
         write_records(&self.dir.join(PREDICTIONS), &self.records)?;
-        write_json(&self.dir.join(SUMMARY), summary)
+        json::write(&self.dir.join(SUMMARY), summary)
     }
 }
 
 /// Writes a predictions.jsonl whole.
 pub fn write_records(path: &Path, records: &[Record]) -> Result<()> {
     atomic::write_file(path, |out| records.iter().try_for_each(|r| out.write(line(r)?.as_bytes())))
-}
-
-/// Writes one JSON value, indented.
-pub fn write_json(path: &Path, value: &Value) -> Result<()> {
-    atomic::write_file(path, |out| out.write(format!("{value:#}\n").as_bytes()))
 }
 
 fn line(record: &Record) -> Result<String> {

@@ -49,6 +49,11 @@ pub fn average_precision(scored: &[(f64, bool)]) -> Option<f64> {
     Some(area)
 }
 
+/// A probability with as many digits as say something.
+pub fn p_value(p: f64) -> String {
+    if p >= 0.001 { format!("{p:.3}") } else { format!("{p:.1e}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,7 @@
 //! Files of assets/base, which are part of the program: a small model.
 
 use crate::base::{Error, Result};
+use crate::io::atomic;
 use std::path::Path;
 
 const FILES: [(&str, &str); 6] = [
@@ -17,15 +18,11 @@ const WEIGHTS: &[u8] = include_bytes!("../../assets/base/model.safetensors");
 /// Writes the checkpoint folder of the base model.
 pub fn write_base_model(dir: &Path) -> Result<()> {
     write_base(dir)?;
-    let path = dir.join("model.safetensors");
-    std::fs::write(&path, WEIGHTS).map_err(|e| Error::io("write", &path, e))
+    atomic::write_file(&dir.join("model.safetensors"), |file| file.write(WEIGHTS))
 }
 
 /// The same without weights.
 pub fn write_base(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, e))?;
-    FILES.iter().try_for_each(|(name, text)| {
-        let path = dir.join(name);
-        std::fs::write(&path, text).map_err(|e| Error::io("write", &path, e))
-    })
+    FILES.iter().try_for_each(|(name, text)| atomic::write_file(&dir.join(name), |file| file.write(text.as_bytes())))
 }

@@ -4,8 +4,9 @@ use super::notice::notice;
 use super::{output, table};
 use crate::base::{Error, Result, counted};
 use crate::classify::compare::{Comparison, OnDifferent, compare};
-use crate::classify::folder::{write_json, write_records};
+use crate::classify::folder::write_records;
 use crate::classify::records::{Evaluation, PREDICTIONS, Record, written};
+use crate::io::json;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -81,7 +82,7 @@ impl Compare {
         };
         let records = c.pairs.iter().map(|p| from_here(&p.after)).collect::<Result<Vec<Record>>>()?;
         write_records(&records_file, &records)?;
-        write_json(&about, said)
+        json::write(&about, said)
     }
 }
 

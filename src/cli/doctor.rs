@@ -1,6 +1,7 @@
 //! `vlm doctor`: what this machine has, and what is missing.
 
 use crate::base::{Result, counted};
+use crate::device::available::{available_memory, machine_memory};
 use crate::device::emulated::builds as emulators;
 use crate::device::probe::{built, probe};
 use std::fmt::Write;
@@ -18,7 +19,7 @@ impl Doctor {
     pub fn run(&self) -> Result<()> {
         let (found, built) = (probe(), built());
         let features = cpu_features();
-        let (total, available) = memory_bytes();
+        let (total, available) = (machine_memory(), available_memory());
         let nvcc = on_path("nvcc");
         if self.json {
             let gpus: Vec<_> = found
@@ -41,7 +42,8 @@ impl Doctor {
                 "nvcc": nvcc,
             }));
         }
-        let gib = |b: Option<u64>| b.map_or("unknown".into(), |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
+        let gib =
+            |b: Option<usize>| b.map_or("unknown".into(), |b| format!("{:.1} GiB", b as f64 / (1u64 << 30) as f64));
         let mut text = String::new();
         let mut line = |name: &str, said: String| _ = writeln!(text, "{name:<12}{said}");
         line("cpu", format!("{}, {}", counted(rayon::current_num_threads(), "thread", "threads"), features.join(" ")));
@@ -59,7 +61,7 @@ impl Doctor {
         }
         for gpu in &found.gpus {
             let (major, minor) = gpu.capability;
-            line("gpu", format!("{}, {}, sm_{major}{minor}", gpu.name, gib(Some(gpu.memory_bytes as u64))));
+            line("gpu", format!("{}, {}, sm_{major}{minor}", gpu.name, gib(Some(gpu.memory_bytes))));
         }
         let names = built.describe();
         let version = built.cuda_version.map_or(String::new(), |v| format!(" (CUDA {v})"));
@@ -88,16 +90,6 @@ fn cpu_features() -> Vec<&'static str> {
         note("avx512bf16", std::arch::is_x86_feature_detected!("avx512bf16"));
     }
     found
-}
-
-/// Total and available memory, from /proc/meminfo.
-fn memory_bytes() -> (Option<u64>, Option<u64>) {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = text.lines().find(|l| l.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    (field("MemTotal:"), field("MemAvailable:"))
 }
 
 fn on_path(program: &str) -> Option<std::path::PathBuf> {

@@ -1,18 +1,13 @@
 //! `vlm init`: a checkpoint of random weights.
 
 use super::progress::Progress;
+use super::values::dtype;
 use crate::base::{DType, Result};
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::init::{self, Options};
 use crate::qwen3vl::names::Counts;
 use crate::qwen3vl::save;
 use std::path::PathBuf;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum DTypeFlag {
-    Bf16,
-    F32,
-}
 
 /// Write a checkpoint folder of a configuration's shapes with random weights
 #[derive(Debug, clap::Args)]
@@ -31,17 +26,13 @@ pub struct Init {
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
     /// Type of the weights
-    #[arg(long, value_enum, default_value = "bf16")]
-    dtype: DTypeFlag,
+    #[arg(long, default_value = "bf16", value_parser = dtype([DType::Bf16, DType::F32]))]
+    dtype: DType,
 }
 
 impl Init {
     pub fn run(&self) -> Result<()> {
-        let dtype = match self.dtype {
-            DTypeFlag::Bf16 => DType::Bf16,
-            DTypeFlag::F32 => DType::F32,
-        };
-        let options = Options { seed: self.seed, dtype, shard_bytes: save::SHARD_BYTES };
+        let options = Options { seed: self.seed, dtype: self.dtype, shard_bytes: save::SHARD_BYTES };
         let mut bar = Progress::new("bytes");
         let progress = &mut |done, all| bar.at(done, all);
         init::init(&self.config, self.tokenizer.as_deref(), &self.out, options, progress)?;

@@ -1,7 +1,8 @@
 //! `vlm inspect`: what a folder holds, and what running it takes.
 
-use super::values::tokens;
-use crate::base::{DType, Error, Precision, Result, counted};
+use super::values::{size, tokens};
+use crate::base::counted::{bytes, counted, grouped};
+use crate::base::{DType, Error, Precision, Result};
 use crate::data::image::PatchSpec;
 use crate::infer::cache;
 use crate::io::safetensors::SafetensorsFile;
@@ -38,11 +39,6 @@ pub struct Inspect {
     /// One JSON object
     #[arg(long)]
     json: bool,
-}
-
-fn size(text: &str) -> std::result::Result<(usize, usize), String> {
-    let parts = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
-    parts.filter(|(w, h)| *w > 0 && *h > 0).ok_or_else(|| "give width x height in pixels, as 640x480".into())
 }
 
 impl Inspect {
@@ -104,9 +100,9 @@ impl Inspect {
             "parameters",
             format!(
                 "{} (text {}, vision {})",
-                grouped(counts.parameters()),
-                grouped(counts.text),
-                grouped(counts.vision)
+                grouped(counts.parameters(), ','),
+                grouped(counts.text, ','),
+                grouped(counts.vision, ',')
             ),
         );
         line(
@@ -120,8 +116,8 @@ impl Inspect {
         line(
             "weights",
             match stored {
-                Some(bytes) => format!("{} in this folder", gigabytes(bytes)),
-                None => format!("none in this folder; {} as bf16", gigabytes(2 * counts.parameters())),
+                Some(n) => format!("{} in this folder", bytes(n)),
+                None => format!("none in this folder; {} as bf16", bytes(2 * counts.parameters())),
             },
         );
         line(
@@ -160,7 +156,7 @@ impl Inspect {
             ),
         );
         for (name, p) in [("f32", &f32), ("bf16", &bf16)] {
-            line("", format!("{name:<5} activations {}, cache {}", gigabytes(p.activations), gigabytes(p.cache)));
+            line("", format!("{name:<5} activations {}, cache {}", bytes(p.activations), bytes(p.cache)));
         }
         line("", format!("{:.2} TFLOP for the prompt", f32.flops as f64 / 1e12));
         super::print(&said)
@@ -213,7 +209,7 @@ impl Inspect {
                 if config.use_rslora { ", rsLoRA" } else { "" }
             ),
         );
-        line("parameters", format!("{} in {}", grouped(parameters), counted(tensors, "tensor", "tensors")));
+        line("parameters", format!("{} in {}", grouped(parameters, ','), counted(tensors, "tensor", "tensors")));
         for (name, entry) in file.tensors() {
             _ = writeln!(said, "  {name} {} {:?}", entry.dtype, entry.shape);
         }
@@ -227,25 +223,4 @@ struct Plan {
     cache: u64,
     flops: u64,
     trace: String,
-}
-
-/// 8767123696 as 8,767,123,696.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, d) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(d);
-    }
-    text
-}
-
-fn gigabytes(bytes: u64) -> String {
-    match bytes as f64 {
-        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
-        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
-        b => format!("{:.1} kB", b / 1e3),
-    }
 }

@@ -1,28 +1,12 @@
 //! `vlm merge`: base and adapter become one plain checkpoint.
 
 use super::progress::Progress;
+use super::values::dtype;
 use crate::base::{DType, Result, counted};
 use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::merge::{self, Options};
 use std::path::PathBuf;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum DTypeFlag {
-    Bf16,
-    F16,
-    F32,
-}
-
-impl DTypeFlag {
-    pub fn dtype(self) -> DType {
-        match self {
-            DTypeFlag::Bf16 => DType::Bf16,
-            DTypeFlag::F16 => DType::F16,
-            DTypeFlag::F32 => DType::F32,
-        }
-    }
-}
 
 /// Write a checkpoint folder with the adapter's change in its weights
 #[derive(Debug, clap::Args)]
@@ -38,15 +22,15 @@ pub struct Merge {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Type of the written weights [default: that of the base]
-    #[arg(long, value_enum)]
-    dtype: Option<DTypeFlag>,
+    #[arg(long, value_parser = dtype([DType::Bf16, DType::F16, DType::F32]))]
+    dtype: Option<DType>,
 }
 
 impl Merge {
     pub fn run(&self) -> Result<()> {
         let base = Checkpoint::open(&self.model)?;
         let adapter = Adapter::open(&self.adapter, &base.config)?;
-        let options = Options { dtype: self.dtype.map(DTypeFlag::dtype), ..Options::default() };
+        let options = Options { dtype: self.dtype, ..Options::default() };
         let mut bar = Progress::new("bytes");
         merge::merge(&base, Some(&adapter), &self.out, options, &mut |done, all| bar.at(done, all))?;
         drop(bar);

@@ -40,7 +40,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(name = "vlm", version, about = "Qwen3-VL: ask it about photos, score it, merge its adapters.")]
+#[command(name = "vlm", version, about = "Qwen3-VL: make datasets of photos, fine-tune it on them, score it, ask it.")]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

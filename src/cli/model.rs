@@ -1,8 +1,8 @@
 //! `--model` and `--adapter`: opens what every computing command needs.
 
 use super::compute::Compute;
-use crate::base::{Error, Result};
-use crate::data::image::PatchSpec;
+use super::values::pixels;
+use crate::base::Result;
 use crate::infer::engine::Engine;
 use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::checkpoint::Checkpoint;
@@ -28,25 +28,12 @@ pub struct ModelFlags {
 
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct PixelFlags {
-    /// Enlarge pictures to at least this many pixels [default: the model's]
-    #[arg(long, value_name = "N")]
+    /// Enlarge pictures to at least this many pixels [default: the model's, or --max-pixels if less]
+    #[arg(long, value_name = "N", value_parser = pixels)]
     pub min_pixels: Option<u64>,
-    /// Shrink pictures to at most this many pixels [default: the model's]
-    #[arg(long, value_name = "N")]
+    /// Shrink pictures to at most this many pixels [default: the model's, or --min-pixels if more]
+    #[arg(long, value_name = "N", value_parser = pixels)]
     pub max_pixels: Option<u64>,
-}
-
-impl PixelFlags {
-    /// The model's limits, with what the flags say in their place.
-    pub fn apply(&self, mut spec: PatchSpec) -> Result<PatchSpec> {
-        spec.min_pixels = self.min_pixels.unwrap_or(spec.min_pixels);
-        spec.max_pixels = self.max_pixels.unwrap_or(spec.max_pixels);
-        if spec.min_pixels > spec.max_pixels {
-            let (min, max) = (spec.min_pixels, spec.max_pixels);
-            return Err(Error::Usage(format!("--min-pixels {min} is above --max-pixels {max}")));
-        }
-        Ok(spec)
-    }
 }
 
 /// A model ready to be asked.
@@ -68,7 +55,7 @@ pub fn open(dir: &Path, adapter: Option<&Path>, pixels: &PixelFlags, compute: &C
     let checkpoint = Checkpoint::open(dir)?;
     let adapter = adapter.map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
     let model = Model::load(&checkpoint, adapter.as_ref())?;
-    let spec = pixels.apply(read_patch_spec(dir)?)?;
+    let spec = read_patch_spec(dir)?.limited(pixels.min_pixels, pixels.max_pixels)?;
     let preparer = Preparer::open(dir, &checkpoint.config, spec)?;
     let generation = GenerationConfig::read(dir, &checkpoint.config)?;
     Ok(Opened { engine: Engine::new(model, device, precision), preparer, generation })

@@ -1,11 +1,12 @@
 //! Where a command may write: over nothing that it did not make, unless it is told to, and never over what it reads.
 
 use crate::base::{Error, Result};
-use crate::io::{atomic, host_tensor};
+use crate::io::{atomic, host_tensor, json};
 use std::path::Path;
 
-/// Errors: `file` is there, and nobody said `--overwrite`.
+/// Errors: `file` is there, and nobody said `--overwrite`; it is what no file can replace.
 pub fn free(file: &Path, overwrite: bool) -> Result<()> {
+    atomic::place(file)?;
     match file.exists() && !overwrite {
         true => Err(Error::file(file, "is there already; name another file or give --overwrite")),
         false => Ok(()),
@@ -15,6 +16,8 @@ pub fn free(file: &Path, overwrite: bool) -> Result<()> {
 /// The same, but that a file of tensors which `writer` wrote itself is replaced: scripts write one prompt's or picture's
 /// after another's to the same file, and that costs nobody anything.
 pub fn free_or_own(file: &Path, overwrite: bool, writer: &str) -> Result<()> {
+    // before it is opened: a pipe would have to be written to first
+    atomic::place(file)?;
     free(file, overwrite || host_tensor::is_written_by(file, writer))
 }
 
@@ -69,5 +72,5 @@ pub fn holds(dir: &Path, mark: &str, whose: &str) -> Result<Holds> {
 
 /// Puts its mark into the folder, which says what it was made with.
 pub fn mark(dir: &Path, mark: &str, settings: &serde_json::Value) -> Result<()> {
-    atomic::write_file(&dir.join(mark), |file| file.write(settings.to_string().as_bytes()))
+    json::write(&dir.join(mark), settings)
 }

@@ -42,7 +42,7 @@ impl Preprocess {
             Some(dir) => read_patch_spec(dir)?,
             None => PatchSpec::default(),
         };
-        let spec = self.pixels.apply(spec)?;
+        let spec = spec.limited(self.pixels.min_pixels, self.pixels.max_pixels)?;
         let picture = image::load(&self.image)?;
         let patches = spec.patches(&picture)?;
         let grid = patches.grid;

@@ -4,6 +4,7 @@ use super::classes::Classes;
 use crate::base::width::{left, right, shortened, width};
 use crate::classify::compare::{Comparison, Group};
 use crate::classify::metrics::{Baseline, Metrics};
+use crate::classify::statistics::p_value;
 use std::fmt::Write;
 
 /// Accuracy beside what guessing gets, a row per class, the confusion matrix.
@@ -103,12 +104,7 @@ pub fn comparison(c: &Comparison, names: [&str; 2]) -> String {
     said += &row(&format!("{a} right"), n(Group::BothRight).to_string(), n(Group::Broken).to_string());
     said += &row(&format!("{a} wrong"), n(Group::Fixed).to_string(), n(Group::BothWrong).to_string());
     _ = writeln!(said, "\nMcNemar's exact test: p = {}", p_value(c.p));
-    let verdict = match (c.p <= 0.05, n(Group::Fixed) > n(Group::Broken)) {
-        (true, true) => format!("{b} is better: so uneven a split is rare where both are equally good"),
-        (true, false) => format!("{b} is worse: so uneven a split is rare where both are equally good"),
-        (false, _) => "no difference is shown: so uneven a split is common where both are equally good".into(),
-    };
-    _ = writeln!(said, "{verdict}\n");
+    _ = writeln!(said, "{}\n", c.verdict(&b));
     let classes = Classes::new(c.per_class.keys());
     _ = writeln!(
         said,
@@ -136,9 +132,4 @@ pub fn comparison(c: &Comparison, names: [&str; 2]) -> String {
     }
     said += &classes.legend();
     said
-}
-
-/// A probability with as many digits as say something.
-pub fn p_value(p: f64) -> String {
-    if p >= 0.001 { format!("{p:.3}") } else { format!("{p:.1e}") }
 }

@@ -4,15 +4,16 @@ use super::compute::Compute;
 use super::notice::plain;
 use super::progress::Progress;
 use super::shares::Shares;
-use super::values::{betas, bytes, positive};
+use super::values::{betas, bytes, pixels, positive};
 use super::{interrupt, output};
-use crate::base::{Result, counted};
+use crate::base::{Precision, Result, counted};
 use crate::train::config_file;
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::Start;
+use crate::train::schedule::Decay;
 use crate::train::session::{self, Begin, End, Said, Watch, Why};
 use crate::train::sets::Sets;
-use crate::train::settings::Settings;
+use crate::train::settings::{DeviceChoice, Settings};
 use serde::Serialize;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -75,19 +76,19 @@ pub struct Given {
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     skip_bad: bool,
     /// Where to compute [default: auto, CUDA where it works, else the CPU]
-    #[arg(long, value_parser = ["auto", "cpu", "cuda", "emulated"])]
-    device: Option<String>,
+    #[arg(long, value_enum)]
+    device: Option<DeviceChoice>,
     /// What activations and weights are stored in while computing [default: f32 on the CPU, bf16 on a GPU]
-    #[arg(long, value_parser = ["f32", "bf16"])]
-    precision: Option<String>,
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
     /// Use at most so many bytes of the device's memory, such as 24G (K, M, G, T: powers of 1024) [default: what is free]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
-    /// Enlarge pictures to at least this many pixels [default: the model's]
-    #[arg(long, value_name = "N")]
+    /// Enlarge pictures to at least this many pixels [default: the model's, or --max-pixels if less]
+    #[arg(long, value_name = "N", value_parser = pixels)]
     min_pixels: Option<u64>,
-    /// Shrink pictures to at most this many pixels [default: the model's]
-    #[arg(long, value_name = "N")]
+    /// Shrink pictures to at most this many pixels [default: the model's, or --min-pixels if more]
+    #[arg(long, value_name = "N", value_parser = pixels)]
     max_pixels: Option<u64>,
 
     /// Rank of the adapters' matrices [default: 16]
@@ -134,8 +135,8 @@ pub struct Given {
     #[arg(long, value_name = "X,X", value_parser = betas, help_heading = "Optimiser")]
     betas: Option<[f64; 2]>,
     /// How the learning rate falls after the warm-up, as Hugging Face's schedules [default: cosine]
-    #[arg(long, value_parser = ["cosine", "linear", "constant"], help_heading = "Optimiser")]
-    schedule: Option<String>,
+    #[arg(long, value_enum, help_heading = "Optimiser")]
+    schedule: Option<Decay>,
     /// Steps over which the learning rate rises from 0 [default: 0]
     #[arg(long, value_name = "N", help_heading = "Optimiser")]
     warmup_steps: Option<u64>,

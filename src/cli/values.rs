@@ -1,5 +1,8 @@
 //! What stands behind a flag, read. Errors are what was wanted.
 
+use crate::base::DType;
+use crate::data::image::{AN_AREA, AREAS};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
 
 /// A picture's path; what is no file is said at once.
@@ -32,6 +35,24 @@ fn tokens_from(least: usize, text: &str) -> Result<usize, String> {
     const MOST: usize = 1_000_000;
     let number = text.parse().ok().filter(|n| (least..=MOST).contains(n));
     number.ok_or_else(|| format!("give a whole number from {least} to {MOST}"))
+}
+
+/// The area of pictures.
+pub fn pixels(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|n| AREAS.contains(n)).ok_or_else(|| format!("wanted {AN_AREA}"))
+}
+
+/// A picture's width and height.
+pub fn size(text: &str) -> Result<(usize, usize), String> {
+    let parts: Option<(usize, usize)> =
+        text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    parts.filter(|(w, h)| *w > 0 && *h > 0).ok_or_else(|| "give width x height in pixels, as 640x480".into())
+}
+
+/// One of these types of numbers, by its name in lower case.
+pub fn dtype<const N: usize>(types: [DType; N]) -> impl TypedValueParser<Value = DType> {
+    let names = PossibleValuesParser::new(types.map(|dtype| dtype.to_string()));
+    names.try_map(move |name| types.into_iter().find(|dtype| dtype.to_string() == name).ok_or("no such type"))
 }
 
 /// A number above 0.

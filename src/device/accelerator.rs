@@ -5,6 +5,7 @@ use super::cast::CastArgs;
 use super::launcher::{Allocation, Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape};
 use super::memory::{ALIGNMENT, Memory, Place};
 use super::weights::{Key, Store};
+use crate::base::counted::bytes;
 use crate::base::{Error, Result};
 use crate::tensor::{Arena, Tensor, Weight};
 use std::collections::BTreeMap;
@@ -231,7 +232,7 @@ impl Accelerator {
         self.fits(activations, scratch, weights)?;
         self.grow_scratch(scratch)?;
         self.weights.place(&self.launcher, weights)?;
-        let (weights, scratch) = (size(self.weights.bytes()), size(self.scratch.bytes()));
+        let (weights, scratch) = (bytes(self.weights.bytes()), bytes(self.scratch.bytes()));
         tracing::debug!("{}: {weights} of weights, {scratch} for intermediate results", self.facts().name);
         Ok(())
     }
@@ -256,15 +257,14 @@ impl Accelerator {
             ("activations", activations.max(held)),
             ("intermediate results of a kernel", scratch.max(self.scratch.bytes())),
         ];
-        let lines: Vec<String> =
-            rows.iter().map(|(name, bytes)| format!("\n  {name:<36}{:>10}", size(*bytes))).collect();
+        let lines: Vec<String> = rows.iter().map(|(name, n)| format!("\n  {name:<36}{:>10}", bytes(*n))).collect();
         Err(Error::Unsupported(format!(
             "out of memory on {}: {} more are needed and {} of {} are free{}\nuse a smaller --batch-size or --max-pixels, a shorter \
              prompt, or --device cpu",
             self.facts().name,
-            size(new),
-            size(free),
-            size(total),
+            bytes(new),
+            bytes(free),
+            bytes(total),
             lines.concat()
         )))
     }
@@ -286,14 +286,6 @@ fn range_bytes(size: usize) -> usize {
 
 /// Bytes that nobody has written: NaN, as numbers of any type.
 const NOT_WRITTEN: u8 = 0xff;
-
-/// Bytes for a person.
-fn size(bytes: usize) -> String {
-    match bytes as f64 {
-        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
-        b => format!("{:.2} MB", b / 1e6),
-    }
-}
 
 #[cfg(test)]
 mod tests {

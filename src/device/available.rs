@@ -1,15 +1,22 @@
-//! How much memory this machine can still give.
+//! How much memory this machine has, and can still give.
 
 use std::path::Path;
 
 /// Bytes that can be allocated without swapping: what the kernel calls available, or less where a control group is
 /// limited. None where nobody says.
 pub fn available_memory() -> Option<usize> {
-    let meminfo = std::fs::read_to_string("/proc/meminfo").ok();
-    let machine =
-        meminfo.as_deref().and_then(|text| kibibytes(text, "MemAvailable:")).map(|kib| kib.saturating_mul(1024));
     let group = limit(Path::new("/sys/fs/cgroup"));
-    [machine, group].into_iter().flatten().min()
+    [meminfo("MemAvailable:"), group].into_iter().flatten().min()
+}
+
+/// All bytes of the machine. None where nobody says.
+pub fn machine_memory() -> Option<usize> {
+    meminfo("MemTotal:")
+}
+
+fn meminfo(key: &str) -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    kibibytes(&text, key).map(|kib| kib.saturating_mul(1024))
 }
 
 /// The number after `key` in lines such as `MemAvailable:   123 kB`.
@@ -42,5 +49,6 @@ mod tests {
         write("memory.stat", "file 5\nanon 300\n");
         assert_eq!(limit(group.path()), Some(700));
         assert!(available_memory().is_none_or(|bytes| bytes > 0));
+        assert!(machine_memory().zip(available_memory()).is_none_or(|(all, left)| all >= left));
     }
 }

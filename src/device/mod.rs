@@ -7,7 +7,7 @@
 
 pub mod accelerator;
 mod arguments;
-mod available;
+pub mod available;
 mod borrowed;
 mod cast;
 pub mod clock;

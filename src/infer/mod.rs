@@ -1,6 +1,7 @@
 //! Prefill, decode, sampling, scoring of a closed set of answers.
 //!
-//! Floor 8: uses `qwen3vl`, `tape`, `device`, `ops`' argument types, `base`. Start at [`engine`], then [`generate`].
+//! Floor 8: uses `qwen3vl`, `tape`, `ops`' argument types, `device`, `tensor`, `io`, `base`. Start at [`engine`],
+//! then [`generate`].
 
 pub mod cache;
 pub mod choices;

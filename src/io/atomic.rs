@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,39 +22,45 @@ impl Output {
 }
 
 /// Writes `path` with what `fill` writes: on success the whole of it is on disk, on any error `path` is as it was and
-/// nothing is left beside it.
+/// nothing is left beside it. A link stays, and what it leads to is written.
 pub fn write_file(path: &Path, fill: impl FnOnce(&mut Output) -> Result<()>) -> Result<()> {
-    let aside = written_aside(path, fill)?;
-    fs::rename(&aside.path, path).map_err(|e| Error::io("rename into place", path, e))?;
-    sync_folder(parent(path))
+    let (aside, place) = written_aside(path, fill)?;
+    fs::rename(&aside.path, &place).map_err(|e| Error::io("rename into place", path, e))?;
+    sync_folder(parent(&place))
 }
 
 /// Writes files that belong together, each with its text; one without a text is not to be there. All are written aside, then
 /// what lies at their places goes, then they are renamed: whoever is killed on the way leaves some of them missing, and
 /// never a new one beside an old one.
 pub fn write_together(files: &[(PathBuf, Option<String>)]) -> Result<()> {
-    let aside = |(path, text): &(PathBuf, Option<String>)| {
-        let text = text.as_ref()?;
-        Some(written_aside(path, |out| out.write(text.as_bytes())).map(|aside| (aside, path.clone())))
-    };
-    let written = files.iter().filter_map(aside).collect::<Result<Vec<_>>>()?;
-    let folders: BTreeSet<&Path> = files.iter().map(|(path, _)| parent(path)).collect();
-    for (path, _) in files {
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", path, e)),
+    let (mut written, mut places) = (Vec::new(), Vec::new());
+    for (path, text) in files {
+        let Some(text) = text else {
+            places.push(path.clone());
+            continue;
+        };
+        let (aside, place) = written_aside(path, |out| out.write(text.as_bytes()))?;
+        written.push((aside, place.clone()));
+        places.push(place);
+    }
+    let folders: BTreeSet<&Path> = places.iter().map(|place| parent(place)).collect();
+    for place in &places {
+        match fs::remove_file(place) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", place, e)),
             _ => (),
         }
     }
     folders.iter().try_for_each(|folder| sync_folder(folder))?;
-    for (aside, path) in &written {
-        fs::rename(&aside.path, path).map_err(|e| Error::io("rename into place", path, e))?;
+    for (aside, place) in &written {
+        fs::rename(&aside.path, place).map_err(|e| Error::io("rename into place", place, e))?;
     }
     folders.iter().try_for_each(|folder| sync_folder(folder))
 }
 
-/// What `fill` writes, whole and on disk beside `path`.
-fn written_aside(path: &Path, fill: impl FnOnce(&mut Output) -> Result<()>) -> Result<Aside> {
-    let aside = Aside::of(path)?;
+/// What `fill` writes, whole and on disk beside the place of `path`; and that place.
+fn written_aside(path: &Path, fill: impl FnOnce(&mut Output) -> Result<()>) -> Result<(Aside, PathBuf)> {
+    let place = place(path)?;
+    let aside = Aside::of(&place)?;
     let created = OpenOptions::new().write(true).create_new(true).open(&aside.path);
     let file = created.map_err(|e| Error::io("create", path, e))?;
     // Collects small writes; larger ones pass it by.
@@ -61,7 +68,34 @@ fn written_aside(path: &Path, fill: impl FnOnce(&mut Output) -> Result<()>) -> R
     fill(&mut out)?;
     let flushed = out.file.into_inner().map_err(|e| e.into_error()).and_then(|file| file.sync_all());
     flushed.map_err(|e| Error::io("write", path, e))?;
-    Ok(aside)
+    Ok((aside, place))
+}
+
+/// Where `path` is written: itself, or what it leads to as a link. Errors: something is there that is no plain file (a
+/// rename would put one in the place of a device, a pipe or a socket), or the link leads nowhere.
+pub fn place(path: &Path) -> Result<PathBuf> {
+    let seen = |e| Error::io("look at", path, e);
+    let about = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(path.into()),
+        about => about.map_err(seen)?,
+    };
+    let (place, about) = match about.is_symlink() {
+        false => (path.to_path_buf(), about),
+        true => match path.canonicalize() {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(Error::file(path, "is a link to a file that is not there; name the file itself"));
+            }
+            place => (place.map_err(seen)?, fs::metadata(path).map_err(seen)?),
+        },
+    };
+    let what = match about.file_type() {
+        kind if kind.is_file() => return Ok(place),
+        kind if kind.is_dir() => "a folder",
+        kind if kind.is_fifo() => "a pipe",
+        kind if kind.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(Error::file(path, format!("is {what}, and only a plain file can be written whole or not at all; name another")))
 }
 
 /// Makes the folder `path` with what `fill` writes into the folder that it is given. Parents are created.
@@ -163,6 +197,41 @@ mod tests {
     }
 
     #[test]
+    fn a_link_stays_and_its_file_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, link) = (dir.path().join("deep/a.txt"), dir.path().join("link"));
+        fs::create_dir(dir.path().join("deep")).unwrap();
+        fs::write(&file, "one").unwrap();
+        std::os::unix::fs::symlink("deep/a.txt", &link).unwrap();
+        write_file(&link, |out| out.write(b"two")).unwrap();
+        assert_eq!(fs::read(&file).unwrap(), b"two");
+        assert!(link.is_symlink());
+        assert_eq!(names(&dir.path().join("deep")), ["a.txt"]);
+        fs::remove_file(&file).unwrap();
+        let error = write_file(&link, |_| Ok(())).unwrap_err().to_string();
+        assert!(error.contains("link: is a link to a file that is not there"), "{error}");
+        assert!(link.is_symlink());
+    }
+
+    #[test]
+    fn what_is_no_plain_file_stays_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, link) = (dir.path().join("socket"), dir.path().join("link"));
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        std::os::unix::fs::symlink(&socket, &link).unwrap();
+        for (path, what) in [
+            (socket.as_path(), "a socket"),
+            (&link, "a socket"),
+            (dir.path(), "a folder"),
+            (Path::new("/dev/null"), "a device"),
+        ] {
+            let error = write_file(path, |_| panic!("nothing is to be written")).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{}: is {what}, and only a plain file", path.display())), "{error}");
+        }
+        assert!(fs::symlink_metadata(&socket).unwrap().file_type().is_socket());
+    }
+
+    #[test]
     fn an_error_while_writing_leaves_the_old_file_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.txt");
@@ -188,9 +257,11 @@ mod tests {
         let error = write_together(&[(a.clone(), text("new a")), (nowhere, text("new d"))]).unwrap_err().to_string();
         assert!(error.contains("missing/d"), "{error}");
         assert_eq!([read(&a), read(&b)], [text("old a"), text("old b")]);
-        // one cannot be replaced: the other is not new beside it
+        // nor where one cannot be replaced; where one cannot be removed, the other is not new beside it
         fs::create_dir(&c).unwrap();
         let error = write_together(&[(a.clone(), text("new a")), (c.clone(), text("new c"))]).unwrap_err().to_string();
+        assert!(error.contains("c: is a folder") && read(&a) == text("old a"), "{error}");
+        let error = write_together(&[(a.clone(), text("new a")), (c.clone(), None)]).unwrap_err().to_string();
         assert!(error.starts_with("cannot remove ") && !a.exists(), "{error}");
         fs::remove_dir(&c).unwrap();
         write_together(&[(a.clone(), text("new a")), (b.clone(), None), (c.clone(), text("new c"))]).unwrap();
@@ -211,8 +282,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let error = write_file(&dir.path().join("missing/a.txt"), |_| Ok(())).unwrap_err().to_string();
         assert!(error.contains("missing/a.txt") && error.contains("No such file"), "{error}");
-        let error = write_file(Path::new("/"), |_| Ok(())).unwrap_err().to_string();
-        assert_eq!(error, "/: wanted the name of a file or folder to write");
+        let error = write_file(Path::new("missing/.."), |_| Ok(())).unwrap_err().to_string();
+        assert_eq!(error, "missing/..: wanted the name of a file or folder to write");
         let file = dir.path().join("file");
         fs::write(&file, "x").unwrap();
         let error = write_folder(&file, |_| Ok(())).unwrap_err().to_string();

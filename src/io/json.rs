@@ -1,14 +1,46 @@
 //! JSON objects whose fields are taken one by one, so that what nobody asked for is known at the end.
 
+use super::atomic;
 use crate::base::{Error, Result};
 use serde_json::{Map, Value};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Reads one JSON value. Errors: unreadable, not UTF-8, not JSON (with line and column).
 pub fn read(path: &Path) -> Result<Value> {
     let bytes = fs::read(path).map_err(|e| Error::io("open", path, e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
+    parsed(path, &bytes)
+}
+
+/// The same, or None where there is no such file.
+pub fn read_if_there(path: &Path) -> Result<Option<Value>> {
+    match fs::read(path) {
+        Ok(bytes) => parsed(path, &bytes).map(Some),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io("open", path, e)),
+    }
+}
+
+/// One object, or None where there is no such file.
+pub fn read_object_if_there(path: &Path) -> Result<Option<Map<String, Value>>> {
+    read_if_there(path)?.map(|value| object(path, value)).transpose()
+}
+
+fn object(path: &Path, value: Value) -> Result<Map<String, Value>> {
+    match value {
+        Value::Object(object) => Ok(object),
+        other => Err(Error::file(path, format!("wanted a JSON object, got {}", brief(&other)))),
+    }
+}
+
+fn parsed(path: &Path, bytes: &[u8]) -> Result<Value> {
+    serde_json::from_slice(bytes).map_err(|e| Error::file(path, format!("not valid JSON: {e}")))
+}
+
+/// Writes one value, at once or not at all: indented, as a person reads it, with the end of a line.
+pub fn write(path: &Path, value: &Value) -> Result<()> {
+    atomic::write_file(path, |out| out.write(format!("{value:#}\n").as_bytes()))
 }
 
 /// The values of a file with one on each line. Errors: unreadable; a line that is not what `T` wants, by its number.
@@ -29,10 +61,7 @@ pub struct Fields {
 
 impl Fields {
     pub fn read(path: &Path) -> Result<Self> {
-        match read(path)? {
-            Value::Object(left) => Ok(Fields { path: path.into(), prefix: String::new(), left }),
-            other => Err(Error::file(path, format!("wanted a JSON object, got {}", brief(&other)))),
-        }
+        Ok(Fields { path: path.into(), prefix: String::new(), left: object(path, read(path)?)? })
     }
 
     /// The object under `key`; one without fields where there is none.
@@ -172,6 +201,21 @@ mod tests {
         assert!(wrong.strings("g").is_err());
         assert!(wrong.one_or_more_u32("h").is_err());
         assert!(wrong.section("i").is_err());
+    }
+
+    #[test]
+    fn what_is_written_is_indented_and_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.json");
+        assert_eq!(read_if_there(&path).unwrap(), None);
+        let value = serde_json::json!({"b": [1.5], "a": null});
+        write(&path, &value).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "{\n  \"b\": [\n    1.5\n  ],\n  \"a\": null\n}\n");
+        assert_eq!(read_if_there(&path).unwrap(), Some(value.clone()));
+        assert_eq!(read_object_if_there(&path).unwrap().map(Value::Object), Some(value));
+        fs::write(&path, "[1]").unwrap();
+        assert!(read_object_if_there(&path).unwrap_err().to_string().ends_with("wanted a JSON object, got [1]"));
+        assert!(read_if_there(dir.path()).unwrap_err().to_string().starts_with("cannot open"));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Files: memory maps, safetensors, JSON with sentences for errors, writing that never leaves half a file, and one writer
 //! a folder.
 //!
-//! Floor 1: uses `base` only. Start at [`safetensors`]; [`atomic`] is how everything is written.
+//! Floor 1: uses `base` only. Start at [`safetensors`]; what a command leaves is written by [`atomic`], and by [`log_file`]
+//! what grows line by line.
 
 pub mod atomic;
 pub mod host_tensor;

@@ -6,6 +6,7 @@
 use super::config::Config;
 use crate::base::Result;
 use crate::io::json::{Fields, brief};
+use serde_json::Value;
 use std::path::Path;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -55,17 +56,69 @@ impl GenerationConfig {
         config.top_p = number("top_p", 1.0, "a number above 0 and up to 1", |x| x > 0.0 && x <= 1.0)?;
         config.repetition_penalty = number("repetition_penalty", 1.0, "a number above 0", |x| x > 0.0)?;
         config.presence_penalty = number("presence_penalty", 0.0, "a number", f64::is_finite)?;
-        Ok(config)
+        NO_SAY.iter().for_each(|key| _ = fields.take(key));
+        match fields.left().next() {
+            Some((key, _)) => {
+                Err(fields.error(key, "is not known, and may change which tokens are chosen; remove the key"))
+            }
+            None => Ok(config),
+        }
     }
 }
 
+/// What transformers writes and reads that does not choose among tokens here: how long an answer may be, which the command
+/// says; what only beams, drafts, caches, outputs and compilers ask for; ids that stand for nothing in a prompt; where the
+/// file came from.
+const NO_SAY: [&str; 39] = [
+    "max_length",
+    "max_new_tokens",
+    "max_time",
+    "early_stopping",
+    "length_penalty",
+    "low_memory",
+    "renormalize_logits",
+    "remove_invalid_values",
+    "use_cache",
+    "cache_implementation",
+    "cache_config",
+    "return_legacy_cache",
+    "prefill_chunk_size",
+    "output_attentions",
+    "output_hidden_states",
+    "output_logits",
+    "output_scores",
+    "return_dict_in_generate",
+    "pad_token_id",
+    "bos_token_id",
+    "decoder_start_token_id",
+    "is_assistant",
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
+    "assistant_early_exit",
+    "assistant_lookbehind",
+    "target_lookbehind",
+    "prompt_lookup_num_tokens",
+    "max_matching_ngram_size",
+    "compile_config",
+    "disable_compile",
+    "continuous_batching_config",
+    "attn_implementation",
+    "trust_remote_code",
+    "transformers_version",
+    "_from_model_config",
+    "_commit_hash",
+    "_name_or_path",
+];
+
 /// Each of these, unless it has this neutral value (or is null), would choose other tokens.
 fn refuse_other_methods(fields: &mut Fields) -> Result<()> {
-    const NEUTRAL: [(&str, f64); 14] = [
+    const NEUTRAL: [(&str, f64); 15] = [
         ("num_beams", 1.0),
         ("num_beam_groups", 1.0),
         ("num_return_sequences", 1.0),
         ("diversity_penalty", 0.0),
+        ("encoder_no_repeat_ngram_size", 0.0),
         ("encoder_repetition_penalty", 1.0),
         ("epsilon_cutoff", 0.0),
         ("eta_cutoff", 0.0),
@@ -77,24 +130,28 @@ fn refuse_other_methods(fields: &mut Fields) -> Result<()> {
         ("typical_p", 1.0),
         ("frequency_penalty", 0.0),
     ];
-    const ABSENT: [&str; 12] = [
+    const ABSENT: [&str; 16] = [
         "bad_words_ids",
         "begin_suppress_tokens",
         "constraints",
+        "dola_layers",
         "exponential_decay_length_penalty",
         "force_words_ids",
         "forced_bos_token_id",
+        "forced_decoder_ids",
         "forced_eos_token_id",
         "guidance_scale",
         "penalty_alpha",
         "sequence_bias",
+        "stop_strings",
         "suppress_tokens",
+        "token_healing",
         "watermarking_config",
     ];
     let numbers = NEUTRAL.iter().map(|&(key, neutral)| (key, Some(neutral)));
     for (key, neutral) in numbers.chain(ABSENT.iter().map(|&key| (key, None))) {
         if let Some(value) = fields.take(key)
-            && (neutral.is_none() || value.as_f64() != neutral)
+            && !neutral.map_or(value == Value::Bool(false), |neutral| value.as_f64() == Some(neutral))
         {
             let reason =
                 format!("it is {}, a way of choosing tokens that is not supported; remove the key", brief(&value));

@@ -127,7 +127,8 @@ fn unsupported(dtype: DType) -> Error {
     Error::Usage(format!("a new checkpoint is bf16 or f32, not {dtype}"))
 }
 
-/// The 64-bit FNV-1a hash: a tensor's stream then survives any change of the order of tensors.
+/// The 64-bit FNV-1a hash: a tensor's stream then survives any change of the order of tensors. Not `rng::id`: it would give
+/// other weights to a seed than those that assets/base was trained from.
 fn fnv1a(name: &str) -> u64 {
     name.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
 }

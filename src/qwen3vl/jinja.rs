@@ -2,6 +2,7 @@
 //! controls, Python's methods on strings and maps, `tojson` that is `json.dumps` with nothing escaped,
 //! `raise_exception`, `strftime_now`, and values printed as Python prints them.
 
+use crate::base::date::{Date, date};
 use fancy_regex::Regex;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind};
@@ -185,21 +186,8 @@ fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
     let (days, time) = (seconds / 86_400, seconds % 86_400);
     let (hour, minute, second) = (time / 3600, time / 60 % 60, time % 60);
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let (mut year, mut day) = (1970, days);
-    while day >= 365 + u64::from(leap(year)) {
-        day -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let (day_of_year, mut month) = (day + 1, 0);
-    for length in [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
-        if day < length {
-            break;
-        }
-        day -= length;
-        month += 1;
-    }
-    let (month_name, day_name) = (MONTHS[month], DAYS[(days % 7) as usize]);
+    let Date { year, month, day, day_of_year } = date(days);
+    let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);
     let mut text = String::new();
     let mut letters = format.chars();
     while let Some(c) = letters.next() {
@@ -210,10 +198,10 @@ fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
         let written = match letters.next() {
             Some('Y') => write!(text, "{year}"),
             Some('y') => write!(text, "{:02}", year % 100),
-            Some('m') => write!(text, "{:02}", month + 1),
+            Some('m') => write!(text, "{month:02}"),
             Some('B') => write!(text, "{month_name}"),
             Some('b') => write!(text, "{}", &month_name[..3]),
-            Some('d') => write!(text, "{:02}", day + 1),
+            Some('d') => write!(text, "{day:02}"),
             Some('j') => write!(text, "{day_of_year:03}"),
             Some('A') => write!(text, "{day_name}"),
             Some('a') => write!(text, "{}", &day_name[..3]),

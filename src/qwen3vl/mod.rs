@@ -1,7 +1,7 @@
 //! The Qwen3-VL family: architecture, configuration, checkpoint and adapter folders, positions, preprocessing.
 //!
-//! Floor 7: uses `nn`, `tape`, `io`, `data`, `device`, `base`. Start at [`model`]: [`vision`] and [`text`] write the
-//! forward pass onto a tape, [`positions`] says where tokens and patches are. A prompt is built by [`prompt`] (with
+//! Floor 7: uses `nn`, `tape`, `ops`, `device`, `tensor`, `io`, `data`, `base`. Start at [`model`]: [`vision`] and
+//! [`text`] write the forward pass onto a tape, [`positions`] says where tokens and patches are. A prompt is built by [`prompt`] (with
 //! [`template`] and [`tokenizer`]) and joined with its pictures by [`prepare`]. [`config`] and [`names`] are the one
 //! place that knows how a checkpoint calls things; [`checkpoint`] and [`adapter`] read folders, [`merge`] and [`init`]
 //! write them through [`save`], [`adapter_write`] those of adapters.

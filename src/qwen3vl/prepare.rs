@@ -2,6 +2,7 @@
 
 use super::config::Config;
 use super::pack::Sequence;
+use super::processor::patch_spec_file;
 use super::prompt::PromptBuilder;
 use super::template::Ending;
 use crate::base::{Error, Result};
@@ -32,7 +33,7 @@ impl Preparer {
             ([v.patch_size, v.temporal_patch_size, v.merge_size], [spec.patch, spec.temporal, spec.merge]);
         if wanted != got {
             let said = format!("patch, temporal and merge size are {got:?} here and {wanted:?} in config.json");
-            return Err(Error::file(dir.join("preprocessor_config.json"), said));
+            return Err(Error::file(patch_spec_file(dir)?, said));
         }
         let prompts = PromptBuilder::from_folder(dir)?;
         prompts.check_ids(config)?;

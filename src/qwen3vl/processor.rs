@@ -5,58 +5,65 @@
 //! answered with ours.
 
 use crate::base::{Error, Result};
-use crate::data::image::PatchSpec;
+use crate::data::image::{AN_AREA, AREAS, PatchSpec};
+use crate::io::json;
 use serde_json::{Map, Value};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Reads the image processor's constants of the checkpoint folder `dir`.
 ///
 /// Errors name file and key: neither file is there, a key that is needed is missing, or one asks for something that
 /// this program does not do.
 pub fn read_patch_spec(dir: &Path) -> Result<PatchSpec> {
-    super::config::folder(dir)?;
-    let shared = dir.join("processor_config.json");
-    let own = dir.join("preprocessor_config.json");
-    let mut nested = if shared.exists() { read_json(&shared)? } else { Value::Null };
-    let nested = nested.get_mut("image_processor").map(Value::take).filter(|v| !v.is_null());
-    let (path, prefix, found) = match (nested, own.exists()) {
-        (Some(nested), _) => (shared, "image_processor.", nested),
-        (None, true) => (own.clone(), "", read_json(&own)?),
-        (None, false) if shared.exists() => {
-            return Err(Error::file(&shared, "wanted an image_processor object, found none"));
-        }
-        (None, false) => {
-            return Err(Error::file(
-                dir,
-                "has neither preprocessor_config.json nor processor_config.json; copy it from the model that this \
-                 one was made from",
-            ));
-        }
-    };
-    let Value::Object(keys) = &found else {
-        let wanted = if prefix.is_empty() { "an object" } else { "an image_processor object" };
-        return Err(Error::file(&path, format!("wanted {wanted}, got {found}")));
-    };
-    let file = ConfigFile { path: &path, prefix, keys };
+    let file = ConfigFile::of(dir)?;
     file.check()?;
     file.spec()
 }
 
-fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-    serde_json::from_str(&text).map_err(|e| Error::file(path, format!("is not JSON: {e}")))
+/// The file of `dir` that they are in.
+pub fn patch_spec_file(dir: &Path) -> Result<PathBuf> {
+    ConfigFile::of(dir).map(|file| file.path)
 }
 
-struct ConfigFile<'a> {
-    path: &'a Path,
+struct ConfigFile {
+    path: PathBuf,
     /// Where the keys are in the file.
-    prefix: &'a str,
-    keys: &'a Map<String, Value>,
+    prefix: &'static str,
+    keys: Map<String, Value>,
 }
 
-impl ConfigFile<'_> {
+impl ConfigFile {
+    fn of(dir: &Path) -> Result<ConfigFile> {
+        super::config::folder(dir)?;
+        let [shared, own] = ["processor_config.json", "preprocessor_config.json"].map(|name| dir.join(name));
+        let mut whole = json::read_if_there(&shared)?;
+        let nested =
+            whole.as_mut().and_then(|v| v.get_mut("image_processor")).map(Value::take).filter(|v| !v.is_null());
+        let (path, prefix, found) = match nested {
+            Some(nested) => (shared, "image_processor.", nested),
+            None => match (json::read_if_there(&own)?, whole) {
+                (Some(found), _) => (own, "", found),
+                (None, Some(_)) => return Err(Error::file(&shared, "wanted an image_processor object, found none")),
+                (None, None) => {
+                    return Err(Error::file(
+                        dir,
+                        "has neither preprocessor_config.json nor processor_config.json; copy it from the model that \
+                         this one was made from",
+                    ));
+                }
+            },
+        };
+        match found {
+            Value::Object(keys) => Ok(ConfigFile { path, prefix, keys }),
+            other => {
+                let wanted = if prefix.is_empty() { "an object" } else { "an image_processor object" };
+                Err(Error::file(&path, format!("wanted {wanted}, got {other}")))
+            }
+        }
+    }
+
     fn wrong(&self, key: &str, reason: impl std::fmt::Display) -> Error {
-        Error::file(self.path, format!("{}{key}: {reason}", self.prefix))
+        Error::file(&self.path, format!("{}{key}: {reason}", self.prefix))
     }
 
     /// The key's value; a null counts as missing, as in transformers.
@@ -150,17 +157,16 @@ impl ConfigFile<'_> {
             }
             (None, None) => return Err(self.wrong("size", "is missing")),
         };
-        // 2^32 pixels are more than any picture that is read; up to there a product of two sides is exact in f64.
-        let area = value.as_u64().filter(|area| (1..=1 << 32).contains(area));
-        area.ok_or_else(|| self.wrong(&name, format!("wanted a number of pixels from 1 to 2^32, got {value}")))
+        let area = value.as_u64().filter(|area| AREAS.contains(area));
+        area.ok_or_else(|| self.wrong(&name, format!("wanted {AN_AREA}, got {value}")))
     }
 
     fn channels(&self, key: &str, allowed: impl Fn(f32) -> bool) -> Result<[f32; 3]> {
         let value = self.needed(key)?;
         let wrong = || self.wrong(key, format!("wanted three numbers that can be used, got {value}"));
         let numbers = value.as_array().ok_or_else(wrong)?;
-        let numbers: Vec<f32> = numbers.iter().filter_map(|v| v.as_f64()).map(|v| v as f32).collect();
-        let three: [f32; 3] = numbers.try_into().map_err(|_| wrong())?;
+        let numbers: Option<Vec<f32>> = numbers.iter().map(|v| v.as_f64().map(|v| v as f32)).collect();
+        let three: [f32; 3] = numbers.and_then(|n| n.try_into().ok()).ok_or_else(wrong)?;
         if three.into_iter().all(allowed) { Ok(three) } else { Err(wrong()) }
     }
 }

@@ -58,7 +58,7 @@ pub(super) fn write_weights(
     if count > 1 {
         weight_map.sort_by(|(a, _), (b, _)| a.cmp(b));
         let weight_map = Value::Object(weight_map.into_iter().collect());
-        write_json(&dir.join(INDEX_FILE), &json!({"metadata": {"total_size": total}, "weight_map": weight_map}))?;
+        json::write(&dir.join(INDEX_FILE), &json!({"metadata": {"total_size": total}, "weight_map": weight_map}))?;
     }
     Ok(())
 }
@@ -125,7 +125,7 @@ pub(super) fn write_config(from: &Path, to: &Path, dtype: Option<DType>) -> Resu
             }
         }
     }
-    write_json(&to.join("config.json"), &config)
+    json::write(&to.join("config.json"), &config)
 }
 
 /// Sets the type where one stands, in the older spelling and the newer; whether one stood there.
@@ -138,10 +138,6 @@ fn set_dtype(fields: &mut Map<String, Value>, name: &str) -> bool {
         }
     }
     found
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    atomic::write_file(path, |out| out.write(format!("{value:#}\n").as_bytes()))
 }
 
 /// What belongs to a checkpoint beside weights and config. Each is optional.

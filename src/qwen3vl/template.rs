@@ -6,6 +6,7 @@
 use super::jinja;
 use crate::base::{Error, Result};
 use crate::data::messages::{Content, Conversation, Message, Part, Role};
+use crate::io::json;
 use minijinja::value::Serde;
 use minijinja::{Environment, Value, context};
 use serde_json::{Map, Value as Json, json};
@@ -73,7 +74,7 @@ impl ChatTemplate {
     /// or a list of named templates with one called `default`).
     pub fn from_folder(folder: &Path) -> Result<Self> {
         let config_path = folder.join("tokenizer_config.json");
-        let config = read_json(&config_path)?.unwrap_or_default();
+        let config = json::read_object_if_there(&config_path)?.unwrap_or_default();
         let special_tokens = Value::from(Serde(special_tokens(&config)));
         let jinja = folder.join("chat_template.jinja");
         match std::fs::read_to_string(&jinja) {
@@ -82,7 +83,7 @@ impl ChatTemplate {
             Err(e) => return Err(Error::io("read", jinja, e)),
         }
         let json_path = folder.join("chat_template.json");
-        for (path, object) in [(&json_path, read_json(&json_path)?), (&config_path, Some(config))] {
+        for (path, object) in [(&json_path, json::read_object_if_there(&json_path)?), (&config_path, Some(config))] {
             if let Some(found) = object.as_ref().and_then(|object| object.get(NAME)) {
                 let source = default_template(found).map_err(|reason| Error::file(path, reason))?;
                 return Self::new(Place { path: path.clone(), in_json: true }, source, special_tokens);
@@ -200,16 +201,6 @@ fn values(messages: &[Message]) -> Vec<Value> {
         Value::from(Serde(object))
     };
     messages.iter().map(value).collect()
-}
-
-/// A JSON object, or `None` where there is no such file.
-fn read_json(path: &Path) -> Result<Option<Map<String, Json>>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("read", path, e)),
-    };
-    serde_json::from_slice(&bytes).map(Some).map_err(|e| Error::file(path, format!("is not a JSON object: {e}")))
 }
 
 /// A template's text, or of several named ones that called `default`.

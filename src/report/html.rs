@@ -1,5 +1,7 @@
 //! Text and numbers as HTML.
 
+use crate::base::counted::grouped;
+
 /// Text as the content of an element or of a quoted attribute.
 pub fn text(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -56,7 +58,8 @@ pub fn number(x: f64) -> String {
     } else if !(1e-3..1e6).contains(&size) {
         format!("{x:.1e}")
     } else if x.fract() == 0.0 || size >= 1000.0 {
-        grouped(x)
+        let text = grouped(size.round_ties_even() as u64, '\u{2009}');
+        if x < 0.0 { format!("-{text}") } else { text }
     } else {
         let digits = if size >= 100.0 {
             1
@@ -68,19 +71,6 @@ pub fn number(x: f64) -> String {
         let text = format!("{x:.digits$}");
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
-}
-
-/// A whole number with a thin space between thousands.
-fn grouped(x: f64) -> String {
-    let digits = format!("{:.0}", x.abs());
-    let mut text = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push('\u{2009}');
-        }
-        text.push(c);
-    }
-    if x < 0.0 { format!("-{text}") } else { text }
 }
 
 /// Seconds for a person.

@@ -8,6 +8,7 @@ use super::sources::Sources;
 use super::tables::{classes, confusions, table};
 use crate::base::counted;
 use crate::classify::compare::{Comparison, Group};
+use crate::classify::statistics::p_value;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
@@ -144,12 +145,7 @@ fn comparison(c: &Comparison, names: &[String]) -> String {
     }
     html += "</ul>";
     let [gained, lost] = [n(Group::Fixed), n(Group::Broken)];
-    let p = if c.p >= 0.001 { format!("{:.3}", c.p) } else { format!("{:.1e}", c.p) };
-    let verdict = match (c.p <= 0.05, gained > lost) {
-        (true, true) => "so uneven a split is rare where both are equally good: the second is better",
-        (true, false) => "so uneven a split is rare where both are equally good: the second is worse",
-        (false, _) => "so uneven a split is common where both are equally good: no difference is shown",
-    };
+    let (p, verdict) = (p_value(c.p), c.verdict("the second"));
     _ = write!(
         html,
         "<p>From <b>{}</b> to <b>{}</b>: {} to {} on {}. McNemar’s exact test on the {gained} fixed and {lost} broken: \

@@ -104,18 +104,6 @@ impl Weight {
     pub fn stored_bytes(&self) -> usize {
         self.shape.elements() * self.dtype.bytes()
     }
-
-    /// The same bytes under another shape (a convolution's kernel as a matrix).
-    pub fn reshaped(mut self, shape: impl Into<Shape>) -> Weight {
-        let shape = shape.into();
-        assert_eq!(shape.elements(), self.shape.elements(), "reshape {} {} to {shape}", self.name, self.shape);
-        self.shape = shape;
-        if let Location::Trained(trained) = &mut self.location {
-            trained.value = trained.value.reshaped(shape);
-            trained.gradient = trained.gradient.reshaped(shape);
-        }
-        self
-    }
 }
 
 impl std::fmt::Debug for Weight {

@@ -1,9 +1,9 @@
 //! Training: the step, the loop, the run's folder.
 //!
-//! Floor 8: uses `infer`, `classify`, `qwen3vl`, `data`, `io`, `tape`, `device`, `base`. Start at [`session`], the loop,
-//! and [`step`]; what a run needs is known before from [`plan`]. Which samples a step learns from ([`order`]) and at
-//! which rate ([`schedule`]) follows from its number alone, so that a resumed run needs no state of theirs.
-//! [`run_folder`] owns a run's files; [`sweep`] searches over settings.
+//! Floor 8: uses `infer`, `classify`, `qwen3vl`, `data`, `io`, `tape`, `ops`, `device`, `tensor`, `host`, `base`. Start at
+//! [`session`], the loop, and [`step`]; what a run needs is known before from [`plan`]. Which samples a step learns from
+//! ([`order`]) and at which rate ([`schedule`]) follows from its number alone, so that a resumed run needs no state of
+//! theirs. [`run_folder`] owns a run's files; [`sweep`] searches over settings.
 
 pub mod checkpoint;
 pub mod config_file;

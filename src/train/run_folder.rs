@@ -18,7 +18,7 @@ use super::metrics::Record;
 use super::settings::Settings;
 use super::{config_file, events};
 use crate::base::{Error, Result};
-use crate::io::atomic;
+use crate::io::json;
 use crate::io::lock::FolderLock;
 use crate::io::log_file::LogFile;
 use serde_json::{Map, Value};
@@ -171,8 +171,7 @@ impl RunFolder {
 
     /// Writes what the run took and came to.
     pub fn write_result(&self, result: &Value) -> Result<()> {
-        let text = serde_json::to_string_pretty(result).unwrap_or_default() + "\n";
-        atomic::write_file(&self.dir.join(RESULT), |out| out.write(text.as_bytes()))
+        json::write(&self.dir.join(RESULT), result)
     }
 
     /// Begins to write a checkpoint, beside what comes next; [`RunFolder::saved`] waits for it. `state` comes back as it is.

@@ -293,9 +293,7 @@ fn budget(settings: &Settings, device: &Device) -> usize {
 impl Inputs {
     fn read(settings: &Settings, sets: &mut Sets, watch: &mut Watch) -> Result<Inputs> {
         let checkpoint = Checkpoint::open(&settings.model)?;
-        let mut spec = read_patch_spec(&settings.model)?;
-        spec.min_pixels = settings.min_pixels.unwrap_or(spec.min_pixels);
-        spec.max_pixels = settings.max_pixels.unwrap_or(spec.max_pixels);
+        let spec = read_patch_spec(&settings.model)?.limited(settings.min_pixels, settings.max_pixels)?;
         let preparer = Preparer::open(&settings.model, &checkpoint.config, spec)?;
         let init = settings.init_adapter.as_ref().map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
         let (kind, trainable) = if settings.full {

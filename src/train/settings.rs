@@ -5,6 +5,8 @@
 use super::order::{Length, Sequence};
 use super::schedule::{Decay, Schedule, WarmUp};
 use crate::base::{Error, Precision, Result};
+use crate::data::image::PatchSpec;
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -15,28 +17,22 @@ pub const ALPHA: f64 = 32.0;
 /// Where an overfit check gives up.
 const OVERFIT_STEPS: u64 = 200;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Where to compute, by the names of --device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DeviceChoice {
+    /// CUDA where it works, else the CPU
     Auto,
     Cpu,
     Cuda,
+    /// The GPU kernels, run on the CPU
     Emulated,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum PrecisionChoice {
-    F32,
-    Bf16,
-}
-
-impl PrecisionChoice {
-    pub fn precision(self) -> Precision {
-        match self {
-            PrecisionChoice::F32 => Precision::F32,
-            PrecisionChoice::Bf16 => Precision::Bf16,
-        }
+impl std::fmt::Display for DeviceChoice {
+    /// As the flag has it.
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        self.to_possible_value().map_or(Ok(()), |value| f.write_str(value.get_name()))
     }
 }
 
@@ -53,7 +49,7 @@ pub struct Settings {
     pub skip_bad: bool,
     pub device: DeviceChoice,
     /// None: what suits the device.
-    pub precision: Option<PrecisionChoice>,
+    pub precision: Option<Precision>,
     /// Bytes of the device's memory that may be used.
     pub memory: Option<u64>,
     pub min_pixels: Option<u64>,
@@ -186,6 +182,8 @@ impl Settings {
     pub fn finish(mut self) -> Result<Settings> {
         self.check_values().map_err(Error::Usage)?;
         self.check_together().map_err(Error::Usage)?;
+        // whatever the model's own limits are
+        PatchSpec::default().limited(self.min_pixels, self.max_pixels)?;
         if self.overfit.is_some() {
             self.schedule = Decay::Constant;
             self.max_steps.get_or_insert(OVERFIT_STEPS);
@@ -214,8 +212,6 @@ impl Settings {
             ("early-stop", self.early_stop),
             ("save-every", self.save_every),
             ("memory", self.memory),
-            ("min-pixels", self.min_pixels),
-            ("max-pixels", self.max_pixels),
         ];
         if let Some((name, _)) = at_least_one.iter().find(|(_, n)| *n == Some(0)) {
             return Err(format!("--{name} 0: wanted 1 or more"));
@@ -273,10 +269,7 @@ impl Settings {
         if self.eval_data.as_ref() == Some(&self.data) {
             return Err("--eval-data is the training data: what is learnt cannot tell which adapter is best".into());
         }
-        match (self.min_pixels, self.max_pixels) {
-            (Some(min), Some(max)) if min > max => Err(format!("--min-pixels {min} is above --max-pixels {max}")),
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     /// Of the settings that exclude others, those that differ from doing nothing.

@@ -254,6 +254,27 @@ fn sources(folder: &Path) -> Vec<PathBuf> {
     nested.flatten().filter(|p| p.extension().is_some_and(|e| e == "rs")).collect()
 }
 
+/// The first lines of a room say the same as its row.
+#[test]
+fn rooms_say_what_they_use() {
+    let rows = rows(4);
+    let rooms: BTreeSet<&str> = rows.iter().map(|r| r[1].as_str()).collect();
+    for [floor, room, _, may_use] in rows.iter().map(|r| [&r[0], &r[1], &r[2], &r[3]]) {
+        let file = read(&format!("src/{room}/mod.rs"));
+        let head = file.lines().map_while(|l| l.strip_prefix("//!")).collect::<String>();
+        let (_, uses) = head.split_once(&format!(" Floor {floor}: ")).unwrap_or_else(|| panic!("src/{room}: no floor"));
+        let uses = uses.split(['.', ';']).next().unwrap();
+        match may_use.as_str() {
+            "everything" | "nothing" => assert!(uses.contains(may_use.as_str()), "src/{room}/mod.rs: {uses}"),
+            names => {
+                let said: BTreeSet<&str> =
+                    uses.split('`').skip(1).step_by(2).filter(|name| rooms.contains(name)).collect();
+                assert_eq!(said, names.split(", ").collect(), "src/{room}/mod.rs: {uses}");
+            }
+        }
+    }
+}
+
 #[test]
 fn rooms_use_only_what_their_row_names() {
     let rooms: BTreeMap<String, (u8, String)> =

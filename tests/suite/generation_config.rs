@@ -57,10 +57,44 @@ fn values_and_methods_that_cannot_be_used_are_refused() {
         (json!({"num_beams": 4}), "num_beams: it is 4, a way of choosing tokens that is not supported"),
         (json!({"min_p": 0.1}), "min_p: it is 0.1"),
         (json!({"suppress_tokens": [1]}), "suppress_tokens: it is [1]"),
+        (json!({"encoder_no_repeat_ngram_size": 2}), "encoder_no_repeat_ngram_size: it is 2"),
+        (json!({"stop_strings": ["."]}), "stop_strings: it is [\".\"]"),
+        (json!({"dola_layers": "high"}), "dola_layers: it is \"high\""),
+        (json!({"token_healing": true}), "token_healing: it is true"),
+        (json!({"temprature": 0.1}), "generation_config.json: temprature: is not known"),
         (json!([]), "wanted a JSON object"),
     ] {
         let error = read(Some(file)).expect_err(wanted).to_string();
         assert!(error.contains(wanted), "{error}");
     }
     read(Some(json!({"num_beams": 1, "min_p": null, "typical_p": 1.0, "epsilon_cutoff": 0.0}))).unwrap();
+}
+
+/// What `GenerationConfig().to_diff_dict()` and `to_dict()` of transformers hold where nothing was asked for, and what
+/// checkpoints often say beside it.
+#[test]
+fn honest_files_of_transformers_are_read() {
+    let all = r#"{
+        "_from_model_config": true, "assistant_confidence_threshold": 0.4, "assistant_early_exit": null,
+        "assistant_lookbehind": 10, "bad_words_ids": null, "begin_suppress_tokens": null, "bos_token_id": 151643,
+        "cache_config": null, "cache_implementation": null, "compile_config": null, "constraints": null,
+        "decoder_start_token_id": null, "disable_compile": false, "diversity_penalty": 0.0, "do_sample": false,
+        "dola_layers": null, "early_stopping": false, "encoder_no_repeat_ngram_size": 0,
+        "encoder_repetition_penalty": 1.0, "eos_token_id": [7], "epsilon_cutoff": 0.0, "eta_cutoff": 0.0,
+        "exponential_decay_length_penalty": null, "force_words_ids": null, "forced_bos_token_id": null,
+        "forced_decoder_ids": null, "forced_eos_token_id": null, "guidance_scale": null, "is_assistant": false,
+        "length_penalty": 1.0, "low_memory": null, "max_length": 262144, "max_matching_ngram_size": null,
+        "max_new_tokens": 2048, "max_time": null, "min_length": 0, "min_new_tokens": null, "min_p": null,
+        "no_repeat_ngram_size": 0, "num_assistant_tokens": 20, "num_assistant_tokens_schedule": "constant",
+        "num_beam_groups": 1, "num_beams": 1, "num_return_sequences": 1, "output_attentions": false,
+        "output_hidden_states": false, "output_logits": null, "output_scores": false, "pad_token_id": 151643,
+        "penalty_alpha": null, "prefill_chunk_size": null, "prompt_lookup_num_tokens": null,
+        "remove_invalid_values": false, "renormalize_logits": false, "repetition_penalty": 1.0,
+        "return_dict_in_generate": false, "return_legacy_cache": null, "sequence_bias": null, "stop_strings": null,
+        "suppress_tokens": null, "target_lookbehind": 10, "temperature": 1.0, "token_healing": false, "top_k": 50,
+        "top_p": 1.0, "transformers_version": "5.17.0", "trust_remote_code": true, "typical_p": 1.0, "use_cache": true,
+        "watermarking_config": null
+    }"#;
+    let all = serde_json::from_str(all).unwrap();
+    assert_eq!(read(Some(all)).unwrap(), read(None).unwrap());
 }

@@ -290,6 +290,7 @@ fn constants_that_change_the_maths_are_refused() {
         ("image_mean", json!(0.5)),
         ("image_std", json!([0.5, 0.0, 0.5])),
         ("image_std", json!([0.5, "a", 0.5])),
+        ("image_mean", json!([0.5, "0.3", 0.5, 0.5])),
         ("size", Value::Null),
         ("size", json!({"shortest_edge": 65_536})),
         ("size", json!({"shortest_edge": 65_536, "longest_edge": 65_535})),
@@ -311,7 +312,8 @@ fn a_folder_without_constants_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let said = read_patch_spec(folder.path()).unwrap_err().to_string();
     assert!(said.contains("neither preprocessor_config.json nor processor_config.json"), "{said}");
-    for (text, word) in [("{\"image_processor\": ", "not JSON"), ("{}", "image_processor object"), ("[]", "wanted an")]
+    for (text, word) in
+        [("{\"image_processor\": ", "not valid JSON"), ("{}", "image_processor object"), ("[]", "wanted an")]
     {
         std::fs::write(folder.path().join("processor_config.json"), text).unwrap();
         let said = read_patch_spec(folder.path()).unwrap_err().to_string();
@@ -322,5 +324,5 @@ fn a_folder_without_constants_is_refused() {
     assert!(said.contains("wanted an object"), "{said}");
     std::fs::remove_file(folder.path().join("preprocessor_config.json")).unwrap();
     std::fs::create_dir(folder.path().join("preprocessor_config.json")).unwrap();
-    assert!(read_patch_spec(folder.path()).unwrap_err().to_string().contains("cannot read"));
+    assert!(read_patch_spec(folder.path()).unwrap_err().to_string().contains("cannot open"));
 }

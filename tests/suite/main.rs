@@ -57,6 +57,7 @@ mod kernel_words;
 mod merge;
 mod names;
 mod outputs;
+mod pixels;
 mod prompt;
 mod recompute;
 mod report;

@@ -5,6 +5,7 @@ use crate::folders::entries;
 use crate::golden_cases::cases;
 use serde_json::json;
 use std::fs::{self, File};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -94,6 +95,27 @@ fn files_of_somebody_are_not_replaced() {
     }
     works(&format!("{train} --overwrite"), &[&model, &set, &run, &mine]);
     assert_eq!(place.read("mine.jpg"), first);
+}
+
+#[test]
+fn only_plain_files_are_replaced_and_links_stay() {
+    let (place, photo) = (Place::new(), image());
+    let pipe = place.at("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for more in ["", " --overwrite"] {
+        let line = format!("preprocess --image {{}} --out {{}}{more}");
+        fails(&line, &[&photo, &pipe], &["pipe: is a pipe, and only a plain file can be written"]);
+        assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo(), "{line}");
+        fails(&line, &[&photo, place.dir.path()], &["is a folder, and only a plain file"]);
+    }
+    fails("data show {} --sheet {} --overwrite", &[&place.at("set.jsonl"), &pipe], &["is a pipe"]);
+    let (file, link) = (place.write("deep/mine", "mine"), place.at("link"));
+    std::os::unix::fs::symlink("deep/mine", &link).unwrap();
+    spares(&file, "preprocess --image {} --out {}", &[&photo, &link], &["is there already"]);
+    works("preprocess --image {} --out {} --overwrite", &[&photo, &link]);
+    assert!(link.is_symlink());
+    assert_ne!(place.read("deep/mine"), b"mine");
+    assert_eq!(entries(&place.at("deep")), ["mine"]);
 }
 
 #[test]

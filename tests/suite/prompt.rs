@@ -338,6 +338,25 @@ fn decoding_skips_special_tokens_and_unknown_ids() {
 }
 
 #[test]
+fn picture_settings_of_another_tower_are_refused_with_the_file_that_says_them() {
+    let cases = crate::golden_cases::cases().join("single");
+    let config = Config::read(&cases).unwrap();
+    let constants = read_json(&cases.join("processor_config.json"))["image_processor"].clone();
+    for (name, inside) in [("processor_config.json", true), ("preprocessor_config.json", false)] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut other = constants.clone();
+        other["merge_size"] = json!(1);
+        let file = if inside { json!({"image_processor": other}) } else { other };
+        std::fs::write(folder.path().join(name), file.to_string()).unwrap();
+        let spec = read_patch_spec(folder.path()).unwrap();
+        let said = Preparer::open(folder.path(), &config, spec).err().unwrap().to_string();
+        let wanted =
+            format!("/{name}: patch, temporal and merge size are [16, 2, 1] here and [16, 2, 2] in config.json");
+        assert!(said.ends_with(&wanted), "{said}");
+    }
+}
+
+#[test]
 fn a_configuration_of_another_tokenizer_is_refused() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/cases/single");
     let builder = PromptBuilder::from_folder(&cases).unwrap();

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use vlm::classify::folder::{write_json, write_records};
+use vlm::classify::folder::write_records;
 use vlm::classify::metrics::metrics;
 use vlm::classify::records::Record;
+use vlm::io::json::write as write_json;
 use vlm::report;
 
 /// What somebody could call a class or a file to break the page.

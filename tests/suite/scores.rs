@@ -9,11 +9,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use vlm::classify::compare::{Group, OnDifferent, compare};
 use vlm::classify::evaluate::Classes;
-use vlm::classify::folder::{Folder, Start, write_json, write_records};
+use vlm::classify::folder::{Folder, Start, write_records};
 use vlm::classify::metrics::{Metrics, metrics};
 use vlm::classify::records::{Evaluation, Record};
 use vlm::classify::statistics::mcnemar_exact;
 use vlm::data::dataset::{OnBad, read_dataset};
+use vlm::io::json::write as write_json;
 
 /// Sums of at most 200 numbers in another order.
 const BOUND: f64 = 1e-13;

@@ -7,7 +7,7 @@ use vlm::cli::train::Train;
 use vlm::train::config_file;
 use vlm::train::order::{Length, Sequence};
 use vlm::train::schedule::Decay;
-use vlm::train::settings::{DeviceChoice, PrecisionChoice, Settings};
+use vlm::train::settings::{DeviceChoice, Settings};
 
 #[derive(Parser)]
 struct Cli {
@@ -65,7 +65,7 @@ fn flags_become_settings() {
         prompt: Some("What?".into()),
         skip_bad: true,
         device: DeviceChoice::Cpu,
-        precision: Some(PrecisionChoice::Bf16),
+        precision: Some(Precision::Bf16),
         memory: Some(1_000_000_000),
         min_pixels: Some(1000),
         max_pixels: Some(2000),
@@ -102,7 +102,7 @@ fn flags_become_settings() {
     assert_eq!(s, want);
     assert_eq!((s.max_norm(), s.sequence(), s.length()), (None, Sequence::File, Length::Steps(8)));
     assert_eq!((s.schedule(8).lr(2), s.vision_schedule(8).lr(2)), (5e-4, 5e-5));
-    assert_eq!(s.precision.map(PrecisionChoice::precision), Some(Precision::Bf16));
+    assert_eq!(s.precision, Some(Precision::Bf16));
     // what the reference checks pass
     let s = settings(&["--max-grad-norm", "1000000000.0", "--weight-decay", "1.0", "--warmup-steps", "0"]).unwrap();
     assert_eq!((s.max_norm(), s.weight_decay), (Some(1e9), 1.0));
@@ -187,10 +187,12 @@ fn values_that_cannot_be_used_are_refused_with_their_flag() {
         "early-stop",
         "save-every",
         "memory",
-        "min-pixels",
-        "max-pixels",
     ] {
         refused(&[&format!("--{flag}"), "0"], &format!("--{flag} 0: wanted 1 or more"));
+    }
+    for (flag, value) in [("min", "0"), ("max", "0"), ("min", "4294967297"), ("max", "100000000000000"), ("min", "1e6")]
+    {
+        refused(&[&format!("--{flag}-pixels={value}")], "wanted a number of pixels from 1 to 2^32");
     }
     refused(&["--alpha=0"], "--alpha 0: wanted a number above 0");
     refused(&["--alpha=inf"], "--alpha inf: wanted a number above 0");

@@ -3,7 +3,7 @@
 use super::job::{self, Job, Times};
 use super::shapes::Shape;
 use crate::base::date::today;
-use crate::base::{DType, Error, Result, counted};
+use crate::base::{DType, Error, Precision, Result, counted};
 use crate::cli::compute::Compute;
 use crate::cli::output;
 use crate::cli::progress::Progress;
@@ -21,6 +21,7 @@ use crate::qwen3vl::processor::read_patch_spec;
 use crate::qwen3vl::save;
 use crate::qwen3vl::template::Ending;
 use crate::train::mfu;
+use crate::train::settings::DeviceChoice;
 use rayon::prelude::*;
 use serde_json::json;
 use std::fmt::Write as _;
@@ -53,11 +54,11 @@ pub struct OneDollar {
     #[arg(long, value_name = "DIR", conflicts_with = "shape")]
     model: Option<PathBuf>,
     /// Where to compute
-    #[arg(long, default_value = "auto", value_parser = ["auto", "cpu", "cuda", "emulated"])]
-    device: String,
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceChoice,
     /// What activations and weights are stored in while computing [default: f32 on the CPU, bf16 on a GPU]
-    #[arg(long, value_parser = ["f32", "bf16"])]
-    precision: Option<String>,
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
     /// Photos to train on
     #[arg(long, value_name = "N", default_value_t = 319, value_parser = clap::value_parser!(u32).range(1..))]
     photos: u32,
@@ -65,7 +66,7 @@ pub struct OneDollar {
     #[arg(long, value_name = "N", default_value_t = 98, value_parser = clap::value_parser!(u32).range(1..))]
     test: u32,
     /// Width and height of the photos
-    #[arg(long, value_name = "WxH", default_value = "1000x667", value_parser = size)]
+    #[arg(long, value_name = "WxH", default_value = "1000x667", value_parser = photo_size)]
     size: (usize, usize),
     /// How often every photo is seen
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
@@ -108,15 +109,18 @@ fn check_table(file: &Path) -> Result<()> {
     }
 }
 
-fn size(text: &str) -> Result<(usize, usize), String> {
-    let sides = text.split_once('x').and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
-    let fits = |(w, h): &(usize, usize)| (16..=8192).contains(w) && (16..=8192).contains(h);
-    sides.filter(fits).ok_or_else(|| "wanted two sides of 16 to 8192 pixels, such as 1000x667".into())
+/// What can be drawn.
+fn photo_size(text: &str) -> Result<(usize, usize), String> {
+    let (width, height) = values::size(text)?;
+    match [width, height].iter().all(|side| (16..=8192).contains(side)) {
+        true => Ok((width, height)),
+        false => Err("wanted two sides of 16 to 8192 pixels, such as 1000x667".into()),
+    }
 }
 
 impl OneDollar {
     pub fn run(&self) -> Result<()> {
-        Compute::check(&self.device)?;
+        Compute::check(self.device)?;
         self.csv.as_deref().map_or(Ok(()), check_table)?;
         let _lock = FolderLock::create(&self.out)?;
         output::holds(&self.out, MARK, "bench one-dollar")?;
@@ -135,8 +139,8 @@ impl OneDollar {
         }
         let [(train, train_photos), (test, _)] = &sets[..] else { return Ok(()) };
         let preprocess = self.preprocess(&model, train)?;
-        let mut compute = vec!["--device".to_string(), self.device.clone()];
-        compute.extend(self.precision.iter().flat_map(|p| ["--precision".to_string(), p.clone()]));
+        let mut compute = vec!["--device".to_string(), self.device.to_string()];
+        compute.extend(self.precision.iter().flat_map(|p| ["--precision".to_string(), p.dtype().to_string()]));
         let flags = [
             ("--epochs", self.epochs.to_string()),
             ("--rank", self.rank.to_string()),

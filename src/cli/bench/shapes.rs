@@ -1,6 +1,6 @@
 //! Configurations of the published models' shapes, without their weights.
 
-use crate::base::{Error, Result};
+use crate::base::Result;
 use crate::cli::assets;
 use crate::io::{atomic, json};
 use serde_json::{Value, json};
@@ -63,7 +63,7 @@ impl Shape {
             let processor = dir.join("processor_config.json");
             let mut settings = json::read(&processor)?;
             settings["image_processor"]["size"] = json!({"shortest_edge": 65_536, "longest_edge": 16_777_216});
-            put(&processor, &settings)?;
+            json::write(&processor, &settings)?;
             let Some(s) = self.sizes() else { return Ok(()) };
             let path = dir.join("config.json");
             let mut config = json::read(&path)?;
@@ -88,11 +88,7 @@ impl Shape {
                     to.extend(from);
                 }
             }
-            put(&path, &config)
+            json::write(&path, &config)
         })
     }
-}
-
-fn put(path: &Path, value: &Value) -> Result<()> {
-    std::fs::write(path, format!("{value:#}\n")).map_err(|e| Error::io("write", path, e))
 }

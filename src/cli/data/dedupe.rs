@@ -6,6 +6,7 @@ use crate::cli::interrupt;
 use crate::cli::notice::notice;
 use crate::cli::output;
 use crate::cli::progress::Progress;
+use crate::cli::values::pixels;
 use crate::cli::{print, print_json};
 use crate::data::dataset::OnBad;
 use crate::dedupe::cache::Cache;
@@ -31,7 +32,7 @@ const CACHE: &str = "embeddings.bin";
 #[derive(Debug, clap::Args)]
 pub struct Tower {
     /// Shrink photos to at most this many pixels before they are compared
-    #[arg(long, value_name = "N", default_value_t = MAX_PIXELS, requires = "model")]
+    #[arg(long, value_name = "N", default_value_t = MAX_PIXELS, value_parser = pixels, requires = "model")]
     max_pixels: u64,
     /// Where embeddings are kept between runs [default: embeddings.bin in --out]
     #[arg(long, value_name = "FILE", requires = "model")]
@@ -91,9 +92,9 @@ impl Tower {
     pub fn open(&self, model: &Path, out: &Path) -> Result<Embedder> {
         let (device, precision) = self.compute.open()?;
         let checkpoint = Checkpoint::open(model)?;
-        let mut spec = read_patch_spec(model)?;
-        spec.max_pixels = spec.max_pixels.min(self.max_pixels);
-        spec.min_pixels = spec.min_pixels.min(spec.max_pixels);
+        let spec = read_patch_spec(model)?;
+        let most = spec.max_pixels.min(self.max_pixels);
+        let spec = spec.limited(None, Some(most))?;
         let engine = Engine::new(Model::load(&checkpoint, None)?, device, precision);
         let cache = Cache::open(&self.cache.clone().unwrap_or_else(|| out.join(CACHE)))?;
         Embedder::new(engine, &checkpoint, spec, cache)
@@ -103,8 +104,8 @@ impl Tower {
         if let Some(x) = self.threshold.filter(|x| !(-1.0..=1.0).contains(x)) {
             return Err(Error::Usage(format!("--threshold {x}: wanted a cosine, from -1 to 1")));
         }
-        if self.max_pixels == 0 || self.plant == 0 {
-            return Err(Error::Usage("--max-pixels and --plant: give 1 or more".into()));
+        if self.plant == 0 {
+            return Err(Error::Usage("--plant 0: give 1 or more".into()));
         }
         Ok(Options { threshold: self.threshold, plan: Plan { photos: self.plant, seed }, within, on_bad })
     }

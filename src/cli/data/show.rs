@@ -49,7 +49,7 @@ pub struct Show {
 impl Show {
     pub fn run(&self) -> Result<()> {
         let spec = self.model.as_ref().map_or_else(|| Ok(PatchSpec::default()), |dir| read_patch_spec(dir))?;
-        let spec = self.pixels.apply(spec)?;
+        let spec = spec.limited(self.pixels.min_pixels, self.pixels.max_pixels)?;
         if self.per_class == 0 {
             return Err(Error::Usage("--per-class 0: give 1 or more".into()));
         }

@@ -18,6 +18,7 @@ use crate::data::drawn::photos::{Planted, Set, write_set};
 use crate::data::pairs::read_pairs;
 use crate::io::atomic;
 use crate::io::lock::FolderLock;
+use crate::train::settings::DeviceChoice;
 use recipe::{BASE, Part, RECIPE};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -40,8 +41,8 @@ pub struct Demo {
     #[arg(long, value_name = "DIR", default_value = "demo")]
     out: PathBuf,
     /// Where to compute
-    #[arg(long, default_value = "auto", value_parser = ["auto", "cpu", "cuda", "emulated"])]
-    device: String,
+    #[arg(long, value_enum, default_value = "auto")]
+    device: DeviceChoice,
     /// Photos to train on
     #[arg(long, value_name = "N", default_value_t = 1500, value_parser = clap::value_parser!(u32).range(30..=9999))]
     photos: u32,
@@ -59,7 +60,7 @@ pub struct Demo {
 impl Demo {
     pub fn run(&self) -> Result<()> {
         let start = Instant::now();
-        Compute::check(&self.device)?;
+        Compute::check(self.device)?;
         interrupt::watch();
         let _lock = self.make_folder()?;
         let planted = self.draw()?;
@@ -125,9 +126,9 @@ impl Demo {
         for line in part.commands {
             let mut line = line.replace("PART", &(self.photos / 4).to_string());
             let mut words = recipe::words(&line);
-            if self.device != "auto" && recipe::computes(&words) {
+            if self.device != DeviceChoice::Auto && recipe::computes(&words) {
                 _ = write!(line, " --device {}", self.device);
-                words.extend(["--device".into(), self.device.clone()]);
+                words.extend(["--device".into(), self.device.to_string()]);
             }
             print(&format!("$ vlm {line}\n"))?;
             let stopped = format!(

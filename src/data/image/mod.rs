@@ -12,7 +12,7 @@ mod resize;
 
 pub use decode::{Kind, decode, dimensions, kind, load, read};
 pub use encode::{jpeg as to_jpeg, png as to_png};
-pub use patches::{PatchSpec, Patches};
+pub use patches::{AN_AREA, AREAS, PatchSpec, Patches};
 pub use resize::resize;
 
 /// An 8-bit picture: `pixels` is [height, width, 3], red first.

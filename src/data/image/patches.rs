@@ -6,6 +6,16 @@ use super::decode::MAX_ASPECT;
 use super::{Rgb, resize};
 use crate::base::{Error, Result};
 use rayon::prelude::*;
+use std::ops::RangeInclusive;
+
+/// Limits to an area that can be asked for: more than any picture that is read, and up to there a product of two sides is
+/// exact in f64.
+pub const AREAS: RangeInclusive<u64> = 1..=1 << 32;
+/// [`AREAS`] in a sentence.
+pub const AN_AREA: &str = "a number of pixels from 1 to 2^32";
+/// What a picture is brought to at most: more than the largest that is read, so that only a minimum gets there. Patches of
+/// more are gigabytes that machines do not have.
+const MOST_PIXELS: f64 = (1_u64 << 28) as f64;
 
 /// How a checkpoint wants its images. The default is that of the published Qwen3-VL models.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,10 +59,30 @@ pub struct Patches {
 }
 
 impl PatchSpec {
+    /// With the limits that were asked for in place of its own. Where one alone was, the other gives way to it.
+    ///
+    /// Errors: wrong usage; an area that nothing can have, or a minimum above a maximum.
+    pub fn limited(mut self, min: Option<u64>, max: Option<u64>) -> Result<PatchSpec> {
+        for (name, area) in [("min", min), ("max", max)] {
+            if let Some(n) = area.filter(|n| !AREAS.contains(n)) {
+                return Err(Error::Usage(format!("--{name}-pixels {n}: wanted {AN_AREA}")));
+            }
+        }
+        (self.min_pixels, self.max_pixels) = match (min, max) {
+            (Some(min), Some(max)) if min > max => {
+                return Err(Error::Usage(format!("--min-pixels {min} is above --max-pixels {max}")));
+            }
+            (Some(min), None) => (min, self.max_pixels.max(min)),
+            (None, Some(max)) => (self.min_pixels.min(max), max),
+            (min, max) => (min.unwrap_or(self.min_pixels), max.unwrap_or(self.max_pixels)),
+        };
+        Ok(self)
+    }
+
     /// The size (height, width) that a picture of `height` x `width` is brought to: both multiples of
     /// `patch * merge`, the area within the limits, the proportions about kept.
     ///
-    /// Errors: an empty picture, sides of more than 200 to 1, or nothing left after rounding.
+    /// Errors: an empty picture, sides of more than 200 to 1, nothing left after rounding, or more than can be held.
     pub fn target_size(&self, height: usize, width: usize) -> Result<(usize, usize)> {
         let wrong = |wanted: String| Error::Contract {
             op: "image size",
@@ -79,6 +109,12 @@ impl PatchSpec {
         }
         if target.0 < side || target.1 < side {
             return Err(wrong(format!("sides that round to at least {side} pixels (min_pixels {})", self.min_pixels)));
+        }
+        if target.0 * target.1 > MOST_PIXELS {
+            let min = self.min_pixels;
+            return Err(wrong(format!(
+                "a size that becomes at most {MOST_PIXELS} pixels (min_pixels {min}, lower it)"
+            )));
         }
         Ok((target.0 as usize, target.1 as usize))
     }

@@ -16,12 +16,12 @@ use super::fingerprint;
 use super::run_folder::Start;
 use super::session::{self, Begin, End, Said, Watch};
 use super::sets::Sets;
-use super::settings::{DeviceChoice, PrecisionChoice, Settings};
+use super::settings::{DeviceChoice, Settings};
 use crate::base::{Error, Precision, Result, counted};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::data::look;
 use crate::device::Device;
-use crate::io::atomic;
+use crate::io::json;
 use crate::io::lock::FolderLock;
 use board::{Outcome, Row};
 use rayon::prelude::*;
@@ -35,7 +35,7 @@ pub const TRIALS: &str = "trials.json";
 const RESULT: &str = "trial.json";
 
 /// Opens the device that settings ask for.
-pub type Open<'a> = dyn Fn(DeviceChoice, Option<PrecisionChoice>) -> Result<(Device, Precision)> + 'a;
+pub type Open<'a> = dyn Fn(DeviceChoice, Option<Precision>) -> Result<(Device, Precision)> + 'a;
 
 /// Is told of a trial: its number, how many there are, and what it varies.
 pub type Begins<'a> = dyn FnMut(usize, usize, &Map<String, Value>) + 'a;
@@ -108,7 +108,7 @@ fn attempt(trial: &Trial, sets: &mut Sets, host: &mut Host) -> Result<Option<Row
     let row = Row { trial: trial.number, folder: trial.settings.out.clone(), varied: trial.varied.clone(), outcome };
     let file = trial.settings.out.join(RESULT);
     std::fs::create_dir_all(&trial.settings.out).map_err(|e| Error::io("create", &trial.settings.out, e))?;
-    write_json(&file, &json!(row))?;
+    json::write(&file, &json!(row))?;
     Ok(Some(row))
 }
 
@@ -118,7 +118,7 @@ fn finished(trial: &Trial) -> Result<Option<Row>> {
     if !file.exists() {
         return Ok(None);
     }
-    let value = crate::io::json::read(&file)?;
+    let value = json::read(&file)?;
     serde_json::from_value(value).map(Some).map_err(|e| Error::file(&file, format!("is no trial's result: {e}")))
 }
 
@@ -141,7 +141,7 @@ fn remember(sweep: &Sweep) -> Result<()> {
     // where the sweep lies may change between calls
     trials.iter_mut().filter_map(Value::as_object_mut).for_each(|t| _ = t.remove("out"));
     if file.exists() {
-        let before = crate::io::json::read(&file)?;
+        let before = json::read(&file)?;
         let other = |what: String| {
             let said = format!("{what}; the trials that are done would not compare: name another folder with --out");
             Err(Error::file(&sweep.out, said))
@@ -160,7 +160,7 @@ fn remember(sweep: &Sweep) -> Result<()> {
             }
         }
     }
-    write_json(&file, &json!({"inputs": inputs, "trials": trials}))
+    json::write(&file, &json!({"inputs": inputs, "trials": trials}))
 }
 
 /// The validation set chooses, so it may share nothing with what is learnt, nor with what is reported.
@@ -205,9 +205,4 @@ fn hashes(file: &Path, settings: &Settings) -> Result<HashSet<[u8; 32]>> {
         })
     };
     set.samples.par_iter().map(of).collect()
-}
-
-fn write_json(file: &Path, value: &Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).map_err(|e| Error::file(file, e.to_string()))?;
-    atomic::write_file(file, |out| out.write(text.as_bytes()))
 }
