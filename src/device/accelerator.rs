@@ -258,7 +258,7 @@ impl Accelerator {
         ];
         let lines: Vec<String> =
             rows.iter().map(|(name, bytes)| format!("\n  {name:<36}{:>10}", size(*bytes))).collect();
-        Err(Error::Unsupported(format!(
+        Err(Error::OutOfMemory(format!(
             "out of memory on {}: {} more are needed and {} of {} are free{}\nuse a smaller --batch-size or --max-pixels, a shorter \
              prompt, or --device cpu",
             self.facts().name,
