@@ -92,9 +92,9 @@
 //! | floor | room | owns | may use |
 //! |---|---|---|---|
 //! | 9 | `cli` | arguments, printing, progress, exit codes; a file per command | everything |
+//! | 8 | `report` | the page of runs and evaluations | `train`, `classify`, `data`, `io`, `base` |
 //! | 8 | `train` | the training step and loop, the run's folder | `infer`, `classify`, `qwen3vl`, `tape`, `ops`, `device`, `tensor`, `io`, `data`, `host`, `base` |
 //! | 8 | `classify` | scoring of labelled sets | `infer`, `qwen3vl`, `data`, `io`, `base` |
-//! | 8 | `report` | the page of runs and evaluations | `classify`, `data`, `io`, `base` |
 //! | 8 | `dedupe` | near-duplicates by pixels and the tower's embeddings | `infer`, `qwen3vl`, `data`, `io`, `base` |
 //! | 8 | `infer` | prefill, decode, cache, sampling, closed sets | `qwen3vl`, `tape`, `ops`, `device`, `tensor`, `io`, `base` |
 //! | 7 | `qwen3vl` | architecture, configuration, folders, positions, prompts | `nn`, `tape`, `ops`, `device`, `tensor`, `io`, `data`, `base` |

@@ -33,6 +33,19 @@ pub enum Error {
     /// A folder that another process writes into.
     #[error("another vlm is writing into {}: wait for it, or choose another --out", folder.display())]
     Busy { folder: PathBuf },
+    /// Training ran away: the loss of a sample, at its line, is no number any more.
+    #[error(
+        "{}, line {line}: the loss of this sample is {loss} at step {step}: lower --learning-rate, or look at the sample; the \
+         last checkpoint is kept",
+        path.display()
+    )]
+    Diverged { path: PathBuf, line: usize, loss: f64, step: u64 },
+    /// What was asked for does not fit into the memory that there is; says what would.
+    #[error("{0}")]
+    OutOfMemory(String),
+    /// Somebody asked to stop, before there was anything to save.
+    #[error("interrupted")]
+    Interrupted,
     /// Asked for something that this program does not do; says what to do instead.
     #[error("{0}")]
     Unsupported(String),
@@ -59,10 +72,13 @@ impl Error {
     }
     /// Whether the command line, and not the work, was wrong.
     pub fn is_usage(&self) -> bool {
+        matches!(self.cause(), Error::Usage(_))
+    }
+    /// What happened, whatever was being done.
+    pub fn cause(&self) -> &Error {
         match self {
-            Error::Usage(_) => true,
-            Error::While { source, .. } => source.is_usage(),
-            _ => false,
+            Error::While { source, .. } => source.cause(),
+            cause => cause,
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::classify::metrics::{Metrics, distinct, metrics};
 use crate::classify::records::{Record, Usage};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
 use crate::data::whole::whole;
-use crate::train::{config_file, fingerprint};
+use crate::train::{fingerprint, run_folder};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -92,7 +92,10 @@ impl Eval {
         let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
         let data = read_dataset(&self.data, self.prompt.as_deref(), on_bad)?;
         let mut bar = Progress::new("photos checked");
-        let data = whole(&self.data, data, on_bad, &mut |n, all| bar.at(n as u64, all as u64))?;
+        let data = whole(&self.data, data, on_bad, &mut |n, all| {
+            bar.at(n as u64, all as u64);
+            Ok(())
+        })?;
         drop(bar);
         data.skipped.iter().for_each(|e| notice(format_args!("left out: {e}")));
         let classes = self.classes(&data)?;
@@ -262,11 +265,14 @@ impl Eval {
     ) -> Result<Map<String, Value>> {
         let mut identity = self.question(data, classes)?;
         identity.insert("model".into(), fingerprint::of_model(model)?.into());
+        identity.insert("tokenizer, templates and processor".into(), fingerprint::of_processing(model)?.into());
         if let Some(adapter) = &self.adapter {
             for name in ["adapter_config.json", "adapter_model.safetensors"] {
                 identity.insert(name.into(), fingerprint::of_file(&adapter.join(name))?.into());
             }
         }
+        // what a photo gets depends in its last digits on those beside it: a product of more rows sums in another order
+        identity.insert("batch_size".into(), self.batch_size.into());
         let spec = &opened.preparer.spec;
         identity.insert("pixels".into(), json!([spec.min_pixels, spec.max_pixels]));
         identity.insert("precision".into(), format!("{:?}", opened.engine.precision).into());
@@ -305,9 +311,9 @@ impl Eval {
 
     fn trained_on(&self, model: &std::path::Path) -> Option<usize> {
         match &self.adapter {
-            Some(run) => config_file::training_samples(run),
+            Some(run) => run_folder::training_samples(run),
             // a model that --full left below its run
-            None => config_file::training_samples(model.parent()?),
+            None => run_folder::training_samples(model.parent()?),
         }
     }
 

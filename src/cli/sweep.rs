@@ -3,8 +3,8 @@
 use super::compute::Compute;
 use super::progress::Progress;
 use super::{interrupt, output};
-use crate::base::Result;
 use crate::base::width::{right, width};
+use crate::base::{Error, Result};
 use crate::train::session::Said;
 use crate::train::sweep::board::{self, Outcome, Row};
 use crate::train::sweep::space::{self, Sweep, Trial};
@@ -69,14 +69,27 @@ impl SweepCommand {
         drop(bar);
         let Some(rows) = rows else { interrupt::exit("; the same command goes on with the trial that was running") };
         if self.json {
-            return super::print_json(&json!({"out": sweep.out, "trials": rows}));
+            super::print_json(&json!({"out": sweep.out, "trials": rows}))?;
+            return one_is_done(&rows);
         }
         let mut said = table(&rows);
         if let Some(best) = rows.first().filter(|row| matches!(row.outcome, Outcome::Done { .. })) {
             _ = writeln!(said, "best: {}", best.folder.display());
         }
         _ = writeln!(said, "leaderboard.json and leaderboard.csv in {}", sweep.out.display());
-        super::print(&said)
+        super::print(&said)?;
+        one_is_done(&rows)
+    }
+}
+
+/// Errors: every trial failed, and nothing was found.
+fn one_is_done(rows: &[Row]) -> Result<()> {
+    let failed = |row: &Row| matches!(row.outcome, Outcome::Failed { .. });
+    match rows {
+        [Row { trial, outcome: Outcome::Failed { reason }, .. }, ..] if rows.iter().all(failed) => {
+            Err(Error::Unsupported(format!("every trial failed; trial {trial}: {reason}")))
+        }
+        _ => Ok(()),
     }
 }
 

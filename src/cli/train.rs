@@ -6,16 +6,16 @@ use super::progress::Progress;
 use super::shares::Shares;
 use super::values::{betas, bytes, pixels, positive};
 use super::{interrupt, output};
-use crate::base::{Precision, Result, counted};
+use crate::base::{Error, Precision, Result, counted};
 use crate::train::config_file;
 use crate::train::plan::{self, Plan, Roof};
-use crate::train::run_folder::Start;
+use crate::train::run_folder::{self, Start};
 use crate::train::schedule::Decay;
 use crate::train::session::{self, Begin, End, Said, Watch, Why};
 use crate::train::sets::Sets;
-use crate::train::settings::{DeviceChoice, Settings};
+use crate::train::settings::{DeviceChoice, Settings, writable};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Fine-tune a model on labelled photos or conversations: LoRA, or every weight with --full
@@ -196,6 +196,14 @@ fn short_of_its_rate(settings: &Settings, total: u64) -> bool {
     !(1..=total).any(|step| schedule.lr(step) >= settings.learning_rate)
 }
 
+/// Ends the program where a signal came before there was a run.
+fn begun<T>(result: Result<T>) -> Result<T> {
+    match result {
+        Err(Error::Interrupted) => interrupt::exit(" before the run began; nothing was written"),
+        result => result,
+    }
+}
+
 impl Train {
     pub fn run(&self) -> Result<()> {
         let settings = self.settings()?;
@@ -243,8 +251,9 @@ impl Train {
         };
         let mut watch = Watch { said: &mut said, interrupted: &interrupt::asked };
         if self.dry_run {
-            let plan = session::dry_run(&settings, &mut device, precision, self.stated(), &mut watch)?;
+            let plan = session::dry_run(&settings, &mut device, precision, self.stated(), &mut watch);
             drop(bar);
+            let plan = begun(plan)?;
             if short_of_its_rate(&settings, plan.steps) {
                 plain(NEVER_AT_ITS_RATE);
             }
@@ -252,9 +261,10 @@ impl Train {
         }
         let first_gradients = self.dump_first_gradients.clone();
         let begin = Begin { start, first_gradients, dollars_per_hour: self.dollars_per_hour };
-        let end = session::train(&settings, device, precision, &begin, &mut Sets::default(), &mut watch)?;
+        let end = session::train(&settings, device, precision, &begin, &mut Sets::default(), &mut watch);
         drop(bar);
-        let result = if settings.full { session::model_folder(&settings.out) } else { settings.out.clone() };
+        let end = begun(end)?;
+        let result = if settings.full { run_folder::model_folder(&settings.out) } else { settings.out.clone() };
         match end {
             End::Done { steps, loss, why, best } => {
                 let loss = loss.map_or(String::new(), |l| format!(", loss {l:.4}"));
@@ -287,11 +297,16 @@ impl Train {
         let init = settings.init_adapter.as_ref().map(|folder| folder.join(WEIGHTS));
         output::not_an_input(&settings.out.join(WEIGHTS), init.as_deref())?;
         let model = settings.model.join(CONFIG);
-        output::not_an_input(&session::model_folder(&settings.out).join(CONFIG), [model.as_path()])?;
-        let Some(file) = &self.dump_first_gradients else { return Ok(()) };
+        let own = run_folder::model_folder(&settings.out);
+        output::not_an_input(&own.join(CONFIG), [model.as_path()])?;
         let optional = [&settings.init_adapter, &settings.eval_data, &self.config].into_iter().flatten();
-        let read = optional.chain([&settings.model, &settings.data]);
-        output::not_an_input(file, read.map(PathBuf::as_path))?;
+        let read: Vec<&Path> = optional.chain([&settings.model, &settings.data]).map(PathBuf::as_path).collect();
+        // of an earlier run it is removed
+        if settings.full || self.overwrite {
+            output::no_input_within(&own, read.iter().copied())?;
+        }
+        let Some(file) = &self.dump_first_gradients else { return Ok(()) };
+        output::not_an_input(file, read)?;
         match self.resume {
             // it may have been written before the run was stopped
             true => output::free_or_own(file, self.overwrite, session::GRADIENTS),
@@ -336,6 +351,11 @@ impl Train {
 
     /// The flags on top of the file of --config, checked. Errors: see [`config_file::settings`].
     pub fn settings(&self) -> Result<Settings> {
+        let Given { model, data, out, eval_data, init_adapter, .. } = &self.given;
+        let paths = [("model", model), ("data", data), ("out", out)];
+        for (name, path) in paths.into_iter().chain([("eval-data", eval_data), ("init-adapter", init_adapter)]) {
+            path.as_ref().map_or(Ok(()), |path| writable(name, path))?;
+        }
         config_file::settings(self.config.as_deref(), &self.given)
     }
 }

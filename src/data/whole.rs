@@ -12,7 +12,12 @@ use std::path::Path;
 const AT_A_TIME: usize = 8;
 
 /// The set without the samples that have a damaged photo; see [`seen`].
-pub fn whole(file: &Path, set: Dataset, on_bad: OnBad, done: &mut dyn FnMut(usize, usize)) -> Result<Dataset> {
+pub fn whole(
+    file: &Path,
+    set: Dataset,
+    on_bad: OnBad,
+    done: &mut dyn FnMut(usize, usize) -> Result<()>,
+) -> Result<Dataset> {
     let decoded = |source: &ImageSource| look::load(source).map(|_| ());
     let (samples, damaged) = seen(file, set.samples, on_bad, decoded, done)?;
     let skipped = set.skipped.into_iter().chain(damaged).collect();
@@ -36,8 +41,8 @@ pub fn none_left(file: &Path, samples: usize, first: &Error) -> Error {
 /// A sample, and what was made of its photos.
 pub type Seen<T> = (Sample, Vec<T>);
 
-/// What `look` makes of every photo, on all cores; `done` is told how many samples of how many are through. With
-/// [`OnBad::Skip`] samples with a photo that it refuses are left out, and their errors come second.
+/// What `look` makes of every photo, on all cores; `done` is told how many samples of how many are through, and
+/// ends it with an error. With [`OnBad::Skip`] samples with a photo that it refuses are left out, and their errors come second.
 ///
 /// Errors name file, line and photo; a set that nothing is left of is one too.
 pub fn seen<T: Send>(
@@ -45,7 +50,7 @@ pub fn seen<T: Send>(
     samples: Vec<Sample>,
     on_bad: OnBad,
     look: impl Fn(&ImageSource) -> Result<T> + Sync,
-    done: &mut dyn FnMut(usize, usize),
+    done: &mut dyn FnMut(usize, usize) -> Result<()>,
 ) -> Result<(Vec<Seen<T>>, Vec<Error>)> {
     let all = samples.len();
     let (mut whole, mut damaged) = (Vec::with_capacity(all), Vec::new());
@@ -63,7 +68,7 @@ pub fn seen<T: Send>(
                 (Err(e), OnBad::Fail) => return refused(file, sample.line, &e),
             }
         }
-        done(whole.len() + damaged.len(), all);
+        done(whole.len() + damaged.len(), all)?;
     }
     match (whole.is_empty(), damaged.first()) {
         (true, Some(first)) => Err(none_left(file, all, first)),

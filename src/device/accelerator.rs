@@ -258,7 +258,7 @@ impl Accelerator {
             ("intermediate results of a kernel", scratch.max(self.scratch.bytes())),
         ];
         let lines: Vec<String> = rows.iter().map(|(name, n)| format!("\n  {name:<36}{:>10}", bytes(*n))).collect();
-        Err(Error::Unsupported(format!(
+        Err(Error::OutOfMemory(format!(
             "out of memory on {}: {} more are needed and {} of {} are free{}\nuse a smaller --batch-size or --max-pixels, a shorter \
              prompt, or --device cpu",
             self.facts().name,

@@ -499,7 +499,7 @@ fn new_stamp() -> u64 {
 
 fn out_of_memory(arena: Arena, bytes: usize, why: Option<Error>) -> Error {
     let why = why.map_or(String::new(), |e| format!(" ({e})"));
-    Error::Unsupported(format!(
+    Error::OutOfMemory(format!(
         "out of memory: the {arena:?} arena needs {bytes} bytes{why}; use a smaller batch, a shorter prompt or smaller \
          pictures"
     ))

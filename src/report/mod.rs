@@ -1,6 +1,6 @@
 //! One HTML page of what was trained and scored: it needs no network and no other file.
 //!
-//! Floor 8: uses `classify`'s records, `data`, `io`, `base`. Start at [`build`]. [`sources`] finds out what each folder
+//! Floor 8: uses `classify`'s records, `train`'s log, `data`, `io`, `base`. Start at [`build`]. [`sources`] finds out what each folder
 //! is, [`gallery`] puts the photos of all evaluations side by side, [`sections`] writes the parts that need no script with
 //! [`tables`] and [`curves`], which [`chart`] and [`intervals`] draw along an [`axis`], [`page`] puts it together. The photos are shown by `gallery.js`, which reads JSON out of the page; text of
 //! the data reaches the page as escaped text or as that JSON, and the page's policy lets no other script run.

@@ -5,11 +5,11 @@ use crate::classify::compare::{Comparison, OnDifferent, compare};
 use crate::classify::records::{Evaluation, PREDICTIONS, SUMMARY};
 use crate::data::pairs::{Pair, read_pairs};
 use crate::io::json;
-use serde_json::{Map, Value};
+use crate::train::metrics::{self, LoggedStep};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-const METRICS: &str = "metrics.jsonl";
 const COMPARISON: &str = "comparison.json";
 
 /// All that a page shows.
@@ -84,7 +84,9 @@ fn folders(path: &Path, found: &mut Sources) -> Result<()> {
         .map_err(|e| Error::io("list", path, e))?;
     inner.retain(|p| p.is_dir());
     inner.sort();
-    inner.sort_by_key(|dir| [SUMMARY, METRICS, COMPARISON].iter().filter_map(|name| written(&dir.join(name))).min());
+    inner.sort_by_key(|dir| {
+        [SUMMARY, metrics::FILE, COMPARISON].iter().filter_map(|name| written(&dir.join(name))).min()
+    });
     let known = found.evaluations.len();
     let mut any = false;
     for dir in &inner {
@@ -132,7 +134,7 @@ fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
             }
         }
     }
-    if dir.join(METRICS).exists() {
+    if dir.join(metrics::FILE).exists() {
         found.runs.push(run(dir)?);
         known = true;
     }
@@ -163,23 +165,14 @@ fn file(path: &Path, found: &mut Sources) -> Result<bool> {
 }
 
 fn run(dir: &Path) -> Result<Run> {
-    let path = dir.join(METRICS);
-    let lines: Vec<Map<String, Value>> = json::read_lines(&path)?;
+    let log = metrics::read(dir)?;
     let canonical = dir.canonicalize().unwrap_or_else(|_| dir.into());
     let name = canonical.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
-    let mut run = Run { name, steps: Vec::new(), scores: Vec::new(), seconds: 0.0 };
-    for (i, line) in lines.iter().enumerate() {
-        let number = |key: &str| line.get(key).and_then(Value::as_f64);
-        let Some(step) = number("step") else {
-            return Err(Error::line(&path, i + 1, "has no step"));
-        };
-        if let (Some(loss), Some(lr)) = (number("loss"), number("lr")) {
-            run.steps.push(Step { step, loss, lr });
-            run.seconds += number("seconds").unwrap_or(0.0);
-        }
-        if let Some(accuracy) = number("eval_accuracy") {
-            run.scores.push((step, accuracy));
-        }
-    }
-    Ok(run)
+    let step = |s: &LoggedStep| Step { step: s.step as f64, loss: s.loss, lr: s.lr };
+    Ok(Run {
+        name,
+        steps: log.steps.iter().map(step).collect(),
+        scores: log.evaluations.iter().map(|e| (e.step as f64, e.accuracy)).collect(),
+        seconds: log.steps.iter().map(|s| s.seconds).sum(),
+    })
 }

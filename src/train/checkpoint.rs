@@ -7,6 +7,7 @@
 
 use crate::base::{DType, Error, Result, counted};
 use crate::io::safetensors::{self, SafetensorsFile, TensorSpec};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -16,8 +17,8 @@ use std::path::{Path, PathBuf};
 const KEPT: usize = 2;
 /// The metadata's key.
 const ABOUT: &str = "vlm_run";
-/// Other versions are refused by number.
-const VERSION: u32 = 1;
+/// Other versions are refused by number: 1 held neither all that a run reads, nor in which precision, nor why it ended.
+const VERSION: u32 = 2;
 
 /// Where a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ pub struct Identity {
 
 impl Identity {
     /// A sentence for each difference, none where the run may go on. `out` is where the run lies, `device` and `memory`
-    /// how it is computed; paths are compared by the fingerprints of what they name.
+    /// how it is computed, in a precision that has to be the same; paths are compared by the fingerprints of what they name.
     pub fn differences(&self, now: &Identity) -> Vec<String> {
         const FREE: [&str; 7] = ["out", "device", "memory", "model", "data", "eval-data", "init-adapter"];
         let mut said = Vec::new();
@@ -183,6 +184,12 @@ impl Checkpoint {
             }
         }
         Ok(Checkpoint { about, file })
+    }
+
+    /// What else the loop wanted back. Errors: it is not what this program writes.
+    pub fn state<T: DeserializeOwned>(&self) -> Result<T> {
+        let wrong = |e| Error::file(&self.file.path, format!("its state cannot be read: {e}; the file is damaged"));
+        serde_json::from_value(self.about.state.clone()).map_err(wrong)
     }
 
     /// Copies every array to its place. Errors: the names or lengths are not those of the checkpoint.

@@ -5,7 +5,6 @@
 
 use super::settings::Settings;
 use crate::base::{Error, Result};
-use crate::data::dataset::{OnBad, read_dataset};
 use crate::io::atomic;
 use serde::Serialize;
 use std::path::Path;
@@ -102,12 +101,4 @@ pub fn write(path: &Path, settings: &Settings) -> Result<()> {
         toml::to_string(settings).map_err(|e| Error::file(path, format!("the settings cannot be written: {e}")))?;
     let head = "# The settings of this run. `vlm train --config` with this file does it again; give another --out.\n\n";
     atomic::write_file(path, |out| out.write(format!("{head}{text}").as_bytes()))
-}
-
-/// How many samples the run in a folder was trained on, where its config.toml and its data still say so.
-pub fn training_samples(run: &Path) -> Option<usize> {
-    let settings: Settings = toml::from_str(&std::fs::read_to_string(run.join("config.toml")).ok()?).ok()?;
-    let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
-    let all = || read_dataset(&settings.data, settings.prompt.as_deref(), on_bad).ok().map(|d| d.samples.len());
-    settings.overfit.or(settings.subset).or_else(all)
 }

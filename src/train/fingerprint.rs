@@ -21,6 +21,20 @@ const FIRST_BYTES: usize = 1 << 17;
 const BLOCKS: usize = 256;
 const BLOCK_BYTES: usize = 1 << 12;
 
+/// What of a checkpoint folder makes tokens of text and patches of photos, and says how answers are drawn. No more is read
+/// of it than these, its config and its weights.
+const PROCESSING: [&str; 7] = [
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+];
+/// An adapter's folder.
+const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+
 /// By what they say of it, e.g. "the training set".
 pub type Fingerprints = BTreeMap<String, String>;
 
@@ -74,6 +88,24 @@ pub fn of_model(dir: &Path) -> Result<String> {
         }
     }
     Ok(hex(hash))
+}
+
+/// What a checkpoint folder holds beside weights and config that is read: its tokenizer, templates and the configurations of
+/// preprocessing and generation. A file that is missing is none that is empty.
+pub fn of_processing(dir: &Path) -> Result<String> {
+    let there: Vec<&str> = PROCESSING.into_iter().filter(|name| dir.join(name).exists()).collect();
+    of_named(dir, &there)
+}
+
+/// An adapter's folder: its configuration and its numbers.
+pub fn of_adapter(dir: &Path) -> Result<String> {
+    of_named(dir, &ADAPTER)
+}
+
+fn of_named(dir: &Path, names: &[&str]) -> Result<String> {
+    let line = |name: &&str| Ok(format!("{name} {}\n", of_file(&dir.join(name))?));
+    let lines: String = names.iter().map(line).collect::<Result<_>>()?;
+    Ok(hex(Sha256::new_with_prefix(lines)))
 }
 
 fn hex(hash: Sha256) -> String {

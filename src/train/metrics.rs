@@ -1,8 +1,13 @@
-//! The lines of metrics.jsonl, and the scalars that TensorBoard shows of them.
+//! The lines of metrics.jsonl, the scalars that TensorBoard shows of them, and how they are read again.
 
 use crate::base::{Error, Result};
 use crate::device::WordSeconds;
-use serde::Serialize;
+use crate::io::json;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+/// The log's name in a run's folder.
+pub const FILE: &str = "metrics.jsonl";
 
 /// The steps whose words are timed: the first ten and every tenth. On a GPU timing costs two events a word.
 pub fn words_are_timed(step: u64) -> bool {
@@ -57,7 +62,7 @@ pub trait Record: Serialize {
 
     /// The JSON object and the end of its line. JSON has no word for what is not finite: that is null.
     fn line(&self) -> Result<String> {
-        let text = serde_json::to_string(self).map_err(|e| Error::file("metrics.jsonl", e.to_string()))?;
+        let text = serde_json::to_string(self).map_err(|e| Error::file(FILE, e.to_string()))?;
         Ok(text + "\n")
     }
 }
@@ -80,4 +85,68 @@ impl Record for EvalMetrics {
     fn scalars(&self) -> Vec<(&'static str, f64)> {
         vec![("eval_accuracy", self.eval_accuracy), ("eval_loss", self.eval_loss)]
     }
+}
+
+/// What pages, leaderboards and benches ask of a run's log, in its order.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Log {
+    /// Those whose loss is a number.
+    pub steps: Vec<LoggedStep>,
+    pub evaluations: Vec<LoggedEvaluation>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LoggedStep {
+    pub step: u64,
+    pub epoch: f64,
+    pub loss: f64,
+    pub lr: f64,
+    pub tokens: u64,
+    pub seconds: f64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LoggedEvaluation {
+    pub step: u64,
+    pub accuracy: f64,
+    pub correct: u64,
+    pub samples: u64,
+    pub seconds: f64,
+}
+
+/// A line of either kind. Other programs that write such a log leave out what they do not know; then it counts nothing.
+#[derive(Deserialize)]
+struct Line {
+    step: u64,
+    #[serde(default)]
+    epoch: f64,
+    loss: Option<f64>,
+    lr: Option<f64>,
+    #[serde(default)]
+    tokens: u64,
+    #[serde(default)]
+    seconds: f64,
+    eval_accuracy: Option<f64>,
+    #[serde(default)]
+    eval_correct: u64,
+    #[serde(default)]
+    eval_samples: u64,
+    #[serde(default)]
+    eval_seconds: f64,
+}
+
+/// Reads the log in a run's folder. Errors: there is none; a line that is no JSON or has no step, by its number.
+pub fn read(run: &Path) -> Result<Log> {
+    let mut log = Log::default();
+    for line in json::read_lines::<Line>(&run.join(FILE))? {
+        let Line { step, epoch, tokens, seconds, .. } = line;
+        if let (Some(loss), Some(lr)) = (line.loss, line.lr) {
+            log.steps.push(LoggedStep { step, epoch, loss, lr, tokens, seconds });
+        }
+        if let Some(accuracy) = line.eval_accuracy {
+            let (correct, samples, seconds) = (line.eval_correct, line.eval_samples, line.eval_seconds);
+            log.evaluations.push(LoggedEvaluation { step, accuracy, correct, samples, seconds });
+        }
+    }
+    Ok(log)
 }

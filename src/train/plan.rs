@@ -414,7 +414,7 @@ impl Planner<'_> {
             true => ", or a smaller --max-pixels",
             false => ", or shorter texts",
         };
-        Err(Error::Unsupported(said))
+        Err(Error::OutOfMemory(said))
     }
 }
 

@@ -4,9 +4,11 @@
 //! config.toml                    the settings; `vlm train --config` with it does the run again
 //! metrics.jsonl                  a line a step and a line an evaluation      \  append-only: cut back to where the
 //! events.out.tfevents.run.vlm    the same for TensorBoard                    /  checkpoint was when a run is resumed
-//! run.json                       what it came to: steps, loss, seconds, and dollars where --dollars-per-hour was given
+//! run.json                       what it came to: steps, loss, seconds, of how many samples, and dollars where
+//!                                --dollars-per-hour was given
 //! checkpoints/step-N.safetensors the last two
-//! adapter_model.safetensors, adapter_config.json      written by the loop
+//! adapter_model.safetensors, adapter_config.json      written by the loop, or with --full
+//! model/                         a checkpoint folder; model.new beside it until it is whole
 //! ```
 //!
 //! A process that is killed at any moment leaves a folder that `--resume` can go on with: logs are flushed to disk before
@@ -14,21 +16,21 @@
 //! removed after that. What lies beyond the newest checkpoint is done again, with the same result.
 
 use super::checkpoint::{self, About, Checkpoint, Identity, Logs, Position};
-use super::metrics::Record;
+use super::metrics::{self, Record};
 use super::settings::Settings;
 use super::{config_file, events};
-use crate::base::{Error, Result};
+use crate::base::{Error, Precision, Result};
 use crate::io::json;
 use crate::io::lock::FolderLock;
 use crate::io::log_file::LogFile;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
 const CONFIG: &str = "config.toml";
-const METRICS: &str = "metrics.jsonl";
+const METRICS: &str = metrics::FILE;
 /// TensorBoard looks for `tfevents` in a name.
 const EVENTS: &str = "events.out.tfevents.run.vlm";
 const CHECKPOINTS: &str = "checkpoints";
@@ -69,14 +71,40 @@ pub struct Opened {
     pub warnings: Vec<String>,
 }
 
-/// The settings as an identity holds them.
-pub fn identity_of(settings: &Settings, inputs: super::fingerprint::Fingerprints) -> Result<Identity> {
-    let settings = match serde_json::to_value(settings) {
+/// The settings as an identity holds them, with the precision that the run computes in: where none was asked for, the device
+/// decides, and another machine has another.
+pub fn identity_of(
+    settings: &Settings,
+    precision: Precision,
+    inputs: super::fingerprint::Fingerprints,
+) -> Result<Identity> {
+    let mut settings = match serde_json::to_value(settings) {
         Ok(Value::Object(settings)) => settings,
         Ok(_) => Map::new(),
         Err(e) => return Err(Error::Usage(format!("the settings cannot be written: {e}"))),
     };
+    settings.insert("precision".into(), json!(precision));
     Ok(Identity { settings, inputs })
+}
+
+/// Where `--full` leaves its model, below the run's folder.
+pub fn model_folder(out: &Path) -> PathBuf {
+    out.join("model")
+}
+
+/// How many samples the run in a folder learns from, as its run.json says. Where that says nothing (the run was killed, or
+/// is of a version that did not count), --subset or --overfit of its config.toml; None where neither was given: what a set
+/// held then it need not hold now.
+pub fn training_samples(run: &Path) -> Option<usize> {
+    let counted = json::read(&run.join(RESULT)).ok().and_then(|result| result["training_samples"].as_u64());
+    let settings = settings_in(run);
+    let asked = ["overfit", "subset"].into_iter().find_map(|key| settings.get(key)?.as_integer()?.try_into().ok());
+    counted.or(asked)?.try_into().ok()
+}
+
+/// The settings of the run in a folder as they stand there, of whatever version; none where there is no run.
+fn settings_in(dir: &Path) -> toml::Table {
+    std::fs::read_to_string(dir.join(CONFIG)).ok().and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// Whether a run may begin in `dir`: asked before what takes long. Errors: another process writes into the folder; it is
@@ -118,10 +146,7 @@ impl RunFolder {
         match start {
             Start::New => (),
             Start::Overwrite => remove_run(dir)?,
-            Start::Resume => {
-                remove_partial(dir)?;
-                remove_partial(&dir.join(CHECKPOINTS))?;
-            }
+            Start::Resume => remove_partial(dir, settings.full)?,
         }
         let checkpoints = dir.join(CHECKPOINTS);
         let (resumed, mut warnings) = checkpoint::newest(&checkpoints)?;
@@ -226,26 +251,38 @@ fn is_partial(name: &str) -> bool {
     name.starts_with('.') && name.contains(".partial-")
 }
 
-fn remove_partial(dir: &Path) -> Result<()> {
-    for name in entries(dir)?.iter().filter(|name| is_partial(name)) {
-        let path = dir.join(name);
-        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+/// Removes those of a run, and the model that was not in its place yet: what was being written is written again.
+fn remove_partial(dir: &Path, full: bool) -> Result<()> {
+    for folder in [dir, &dir.join(CHECKPOINTS)] {
+        entries(folder)?.iter().filter(|name| is_partial(name)).try_for_each(|name| remove(&folder.join(name)))?;
     }
-    Ok(())
+    match full {
+        true => remove(&model_folder(dir).with_extension("new")),
+        false => Ok(()),
+    }
 }
 
-/// Checkpoints first: a process killed within leaves the old run at an earlier step, or no run to go on with.
+/// Checkpoints first: a process killed within leaves the old run at an earlier step, or no run to go on with. The settings
+/// last: they tell the model of a run from a folder of somebody's that has its name.
 fn remove_run(dir: &Path) -> Result<()> {
-    for (_, path) in checkpoint::list(&dir.join(CHECKPOINTS))?.into_iter().rev() {
-        fs::remove_file(&path).map_err(|e| Error::io("remove", &path, e))?;
+    let full = settings_in(dir).get("full").and_then(toml::Value::as_bool).unwrap_or(false);
+    checkpoint::list(&dir.join(CHECKPOINTS))?.into_iter().rev().try_for_each(|(_, path)| remove(&path))?;
+    remove_partial(dir, full)?;
+    if full {
+        remove(&model_folder(dir))?;
     }
-    for name in [METRICS, EVENTS, RESULT, CONFIG].iter().chain(&RESULTS) {
-        let path = dir.join(name);
-        match fs::remove_file(&path) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(Error::io("remove", &path, e)),
-            _ => (),
-        }
+    [METRICS, EVENTS, RESULT].iter().chain(&RESULTS).chain(&[CONFIG]).try_for_each(|name| remove(&dir.join(name)))
+}
+
+/// Removes a file, or a folder with all that is in it; of a link the link alone. What is not there is no error.
+fn remove(path: &Path) -> Result<()> {
+    let removed = match path.symlink_metadata() {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(e) => Err(e),
+    };
+    match removed {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
     }
-    remove_partial(dir)?;
-    remove_partial(&dir.join(CHECKPOINTS))
 }

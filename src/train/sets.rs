@@ -25,6 +25,7 @@ struct Reading {
 
 impl Sets {
     /// The samples of a file, their photos decoded once: in the middle of a run it would be too late to find a damaged one.
+    /// Errors: those of reading; a signal.
     pub fn samples(&mut self, file: &Path, settings: &Settings, watch: &mut Watch) -> Result<Vec<Sample>> {
         let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
         let data = read_dataset(file, settings.prompt.as_deref(), on_bad)?;
@@ -37,7 +38,10 @@ impl Sets {
         if let Some((_, samples)) = self.known.iter().find(|(known, _)| *known == reading) {
             return Ok(samples.clone());
         }
-        let data = whole(file, data, on_bad, &mut |n, all| (watch.said)(Said::Checked(n, all)))?;
+        let data = whole(file, data, on_bad, &mut |n, all| {
+            (watch.said)(Said::Checked(n, all));
+            watch.go_on()
+        })?;
         data.skipped.iter().for_each(|e| (watch.said)(Said::Note(format!("left out: {e}"))));
         self.known.push((reading, data.samples.clone()));
         Ok(data.samples)

@@ -190,11 +190,12 @@ impl Settings {
         } else if self.max_steps.is_none() {
             self.epochs.get_or_insert(3);
         }
-        for path in [&mut self.model, &mut self.data, &mut self.out] {
+        let optional = [("eval-data", self.eval_data.as_mut()), ("init-adapter", self.init_adapter.as_mut())];
+        let needed = [("model", &mut self.model), ("data", &mut self.data), ("out", &mut self.out)];
+        let optional = optional.into_iter().filter_map(|(name, path)| Some((name, path?)));
+        for (name, path) in needed.into_iter().chain(optional) {
             *path = absolute(path)?;
-        }
-        for path in [&mut self.eval_data, &mut self.init_adapter].into_iter().flatten() {
-            *path = absolute(path)?;
+            writable(name, path)?;
         }
         Ok(self)
     }
@@ -296,6 +297,12 @@ impl Settings {
         ];
         all.into_iter().filter(|(_, given)| *given).map(|(name, _)| name).collect()
     }
+}
+
+/// Errors: the path of the setting `name` is not UTF-8, as a TOML file has to be: the run's config.toml could not name it.
+pub fn writable(name: &str, path: &Path) -> Result<()> {
+    let said = "config.toml cannot hold this path, because it is not UTF-8; rename it, or give a link to it";
+    path.to_str().map(|_| ()).ok_or_else(|| Error::Usage(format!("--{name} {}: {said}", path.display())))
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -201,7 +201,7 @@ impl Trainer {
         }
         let fitted = forward.tape.fit(self.budget)?;
         match self.budget.filter(|budget| fitted.bytes > *budget) {
-            Some(budget) => Err(Error::Unsupported(format!(
+            Some(budget) => Err(Error::OutOfMemory(format!(
                 "--memory: a batch of {} tokens needs {} bytes for activations, and {budget} are left; raise it, or lower \
                  --batch-size or --max-pixels",
                 packed.tokens(),

@@ -298,6 +298,12 @@ fn an_evaluation_that_is_finished_is_shown_again() {
     assert_eq!(files, ["summary.json", "predictions.jsonl"].map(|name| fs::read(out.join(name)).unwrap()));
     // another question is not answered by it
     fails(&format!("{line} --resume --max-pixels 4096"), paths, &["cannot go on: pixels was"]);
+    fails(&format!("{line} --resume --batch-size 2"), paths, &["cannot go on: batch_size was 4 and is 2"]);
+    let other = copy("single");
+    let template = other.path().join("chat_template.jinja");
+    fs::write(&template, fs::read_to_string(&template).unwrap() + "{# the same #}").unwrap();
+    let words = ["cannot go on: tokenizer, templates and processor was", "--overwrite"];
+    fails(&format!("{line} --resume"), &[other.path(), &data, &out], &words);
 }
 
 #[test]

@@ -70,6 +70,7 @@ mod train_fingerprint;
 mod train_lora;
 mod train_memory;
 mod train_order;
+mod train_resume;
 mod train_run_folder;
 mod train_schedule;
 mod train_session;

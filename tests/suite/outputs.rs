@@ -178,6 +178,9 @@ fn what_is_read_is_not_replaced_under_any_name() {
     works(&format!("{train} --full"), &[&model, &set, &full]);
     let trained = full.join("model");
     spares(&trained.join("config.json"), &format!("{train} --full --overwrite"), &[&trained, &set, &full], &read);
+    let inner = place.write("full/model/set.jsonl", &fs::read_to_string(&set).unwrap());
+    let within = ["set.jsonl: is read by this command, and lies in", "full/model, which it fills"];
+    spares(&inner, &format!("{train} --rank 1 --overwrite"), &[&model, &inner, &full], &within);
 }
 
 /// A sweep fills a folder of its own, with nothing in it that it reads.

@@ -267,6 +267,48 @@ fn a_trial_that_fails_leaves_the_others() {
     assert!(seen.begun.borrow().is_empty(), "what failed is not tried again");
 }
 
+/// What no other settings would mend is no trial's failure, and none is kept of it.
+#[test]
+fn a_set_that_nothing_can_be_learnt_of_ends_the_sweep() {
+    let dir = sets();
+    fs::write(dir.path().join("train.jsonl"), r#"{"messages": [{"role": "user", "content": "Hm?"}]}"#).unwrap();
+    let sweep_file = read(dir.path(), "search = \"grid\"", "rank = [2, 4]");
+    let said = sweep(&sweep_file, &Seen::default(), usize::MAX).unwrap_err().to_string();
+    assert!(said.contains("train.jsonl, line 1: ") && said.contains("no token to learn"), "{said}");
+    assert!(!dir.path().join("runs/trial-001/trial.json").exists());
+    assert!(!dir.path().join("runs/leaderboard.json").exists());
+}
+
+#[test]
+fn a_trial_whose_training_runs_away_has_failed() {
+    let dir = sets();
+    let file =
+        write(dir.path(), "search = \"grid\"", &format!("{EVAL}\nmax-grad-norm = 0"), "learning-rate = [1e30, 1e-3]");
+    fs::write(&file, fs::read_to_string(&file).unwrap().replace("max-steps = 2", "max-steps = 6")).unwrap();
+    let rows = sweep(&space::read(&file, None).unwrap(), &Seen::default(), usize::MAX).unwrap().unwrap();
+    assert_eq!(rows.iter().map(|row| row.trial).collect::<Vec<_>>(), [2, 1]);
+    let Outcome::Failed { reason } = &rows[1].outcome else { panic!("{rows:?}") };
+    assert!(reason.contains("the loss of this sample is ") && reason.contains("lower --learning-rate"), "{reason}");
+}
+
+/// A signal while the photos are checked ends the sweep before a trial has a folder.
+#[test]
+fn a_sweep_is_stopped_before_its_first_step() {
+    let dir = sets();
+    let sweep_file = read(dir.path(), "search = \"grid\"", "rank = [2, 4]");
+    let polls = Cell::new(0);
+    let mut host = Host {
+        open: &|_, _| Ok((Device::host(), Precision::F32)),
+        begins: &mut |_, _, _| (),
+        said: &mut |_| (),
+        done: &mut |_| (),
+        // asked before the trial, and then within
+        interrupted: &|| polls.replace(polls.get() + 1) > 0,
+    };
+    assert!(run(&sweep_file, &mut host).unwrap().is_none());
+    assert!(!dir.path().join("runs/trial-001").exists());
+}
+
 #[test]
 fn boards_are_sorted_by_accuracy_then_loss() {
     let row = |trial: usize, correct: Option<u64>, loss: f64| Row {
@@ -315,4 +357,13 @@ fn the_program_prints_the_board() {
     let (_, said, _) = run(&["--json"]);
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(said["trials"].as_array().unwrap().len(), 2);
+    // nothing was found where every trial failed
+    write(dir.path(), "search = \"grid\"", EVAL, "memory = [1, 2]");
+    let none = dir.path().join("none");
+    for json in [&["--json"][..], &[]] {
+        let (code, said, stderr) = run(&[&["--out", none.to_str().unwrap()], json].concat());
+        assert_eq!(code, Some(1), "{stderr}");
+        assert!(stderr.contains("vlm: every trial failed; trial 1: --memory 1: "), "{stderr}");
+        assert!(said.contains("failed"), "{said}");
+    }
 }

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use vlm::base::DType;
 use vlm::data::dataset::{OnBad, read_dataset};
-use vlm::train::fingerprint::{of_file, of_model, of_photos};
+use vlm::train::fingerprint::{of_adapter, of_file, of_model, of_photos, of_processing};
 
 #[test]
 fn files_have_their_sha_256() {
@@ -81,4 +81,34 @@ fn models_differ_by_config_names_and_weights() {
     assert_eq!(HashSet::from([first, second, third]).len(), 3);
     let error = of_model(&copy.path().join("nowhere")).unwrap_err().to_string();
     assert!(error.contains("nowhere"), "{error}");
+}
+
+/// Whatever is read of a folder beside weights and config has a say in the result.
+#[test]
+fn tokenizer_templates_and_configurations_count() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+    let mut seen = vec![of_processing(dir.path()).unwrap()];
+    let names = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"];
+    let more = ["processor_config.json", "preprocessor_config.json", "generation_config.json"];
+    for name in names.into_iter().chain(more) {
+        for text in ["", "a", "b"] {
+            write(name, text);
+            seen.push(of_processing(dir.path()).unwrap());
+        }
+    }
+    assert_eq!(seen.iter().collect::<HashSet<_>>().len(), 22);
+    write("README.md", "not of it");
+    assert_eq!(of_processing(dir.path()).unwrap(), seen[21]);
+
+    let error = of_adapter(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("adapter_config.json"), "{error}");
+    let adapter = |config: &str, weights: &str| {
+        write("adapter_config.json", config);
+        write("adapter_model.safetensors", weights);
+        of_adapter(dir.path()).unwrap()
+    };
+    let (first, second, third) = (adapter("a", "b"), adapter("c", "b"), adapter("a", "c"));
+    assert_eq!(adapter("a", "b"), first);
+    assert_eq!(HashSet::from([first, second, third]).len(), 3);
 }

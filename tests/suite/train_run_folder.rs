@@ -4,10 +4,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use vlm::base::Result;
+use vlm::base::{Precision, Result};
 use vlm::train::checkpoint::{Checkpoint, Identity, Position, list};
 use vlm::train::events;
-use vlm::train::metrics::{EvalMetrics, StepMetrics};
+use vlm::train::metrics::{self, EvalMetrics, StepMetrics};
 use vlm::train::run_folder::{Opened, RunFolder, Start, identity_of};
 use vlm::train::settings::Settings;
 
@@ -20,7 +20,8 @@ fn settings(dir: &Path) -> Settings {
 }
 
 fn identity(settings: &Settings) -> Identity {
-    identity_of(settings, BTreeMap::from([("the training set".to_string(), "abc".to_string())])).unwrap()
+    let inputs = BTreeMap::from([("the training set".to_string(), "abc".to_string())]);
+    identity_of(settings, Precision::F32, inputs).unwrap()
 }
 
 fn open(dir: &Path, start: Start) -> Result<Opened> {
@@ -237,6 +238,13 @@ fn two_checkpoints_stay_and_the_log_has_a_line_for_each_step_and_evaluation() {
     want.extend([(4, false), (8, false)]);
     want.sort_by_key(|(step, is_step)| (*step, !is_step));
     assert_eq!(lines.iter().map(kind).collect::<Vec<_>>(), want);
+    let read = metrics::read(&run).unwrap();
+    assert_eq!(read.steps.iter().map(|s| s.step).collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>());
+    let of = |s: &metrics::LoggedStep| (s.loss, s.lr, s.tokens, s.epoch, s.seconds);
+    assert_eq!(of(&read.steps[4]), (lines[5]["loss"].as_f64().unwrap(), 1e-4, 105, 1.25, 0.5));
+    let of = |e: &metrics::LoggedEvaluation| (e.step, e.correct, e.samples, e.seconds);
+    assert_eq!(read.evaluations.iter().map(of).collect::<Vec<_>>(), [(4, 4, 20, 1.0), (8, 8, 20, 1.0)]);
+    assert_eq!(Some(read.evaluations[0].accuracy), lines[4]["eval_accuracy"].as_f64());
     let keys: Vec<&str> = lines[0].keys().map(String::as_str).collect();
     let documented = "step epoch loss lr grad_norm label_tokens tokens seconds tokens_per_second";
     assert_eq!(keys, documented.split(' ').collect::<Vec<_>>());
@@ -344,14 +352,19 @@ fn a_resumed_run_must_be_the_same_run() {
     let (states, _) = whole();
     let dir = restore(states.last().unwrap());
     let was = settings(dir.path());
-    let resume = |settings: &Settings, inputs: &[(&str, &str)]| {
+    let resume_in = |precision: Precision, settings: &Settings, inputs: &[(&str, &str)]| {
         let inputs = inputs.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();
-        RunFolder::open(settings, identity_of(settings, inputs).unwrap(), Start::Resume, 0.0).map(|_| ())
+        RunFolder::open(settings, identity_of(settings, precision, inputs).unwrap(), Start::Resume, 0.0).map(|_| ())
     };
+    let resume = |settings: &Settings, inputs: &[(&str, &str)]| resume_in(Precision::F32, settings, inputs);
     let same = [("the training set", "abc")];
     // Where it lies and what computes it may change; what paths name is compared by content.
     let moved = Settings { memory: Some(5), model: "/elsewhere".into(), data: "/other".into(), ..was.clone() };
     resume(&moved, &same).unwrap();
+    // the precision that is computed in counts, whether it was asked for or the device's own
+    resume(&Settings { precision: Some(Precision::F32), ..was.clone() }, &same).unwrap();
+    let error = resume_in(Precision::Bf16, &was, &same).unwrap_err().to_string();
+    assert!(error.contains(r#"precision was "f32" and is "bf16"; take back"#), "{error}");
     let changed = Settings { rank: Some(8), learning_rate: 1e-3, ..was.clone() };
     let error = resume(&changed, &same).unwrap_err().to_string();
     assert!(error.contains("rank was null and is 8; learning-rate was 0.0002 and is 0.001; take back"), "{error}");
@@ -424,7 +437,7 @@ fn files_that_are_no_checkpoint_are_named() {
         assert!(error.contains(wanted), "{error}");
     };
     refused("vlm_run", "vlm_ran", "is no checkpoint of a run");
-    refused(r#"\"version\":1"#, r#"\"version\":2"#, "its version is 2, this program reads 1");
+    refused(r#"\"version\":2"#, r#"\"version\":1"#, "its version is 1, this program reads 2; resume with the one");
     refused(r#"\"version\""#, r#"\"varsion\""#, "its version is none");
     refused(r#"\"position\""#, r#"\"pasition\""#, "its metadata is wrong: missing field `position`");
     refused(r#"\"moments\":"#, r#"\"momenta\":"#, "tensor momenta: it is missing");

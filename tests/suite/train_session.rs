@@ -4,13 +4,14 @@
 use crate::support::json_lines;
 use crate::support::run::{Bench, adapter, log};
 use crate::support::tiny::cases;
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use vlm::base::Precision;
+use vlm::base::{Error, Precision};
 use vlm::device::Device;
 use vlm::io::lock::FolderLock;
-use vlm::train::run_folder::Start;
+use vlm::train::run_folder::{Start, training_samples};
 use vlm::train::session::{Begin, End, Said, Watch, Why, dry_run, train};
 use vlm::train::sets::Sets;
 
@@ -71,6 +72,10 @@ fn seconds_and_dollars_stand_in_run_json() {
     let summary: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(settings.out.join("run.json")).unwrap()).unwrap();
     let seconds = summary["seconds"].as_f64().unwrap();
+    assert_eq!(summary["training_samples"], 3);
+    // what a set holds later is no matter of the run
+    bench.write("train.jsonl", "");
+    assert_eq!(training_samples(&settings.out), Some(3));
     assert!(seconds > 0.0 && summary["steps"] == 1, "{summary}");
     assert!((summary["dollars"].as_f64().unwrap() - seconds * 3.6 / 3600.0).abs() <= 1e-12 * seconds, "{summary}");
 }
@@ -141,12 +146,13 @@ fn a_damaged_photo_is_found_before_the_first_step_or_left_out() {
 
     let settings = bench.settings(|s| (s.skip_bad, s.out) = (true, bench.path("skipped")));
     let (mut notes, mut checked) = (Vec::new(), Vec::new());
+    let stepped = Cell::new(false);
     let mut said = |said: Said| match said {
         Said::Note(text) => notes.push(text),
         Said::Checked(n, all) => checked.push((n, all)),
-        _ => (),
+        _ => stepped.set(true),
     };
-    let mut watch = Watch { said: &mut said, interrupted: &|| true };
+    let mut watch = Watch { said: &mut said, interrupted: &|| stepped.get() };
     let begin = Begin { start: Start::New, first_gradients: None, dollars_per_hour: None };
     let end = train(&settings, Device::host(), Precision::F32, &begin, &mut Sets::default(), &mut watch).unwrap();
     assert_eq!(end, End::Interrupted { steps: 1 });
@@ -181,7 +187,9 @@ fn a_run_leaves_the_folder_of_another_alone() {
 fn a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_checkpoint() {
     let bench = Bench::new();
     let settings = bench.settings(|s| (s.learning_rate, s.max_grad_norm, s.save_every) = (1e30, 0.0, Some(1)));
-    let said = bench.refusal(&settings);
+    let error = bench.run(&settings, Start::New, None).unwrap_err();
+    assert!(matches!(error.cause(), Error::Diverged { .. }), "{error:?}");
+    let said = error.to_string();
     let named = said.contains("train.jsonl, line ") && said.contains("at step ") && said.contains("--learning-rate");
     assert!(named, "{said}");
     assert!(fs::read_dir(settings.out.join("checkpoints")).unwrap().count() > 0);

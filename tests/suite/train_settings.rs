@@ -263,7 +263,19 @@ fn a_wrong_recipe_is_named_with_line_and_key() {
 
 #[test]
 fn a_path_that_toml_cannot_hold_is_said() {
+    use std::ffi::{OsStr, OsString};
     use std::os::unix::ffi::OsStrExt;
+    for flag in ["--model", "--data", "--out", "--eval-data", "--init-adapter"] {
+        let mut words: Vec<OsString> = ["train"].iter().chain(&NEEDED).map(OsString::from).collect();
+        match words.iter().position(|word| word == flag) {
+            Some(at) => words[at + 1] = OsStr::from_bytes(b"a\xff").into(),
+            None => words.extend([flag.into(), OsStr::from_bytes(b"a\xff").into()]),
+        }
+        let error = Cli::try_parse_from(words).unwrap().train.settings().unwrap_err();
+        let said = error.to_string();
+        assert!(error.is_usage() && said.starts_with(&format!("{flag} a")), "{said}");
+        assert!(said.contains("config.toml cannot hold this path") && said.contains("UTF-8; rename it"), "{said}");
+    }
     let dir = tempfile::tempdir().unwrap();
     let odd = PathBuf::from(std::ffi::OsStr::from_bytes(b"/\xff"));
     let settings = Settings { model: odd, ..settings(&[]).unwrap() };

@@ -2,6 +2,7 @@
 
 use crate::base::{Error, Result};
 use crate::cli::itself;
+use crate::train::metrics::{self, LoggedStep};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -81,9 +82,12 @@ impl Job<'_> {
         let summary: Value =
             serde_json::from_str(&summary).map_err(|e| Error::Unsupported(format!("vlm eval: {e}")))?;
 
-        let steps = Steps::read(&run.join("metrics.jsonl"))?;
-        let vision = steps.vision();
-        let in_steps = steps.seconds.iter().map(|(_, s)| s).sum::<f64>();
+        let steps = metrics::read(&run)?.steps;
+        let Some(last) = steps.last() else {
+            return Err(Error::file(run.join(metrics::FILE), "holds no steps"));
+        };
+        let vision = vision(&steps);
+        let in_steps = steps.iter().map(|s| s.seconds).sum::<f64>();
         Ok(Times {
             load,
             steps: in_steps - vision.unwrap_or(0.0),
@@ -91,9 +95,9 @@ impl Job<'_> {
             rest: train_seconds - in_steps,
             score,
             total: train_seconds + score,
-            n_steps: steps.seconds.len() as u64,
-            tokens: steps.tokens,
-            last_loss: steps.last_loss,
+            n_steps: steps.len() as u64,
+            tokens: steps.iter().map(|s| s.tokens).sum(),
+            last_loss: last.loss,
             accuracy: summary["metrics"]["accuracy"].as_f64().unwrap_or(f64::NAN),
         })
     }
@@ -107,42 +111,13 @@ impl Job<'_> {
     }
 }
 
-/// What metrics.jsonl says.
-struct Steps {
-    /// Epochs done after the step, and its seconds.
-    seconds: Vec<(f64, f64)>,
-    tokens: u64,
-    last_loss: f64,
-}
-
-impl Steps {
-    fn read(path: &Path) -> Result<Steps> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
-        let mut steps = Steps { seconds: Vec::new(), tokens: 0, last_loss: f64::NAN };
-        for (i, line) in text.lines().enumerate() {
-            let line: Value = serde_json::from_str(line).map_err(|e| Error::line(path, i + 1, e.to_string()))?;
-            if let (Some(epoch), Some(seconds), Some(loss)) =
-                (line["epoch"].as_f64(), line["seconds"].as_f64(), line["loss"].as_f64())
-            {
-                steps.seconds.push((epoch, seconds));
-                steps.tokens += line["tokens"].as_u64().unwrap_or(0);
-                steps.last_loss = loss;
-            }
-        }
-        match steps.seconds.is_empty() {
-            true => Err(Error::file(path, "holds no steps")),
-            false => Ok(steps),
-        }
-    }
-
-    /// What steps of the first epoch take beyond those of later ones: there the tower sees each photo.
-    fn vision(&self) -> Option<f64> {
-        let (first, later): (Vec<_>, Vec<_>) = self.seconds.iter().partition(|(epoch, _)| *epoch <= 1.0);
-        let mut later: Vec<f64> = later.into_iter().map(|(_, s)| s).collect();
-        later.sort_by(f64::total_cmp);
-        let median = *later.get(later.len() / 2)?;
-        Some((first.iter().map(|(_, s)| s).sum::<f64>() - median * first.len() as f64).max(0.0))
-    }
+/// What steps of the first epoch take beyond those of later ones: there the tower sees each photo.
+fn vision(steps: &[LoggedStep]) -> Option<f64> {
+    let (first, later): (Vec<&LoggedStep>, Vec<&LoggedStep>) = steps.iter().partition(|s| s.epoch <= 1.0);
+    let mut later: Vec<f64> = later.into_iter().map(|s| s.seconds).collect();
+    later.sort_by(f64::total_cmp);
+    let median = *later.get(later.len() / 2)?;
+    Some((first.iter().map(|s| s.seconds).sum::<f64>() - median * first.len() as f64).max(0.0))
 }
 
 /// One part of a run's seconds.

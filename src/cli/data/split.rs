@@ -94,7 +94,10 @@ impl Split {
         let set = read_dataset(&self.file, Some(""), on_bad)?;
         let lines = Lines::read(&self.file)?;
         let mut bar = Progress::new("photos");
-        let mut done = |n: usize, all: usize| bar.at(n as u64, all as u64);
+        let mut done = |n: usize, all: usize| {
+            bar.at(n as u64, all as u64);
+            Ok(())
+        };
         let look = |source: &ImageSource| look::look(source, None);
         let (samples, damaged) = whole::seen(&self.file, set.samples, on_bad, look, &mut done)?;
         drop(bar);

@@ -2,7 +2,8 @@
 
 use crate::base::{Error, Result};
 use crate::classify::statistics::wilson;
-use crate::io::{atomic, json};
+use crate::io::atomic;
+use crate::train::metrics::{self, LoggedEvaluation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -41,20 +42,13 @@ impl Outcome {
 
     /// Of a run that is done. Errors: its metrics.jsonl cannot be read, or has no evaluation.
     pub fn of(run: &Path, steps: u64, loss: Option<f64>) -> Result<Outcome> {
-        let file = run.join("metrics.jsonl");
-        let (mut best, mut seconds): (Option<[u64; 3]>, f64) = (None, 0.0);
-        for record in json::read_lines::<Value>(&file)? {
-            let number = |key: &str| record.get(key).and_then(Value::as_f64).unwrap_or(0.0);
-            seconds += number("seconds") + number("eval_seconds");
-            let count = |key: &str| record.get(key).and_then(Value::as_u64);
-            if let (Some(correct), Some(samples), Some(step)) =
-                (count("eval_correct"), count("eval_samples"), count("step"))
-                && best.is_none_or(|[most, _, _]| correct > most)
-            {
-                best = Some([correct, samples, step]);
-            }
-        }
-        let [correct, samples, step] = best.ok_or_else(|| Error::file(&file, "holds no evaluation"))?;
+        let log = metrics::read(run)?;
+        // of equal ones the first
+        let best = log.evaluations.iter().rev().max_by_key(|e| e.correct);
+        let best = best.ok_or_else(|| Error::file(run.join(metrics::FILE), "holds no evaluation"))?;
+        let LoggedEvaluation { step, correct, samples, .. } = *best;
+        let steps_took: f64 = log.steps.iter().map(|s| s.seconds).sum();
+        let seconds = steps_took + log.evaluations.iter().map(|e| e.seconds).sum::<f64>();
         Ok(Outcome::Done {
             accuracy: correct as f64 / samples.max(1) as f64,
             interval: wilson(correct as usize, samples as usize),

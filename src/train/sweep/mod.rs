@@ -55,9 +55,8 @@ pub struct Host<'a> {
 /// Runs all trials that are not done yet. The leaderboard; None: interrupted, and a second call goes on.
 ///
 /// Errors: the validation set shares a photo with what is learnt or with the test set; the folder holds another sweep, or
-/// another process writes into it;
-/// what stops a run for a reason that other settings would not mend. A trial whose loss is no number, or that does not
-/// fit its memory, has failed, and the sweep goes on.
+/// another process writes into it; what stops a run for a reason that other settings would not mend. A trial whose loss is
+/// no number, or that does not fit its memory, has failed, and the sweep goes on.
 pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
     check_sets(sweep)?;
     let _lock = FolderLock::create(&sweep.out)?;
@@ -101,9 +100,12 @@ fn attempt(trial: &Trial, sets: &mut Sets, host: &mut Host) -> Result<Option<Row
     let outcome = match session::train(&trial.settings, device, precision, &begin, sets, &mut watch) {
         Ok(End::Interrupted { .. }) => return Ok(None),
         Ok(End::Done { steps, loss, .. }) => Outcome::of(&trial.settings.out, steps, loss)?,
-        // what these settings made of it: a loss that is no number, a batch that does not fit
-        Err(e @ (Error::Line { .. } | Error::Unsupported(_))) => Outcome::failed(e.to_string()),
-        Err(e) => return Err(e),
+        Err(e) => match e.cause() {
+            Error::Interrupted => return Ok(None),
+            // what these settings made of it
+            Error::Diverged { .. } | Error::OutOfMemory(_) => Outcome::failed(e.to_string()),
+            _ => return Err(e),
+        },
     };
     let row = Row { trial: trial.number, folder: trial.settings.out.clone(), varied: trial.varied.clone(), outcome };
     let file = trial.settings.out.join(RESULT);
@@ -134,7 +136,10 @@ fn remember(sweep: &Sweep) -> Result<()> {
             }
         }
         if seen.insert(s.model.clone()) {
-            inputs.insert(format!("the model {}", s.model.display()), fingerprint::of_model(&s.model)?.into());
+            let model = s.model.display();
+            inputs.insert(format!("the model {model}"), fingerprint::of_model(&s.model)?.into());
+            let processing = fingerprint::of_processing(&s.model)?;
+            inputs.insert(format!("the tokenizer, a template or the processor of {model}"), processing.into());
         }
     }
     let mut trials: Vec<Value> = sweep.trials.iter().map(|t| json!(t.settings)).collect();

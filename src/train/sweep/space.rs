@@ -18,7 +18,7 @@
 use crate::base::rng::Stream;
 use crate::base::{Error, Result};
 use crate::train::config_file;
-use crate::train::settings::Settings;
+use crate::train::settings::{Settings, writable};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -107,6 +107,7 @@ pub fn read(path: &Path, out: Option<&Path>) -> Result<Sweep> {
         (None, Some(out)) => absolute(&folder.join(out))?,
         (None, None) => return Err(Error::Usage("give a folder for the trials: --out, or out in the file".into())),
     };
+    writable("out", &out)?;
     let test = file.test.as_ref().map(|test| absolute(&folder.join(test))).transpose()?;
     if !file.train.contains_key("eval-data") {
         let said =
@@ -136,7 +137,7 @@ pub fn read(path: &Path, out: Option<&Path>) -> Result<Sweep> {
         let number = i + 1;
         let mut table = file.train.clone();
         let folder = out.join(format!("trial-{number:03}"));
-        table.insert("out".into(), folder.to_string_lossy().into_owned().into());
+        table.insert("out".into(), folder.display().to_string().into());
         table.extend(values.clone());
         let settings = config_file::settings(None, &table).map_err(|e| wrong(format!("trial {number}: {e}")))?;
         let varied = values.into_iter().map(|(k, v)| (k, serde_json::to_value(v).unwrap_or_default())).collect();

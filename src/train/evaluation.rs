@@ -1,0 +1,107 @@
+//! What a run is judged by on the way: the score and the loss of a validation set, the answers of an overfit check.
+//!
+//! A signal ends each of them after the batch that is computed, with [`crate::base::Error::Interrupted`] and nothing kept
+//! or logged: a run that goes on does it again from its start.
+
+use super::examples::{Fresh, Kept, Samples};
+use super::features::Store;
+use super::inputs::Evaluation;
+use super::metrics::EvalMetrics;
+use super::order::Step;
+use super::session::{Best, Said, Session, Watch, Why, now};
+use super::step::Trainer;
+use crate::base::Result;
+use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
+use crate::qwen3vl::prepare::Preparer;
+use rayon::prelude::*;
+use std::time::Instant;
+
+impl Session<'_> {
+    /// [`Why::Passed`] where all samples are learnt: every batch of one pass over them has a loss below the bound, and every
+    /// answer is right.
+    pub fn overfitted(&mut self, samples: &Samples, per_epoch: u64, watch: &Watch) -> Result<Option<Why>> {
+        if self.state.below < per_epoch {
+            return Ok(None);
+        }
+        let (right, n) = (self.answers(samples, watch)?, samples.all.len());
+        let passed = right.is_none_or(|right| right == n);
+        Ok(passed.then_some(Why::Passed { samples: n, answered: right.is_some() }))
+    }
+
+    /// How many of the samples are answered right; None where their answers are no closed set.
+    pub fn answers(&mut self, samples: &Samples, watch: &Watch) -> Result<Option<usize>> {
+        if samples.all.iter().any(|s| s.label.is_none()) {
+            return Ok(None);
+        }
+        let classes = Classes::of(samples.file, samples.all, false)?.names;
+        if classes.len() > MOST_CHOICES {
+            return Ok(None);
+        }
+        let (method, batch) = (Method::Choices(classes), self.settings.batch_size);
+        let mut right = 0;
+        let engine = &mut self.trainer.engine;
+        evaluate::evaluate(engine, samples.preparer, samples.file, samples.all, &method, batch, &mut |p| {
+            right += usize::from(p.right);
+            watch.go_on().map(|()| true)
+        })?;
+        Ok(Some(right))
+    }
+
+    /// Scores the evaluation set; keeps the result where it is the best so far. Where it is time to stop: the number of
+    /// evaluations since the best.
+    pub fn evaluate(&mut self, preparer: &Preparer, step: &Step, watch: &mut Watch) -> Result<Option<u64>> {
+        let Some(Evaluation { file, samples, classes }) = &self.evaluation else { return Ok(None) };
+        let start = Instant::now();
+        let method = Method::Choices(classes.clone());
+        let (mut correct, mut n) = (0, 0);
+        let batch = self.settings.batch_size;
+        evaluate::evaluate(&mut self.trainer.engine, preparer, file, samples, &method, batch, &mut |p| {
+            correct += p.right as u64;
+            n += 1;
+            watch.go_on().map(|()| true)
+        })?;
+        let most_tokens = self.checkpoint.config.text.max_position_embeddings;
+        let samples = Samples { file, all: samples, preparer, most_tokens };
+        let eval_loss = mean_loss(&mut self.trainer, &mut self.features, &samples, batch, watch)?;
+        let metrics = EvalMetrics {
+            step: step.number,
+            epoch: step.epochs_done,
+            eval_accuracy: correct as f64 / n as f64,
+            eval_correct: correct,
+            eval_samples: n,
+            eval_loss,
+            eval_seconds: start.elapsed().as_secs_f64(),
+        };
+        self.folder.log(&metrics, now())?;
+        (watch.said)(Said::Eval(metrics));
+        let better = self.state.best.is_none_or(|best| correct > best.correct);
+        self.state.best = Some(match self.state.best {
+            Some(best) if !better => Best { since: best.since + 1, ..best },
+            _ => Best { step: step.number, correct, since: 0 },
+        });
+        if better {
+            self.write_result()?;
+        }
+        let since = self.state.best.map(|b| b.since);
+        Ok(since.filter(|since| self.settings.early_stop.is_some_and(|n| *since >= n)))
+    }
+}
+
+/// Mean over the label tokens of all samples, as a step's loss is; without dropout.
+fn mean_loss(trainer: &mut Trainer, store: &mut Store, samples: &Samples, batch: usize, watch: &Watch) -> Result<f64> {
+    let (mut sum, mut tokens) = (0.0, 0);
+    // numbers that no sample of the training set has: what is kept of those stays
+    let first = store.keeps();
+    let all: Vec<usize> = (first..first + samples.all.len()).collect();
+    let mut kept = Kept::new(first + samples.all.len());
+    for chunk in all.chunks(batch) {
+        let fresh = chunk.par_iter().map(|at| Ok(Fresh { at: *at, example: samples.prepare(at - first)? }));
+        kept.take(trainer, store, fresh.collect::<Result<_>>()?)?;
+        let examples = kept.of(chunk);
+        sum += trainer.losses(&examples)?.iter().sum::<f64>();
+        tokens += examples.iter().map(|e| e.label_tokens()).sum::<usize>();
+        kept.release(store, chunk.iter().copied());
+        watch.go_on()?;
+    }
+    Ok(sum / tokens as f64)
+}

@@ -1,0 +1,126 @@
+//! What a run stands on, from its settings: read, checked and fingerprinted before anything is computed.
+
+use super::examples::Samples;
+use super::fingerprint::{self, Fingerprints};
+use super::lora::Lora;
+use super::order::{Order, Spread, pick};
+use super::session::Watch;
+use super::sets::Sets;
+use super::settings::Settings;
+use super::step::Example;
+use crate::base::{Error, Result};
+use crate::classify::evaluate::{Classes, MOST_CHOICES};
+use crate::data::dataset::Sample;
+use crate::qwen3vl::adapter::Adapter;
+use crate::qwen3vl::checkpoint::Checkpoint;
+use crate::qwen3vl::prepare::Preparer;
+use crate::qwen3vl::processor::read_patch_spec;
+use crate::qwen3vl::trainable::Trainable;
+use std::path::{Path, PathBuf};
+
+/// What a run trains, and in what form its result is written.
+pub(super) enum Kind {
+    Lora(Box<Lora>),
+    Full,
+}
+
+/// What a run stands on, read and checked, before anything is computed.
+pub(super) struct Inputs {
+    pub checkpoint: Checkpoint,
+    pub preparer: Preparer,
+    pub samples: Vec<Sample>,
+    pub evaluation: Option<Evaluation>,
+    pub kind: Kind,
+    /// The adapter to start from.
+    pub init: Option<Adapter>,
+    pub trainable: Trainable,
+    pub order: Order,
+}
+
+/// A validation set and its answers.
+pub(super) struct Evaluation {
+    pub file: PathBuf,
+    pub samples: Vec<Sample>,
+    pub classes: Vec<String>,
+}
+
+impl Inputs {
+    /// Errors: what cannot be read, or does not fit together; a signal.
+    pub fn read(settings: &Settings, sets: &mut Sets, watch: &mut Watch) -> Result<Inputs> {
+        let checkpoint = Checkpoint::open(&settings.model)?;
+        let spec = read_patch_spec(&settings.model)?.limited(settings.min_pixels, settings.max_pixels)?;
+        let preparer = Preparer::open(&settings.model, &checkpoint.config, spec)?;
+        let init = settings.init_adapter.as_ref().map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
+        let (kind, trainable) = if settings.full {
+            (Kind::Full, Trainable::full(&checkpoint))
+        } else {
+            let lora = Lora::resolve(settings, init.as_ref().map(|a| &a.config), &checkpoint.config)?;
+            let trainable = Trainable::lora(&lora.modules, lora.config.rank, lora.scale).with_dropout(settings.dropout);
+            (Kind::Lora(Box::new(lora)), trainable)
+        };
+        let samples = chosen(settings, sets.samples(&settings.data, settings, watch)?)?;
+        let evaluation = match &settings.eval_data {
+            Some(file) => Some(Evaluation::of(file, sets.samples(file, settings, watch)?)?),
+            None => None,
+        };
+        let (batch, accumulation) = (settings.batch_size, settings.grad_accumulation);
+        let order = Order::new(samples.len(), batch, accumulation, settings.sequence(), settings.length())?;
+        Ok(Inputs { checkpoint, preparer, samples, evaluation, kind, init, trainable, order })
+    }
+
+    /// The samples that a run learns from, `file` among its settings.
+    pub fn learnt<'a>(&'a self, file: &'a Path) -> Samples<'a> {
+        let most_tokens = self.checkpoint.config.text.max_position_embeddings;
+        Samples { file, all: &self.samples, preparer: &self.preparer, most_tokens }
+    }
+
+    /// The samples that it is evaluated on, without pixels.
+    pub fn measured_evaluation(&self) -> Result<Vec<Example>> {
+        let Some(Evaluation { file, samples, .. }) = &self.evaluation else { return Ok(Vec::new()) };
+        let most_tokens = self.checkpoint.config.text.max_position_embeddings;
+        Samples { file, all: samples, preparer: &self.preparer, most_tokens }.measure()
+    }
+
+    /// What must not change while a run is interrupted. Errors: what cannot be read; a signal.
+    pub fn fingerprints(&self, settings: &Settings, watch: &Watch) -> Result<Fingerprints> {
+        let mut inputs = Fingerprints::new();
+        let mut of = |what: &str, fingerprint: Result<String>| {
+            inputs.insert(what.into(), fingerprint?);
+            watch.go_on()
+        };
+        of("the model", fingerprint::of_model(&settings.model))?;
+        of("the model's tokenizer, templates or processor", fingerprint::of_processing(&settings.model))?;
+        of("the training set", fingerprint::of_file(&settings.data))?;
+        of("the photos of the training set", fingerprint::of_photos(&self.samples))?;
+        if let Some(evaluation) = &self.evaluation {
+            of("the validation set", fingerprint::of_file(&evaluation.file))?;
+            of("the photos of the validation set", fingerprint::of_photos(&evaluation.samples))?;
+        }
+        if let Some(dir) = &settings.init_adapter {
+            of("the adapter to start from", fingerprint::of_adapter(dir))?;
+        }
+        Ok(inputs)
+    }
+}
+
+impl Evaluation {
+    fn of(file: &Path, samples: Vec<Sample>) -> Result<Evaluation> {
+        let classes = Classes::of(file, &samples, false)?.names;
+        if classes.len() > MOST_CHOICES {
+            let said = format!("has {} answers; a run is evaluated on at most {MOST_CHOICES}", classes.len());
+            return Err(Error::file(file, said));
+        }
+        Ok(Evaluation { file: file.into(), samples, classes })
+    }
+}
+
+/// The samples of `--subset` or `--overfit`, or all.
+fn chosen(settings: &Settings, all: Vec<Sample>) -> Result<Vec<Sample>> {
+    let labels: Vec<Option<&str>> = all.iter().map(|s| s.label.as_deref()).collect();
+    let picked = match (settings.overfit, settings.subset) {
+        (Some(n), _) => pick(&labels, n, Spread::Even, settings.seed, "--overfit")?,
+        (None, Some(n)) => pick(&labels, n, Spread::Stratified, settings.seed, "--subset")?,
+        (None, None) => return Ok(all),
+    };
+    Ok(picked.into_iter().map(|at| all[at].clone()).collect())
+}
