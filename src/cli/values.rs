@@ -92,6 +92,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn areas_and_sizes() {
+        assert_eq!([pixels("1"), pixels("4294967296")], [Ok(1), Ok(1 << 32)]);
+        for text in ["0", "4294967297", "-1", "1e6", ""] {
+            assert_eq!(pixels(text), Err("wanted a number of pixels from 1 to 2^32".into()), "{text}");
+        }
+        assert_eq!(size("640x480"), Ok((640, 480)));
+        for text in ["640", "0x480", "640x0", "640x480x3", "x", "6.5x4"] {
+            assert!(size(text).is_err_and(|said| said.contains("640x480")), "{text}");
+        }
+    }
+
+    #[test]
     fn bytes_with_and_without_units() {
         for (text, want) in [
             ("0", 0),

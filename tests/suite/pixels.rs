@@ -70,7 +70,7 @@ fn every_command_takes_the_same_limits() {
     // below the model's own least area: what is trained with it is scored with it
     works("train --model {} --data {} --out {} --rank 1 --max-steps 1 --max-pixels 1024", &[&model, &data, &run]);
     let line = "eval --model {} --adapter {} --data {} --out {} --max-pixels 1024 --json";
-    assert_eq!(json_of(line, &[&model, &run, &data, &scores])["n"], json!(3));
+    assert_eq!(json_of(line, &[&model, &run, &data, &scores])["metrics"]["n"], json!(3));
     let said = json_of("preprocess --image {} --model {} --out {} --max-pixels 1024 --json", &[&image, &model, &out]);
     assert_eq!(said["tokens"], json!(1));
 }
