@@ -49,10 +49,10 @@ fn narrow_products_of_many_rows_are_cut() {
     }
 }
 
-/// A stage holds what an earlier step or nobody wrote past the last of the adapters' columns.
+/// A stage holds what an earlier step or nobody wrote past the last of the adapters' columns, 48 and 32 here.
 #[test]
 fn a_nan_stays_in_its_row_of_many() {
-    for (shape, ..) in SHAPES {
+    for (shape, ..) in [SHAPES[0], SHAPES[6]] {
         let (m, k, _) = shape;
         let mut case = Case::new(3);
         let mut op = linear(&mut case, shape, Trained::Nothing, PLAIN, false);
