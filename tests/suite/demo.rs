@@ -102,7 +102,7 @@ fn a_step_that_fails_ends_it() {
     let done = child.wait_with_output().unwrap();
     let errors = String::from_utf8_lossy(&done.stderr);
     assert_eq!(done.status.code(), Some(1), "{errors}");
-    assert!(errors.contains("train.jsonl: is there already") && errors.contains("vlm data failed"), "{errors}");
+    assert!(errors.contains("train.jsonl: is a folder") && errors.contains("vlm data failed"), "{errors}");
 }
 
 /// Ctrl-C reaches the demo and the command that it runs, as in a terminal; wherever it comes, it ends both, with what is
