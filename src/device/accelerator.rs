@@ -3,7 +3,8 @@
 use super::arguments::Arguments;
 use super::cast::CastArgs;
 use super::launcher::{Allocation, Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape};
-use super::memory::{ALIGNMENT, Memory, Place};
+use super::layout::{ALIGNMENT, Place};
+use super::memory::Memory;
 use super::weights::{Key, Store};
 use crate::base::counted::bytes;
 use crate::base::{Error, Result};

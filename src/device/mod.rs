@@ -16,6 +16,7 @@ pub mod cuda;
 pub mod emulated;
 mod images;
 pub mod launcher;
+pub mod layout;
 pub mod memory;
 mod nvtx;
 mod peak;
@@ -30,7 +31,8 @@ pub use borrowed::{Accumulate, Borrowed, Opened};
 pub use cast::CastArgs;
 pub use clock::{Clock, WordSeconds};
 pub use launcher::{Facts, Launch, Launcher};
-pub use memory::{Layout, Memory, Place};
+pub use layout::{Layout, Place};
+pub use memory::Memory;
 pub use nvtx::Range;
 pub use recording::Recording;
 

@@ -2,7 +2,8 @@
 //! first wanted, goes stale where the master is written, and is written by the optimiser together with its master.
 
 use super::launcher::{Allocation, Launcher};
-use super::memory::{Memory, Place};
+use super::layout::Place;
+use super::memory::Memory;
 use crate::base::Result;
 use crate::tensor::{Arena, Tensor};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Frozen weights on a device: each once, as bf16.
 
 use super::launcher::{Allocation, Facts, Launcher};
-use super::memory::ALIGNMENT;
+use super::layout::ALIGNMENT;
 use crate::base::{DType, Error, Precision, Result, dtype};
 use crate::tensor::Weight;
 use rayon::prelude::*;

@@ -9,7 +9,7 @@ use super::checkpoint::Checkpoint;
 use super::names::{self, LinearModule, Part};
 use crate::base::rng::{self, Stream};
 use crate::base::{DType, Precision, Result, dtype};
-use crate::device::memory::ALIGNMENT;
+use crate::device::layout::ALIGNMENT;
 use crate::device::{Device, Layout, Place};
 use crate::ops::linear::Dropout;
 use crate::tensor::{Arena, Tensor, Trained, new_generation};

@@ -7,7 +7,7 @@
 //! "greedy by size" of Pisarchyk and Lee, Efficient Memory Management for Deep Neural Net Inference (2020).
 
 use super::Tape;
-use crate::device::memory::ALIGNMENT;
+use crate::device::layout::ALIGNMENT;
 use crate::device::{Layout, Place};
 use crate::tensor::{Arena, Tensor};
 

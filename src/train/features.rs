@@ -1,7 +1,7 @@
 //! Where the frozen tower's results stay on the device: of the first samples from epoch to epoch, of others for a step.
 
 use crate::base::{DType, Error, Result};
-use crate::device::memory::ALIGNMENT;
+use crate::device::layout::ALIGNMENT;
 use crate::device::{Device, Layout};
 use crate::qwen3vl::vision::Features;
 use crate::tensor::{Arena, Tensor, new_generation};

@@ -9,7 +9,7 @@ use super::plan::{self, Form, HopperTile};
 use super::run::{run, run_bias, run_few, run_gated, run_gradients};
 use super::{Activation, Adapter, Linear, LinearBackward, Segment};
 use crate::base::{DType, Error, Result};
-use crate::device::memory::ALIGNMENT;
+use crate::device::layout::ALIGNMENT;
 use crate::device::{Accelerator, Accumulate, Addresses, Facts, Launch};
 use crate::ops::{Gradient, Op, bf16, require};
 use crate::tensor::{Tensor, Weight};

@@ -4,7 +4,7 @@ use super::random::Random;
 use std::cell::RefCell;
 use vlm::base::{DType, Result, Shape};
 use vlm::device::probe::{built, probe};
-use vlm::device::{Device, Layout, Place, emulated, memory::ALIGNMENT};
+use vlm::device::{Device, Layout, Place, emulated, layout::ALIGNMENT};
 use vlm::ops::Op;
 use vlm::tensor::{Arena, Tensor, Trained, Weight, new_generation};
 
