@@ -408,6 +408,14 @@ fn a_neighbours_large_scores_stay_out() {
     case.agrees(&op);
 }
 
+/// A lane of the warp that joins a row's splits has one, or two.
+#[test]
+fn splits_are_joined_where_they_are_more_than_lanes() {
+    let mut case = Case::new(8);
+    let op = cached(&mut case, &[1], &[33 * 256 + 9], (2, 1, 16), 64);
+    case.agrees(&op);
+}
+
 /// A block's 16 rows are more than are left at the end of the last sequence.
 #[test]
 fn no_query_is_read_past_the_last() {

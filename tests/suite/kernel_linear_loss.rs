@@ -77,6 +77,19 @@ fn rows_of_far_larger_logits_stay_out_of_their_neighbours() {
     }
 }
 
+/// What lies beyond the vocabulary in the last tile is zero, and would be far above all logits.
+#[test]
+fn logits_may_all_be_far_below_zero() {
+    for rows in ROWS {
+        let mut case = Case::new(10);
+        let mut op = loss(&mut case, (rows, 8, 200), true, false);
+        op.x = case.values(DType::Bf16, [rows, 8], vec![6.0; rows * 8]);
+        let head: Vec<f32> = case.random().f32s(200 * 8, 0.1).iter().map(|w| w - 6.0).collect();
+        op.head = vlm::tensor::Weight::from_f32("head", [200, 8], &head).expect("a head");
+        case.agrees(&op);
+    }
+}
+
 #[test]
 fn a_small_loss_keeps_its_digits() {
     // the label's logit is far above all others: ln S is nearly 0 and must not drown in the logit
