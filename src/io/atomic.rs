@@ -36,7 +36,7 @@ pub fn write_together(files: &[(PathBuf, Option<String>)]) -> Result<()> {
     let (mut written, mut places) = (Vec::new(), Vec::new());
     for (path, text) in files {
         let Some(text) = text else {
-            places.push(path.clone());
+            places.push(place(path)?);
             continue;
         };
         let (aside, place) = written_aside(path, |out| out.write(text.as_bytes()))?;
@@ -79,17 +79,20 @@ pub fn place(path: &Path) -> Result<PathBuf> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(path.into()),
         about => about.map_err(seen)?,
     };
-    let (place, about) = match about.is_symlink() {
-        false => (path.to_path_buf(), about),
-        true => match path.canonicalize() {
+    let linked = about.is_symlink();
+    let about = match linked {
+        false => about,
+        true => match fs::metadata(path) {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 return Err(Error::file(path, "is a link to a file that is not there; name the file itself"));
             }
-            place => (place.map_err(seen)?, fs::metadata(path).map_err(seen)?),
+            about => about.map_err(seen)?,
         },
     };
     let what = match about.file_type() {
-        kind if kind.is_file() => return Ok(place),
+        // of a pipe that a process has, as in /dev/stdout, the link is no path
+        kind if kind.is_file() && linked => return path.canonicalize().map_err(seen),
+        kind if kind.is_file() => return Ok(path.into()),
         kind if kind.is_dir() => "a folder",
         kind if kind.is_fifo() => "a pipe",
         kind if kind.is_socket() => "a socket",
@@ -214,6 +217,15 @@ mod tests {
     }
 
     #[test]
+    fn a_pipe_that_a_process_has_is_called_one() {
+        use std::os::fd::AsRawFd;
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let path = PathBuf::from(format!("/proc/self/fd/{}", reader.as_raw_fd()));
+        let error = write_file(&path, |_| panic!("nothing is to be written")).unwrap_err().to_string();
+        assert!(error.contains("is a pipe, and only a plain file"), "{error}");
+    }
+
+    #[test]
     fn what_is_no_plain_file_stays_what_it_is() {
         let dir = tempfile::tempdir().unwrap();
         let (socket, link) = (dir.path().join("socket"), dir.path().join("link"));
@@ -257,12 +269,12 @@ mod tests {
         let error = write_together(&[(a.clone(), text("new a")), (nowhere, text("new d"))]).unwrap_err().to_string();
         assert!(error.contains("missing/d"), "{error}");
         assert_eq!([read(&a), read(&b)], [text("old a"), text("old b")]);
-        // nor where one cannot be replaced; where one cannot be removed, the other is not new beside it
+        // nor where one cannot be replaced, or removed
         fs::create_dir(&c).unwrap();
-        let error = write_together(&[(a.clone(), text("new a")), (c.clone(), text("new c"))]).unwrap_err().to_string();
-        assert!(error.contains("c: is a folder") && read(&a) == text("old a"), "{error}");
-        let error = write_together(&[(a.clone(), text("new a")), (c.clone(), None)]).unwrap_err().to_string();
-        assert!(error.starts_with("cannot remove ") && !a.exists(), "{error}");
+        for text_of_c in [text("new c"), None] {
+            let error = write_together(&[(a.clone(), text("new a")), (c.clone(), text_of_c)]).unwrap_err().to_string();
+            assert!(error.contains("c: is a folder") && read(&a) == text("old a"), "{error}");
+        }
         fs::remove_dir(&c).unwrap();
         write_together(&[(a.clone(), text("new a")), (b.clone(), None), (c.clone(), text("new c"))]).unwrap();
         assert_eq!([read(&a), read(&b), read(&c)], [text("new a"), None, text("new c")]);
