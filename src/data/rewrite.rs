@@ -16,8 +16,15 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Errors: the file cannot be read.
+    /// Errors: the file cannot be read, or not again: a pipe gives its lines once, and what reads a dataset had them.
     pub fn read(file: &Path) -> Result<Lines> {
+        let about = std::fs::metadata(file).map_err(|e| Error::io("read", file, e))?;
+        if !about.is_file() {
+            return Err(Error::file(
+                file,
+                "has to be read twice here, which only a plain file can be: write its lines to one",
+            ));
+        }
         let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -189,7 +189,7 @@ fn read_text(text: &mut Fields) -> Result<TextConfig> {
         rms_norm_eps: positive(text, "rms_norm_eps", 1e-6)? as f32,
         rope_theta: rope.theta,
         mrope_section: rope.section,
-        max_position_embeddings: text.usize("max_position_embeddings")?.unwrap_or(128_000),
+        max_position_embeddings: size(text, "max_position_embeddings", 128_000)?,
     };
     nothing_else(text)?;
     if !config.n_heads.is_multiple_of(config.n_kv_heads) {

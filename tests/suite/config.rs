@@ -178,6 +178,7 @@ fn sizes_that_cannot_be_are_refused() {
     refused("/text_config/head_dim", (1 << 23).into(), "with 4 heads it makes more than");
     refused("/text_config/hidden_size", 0.into(), "hidden_size: wanted a number from 1 to");
     refused("/text_config/vocab_size", u64::MAX.into(), "vocab_size: wanted a number from 1 to");
+    refused("/text_config/max_position_embeddings", 0.into(), "max_position_embeddings: wanted a number from 1 to");
     refused("/text_config/num_hidden_layers", 5000.into(), "num_hidden_layers: wanted a number from 1 to 1024");
     refused("/text_config/hidden_size", "16".into(), "hidden_size: wanted a whole number");
     refused("/text_config/rms_norm_eps", 0.into(), "rms_norm_eps: wanted a number above 0");

@@ -328,3 +328,10 @@ fn paths_that_are_no_utf_8_are_refused() {
     assert_eq!(written(&here.join("a.png"), &here).unwrap(), "a.png");
     assert_eq!(written(Path::new("data:0123"), &here).unwrap(), "data:0123");
 }
+
+/// What gives its lines once has given them to whoever read the set.
+#[test]
+fn what_is_no_plain_file_is_not_read_again() {
+    let error = Lines::read(Path::new("/dev/null")).err().unwrap().to_string();
+    assert_eq!(error, "/dev/null: has to be read twice here, which only a plain file can be: write its lines to one");
+}
