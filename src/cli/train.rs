@@ -8,6 +8,7 @@ use super::values::{betas, bytes, pixels, positive};
 use super::{interrupt, output};
 use crate::base::{Error, Precision, Result, counted};
 use crate::train::config_file;
+use crate::train::fingerprint;
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::{self, Start};
 use crate::train::schedule::Decay;
@@ -292,15 +293,23 @@ impl Train {
 
     /// Errors: a file of somebody's would be replaced, or one that the run reads.
     fn check_outputs(&self, settings: &Settings) -> Result<()> {
-        const WEIGHTS: &str = "adapter_model.safetensors";
         const CONFIG: &str = "config.json";
-        let init = settings.init_adapter.as_ref().map(|folder| folder.join(WEIGHTS));
-        output::not_an_input(&settings.out.join(WEIGHTS), init.as_deref())?;
+        let adapter =
+            settings.init_adapter.iter().flat_map(|folder| fingerprint::ADAPTER.map(|name| folder.join(name)));
+        let sets = [Some(&settings.data), settings.eval_data.as_ref()].into_iter().flatten().cloned();
+        let files: Vec<PathBuf> = adapter.chain(sets).collect();
+        for file in run_folder::files(&settings.out) {
+            // the settings of a run are read where it wrote them, to do it again there
+            let again = |from: &Path| file.ends_with(run_folder::CONFIG) && config_file::is_of_a_run(from);
+            let recipe = self.config.as_deref().filter(|from| !again(from));
+            output::not_an_input(&file, files.iter().map(PathBuf::as_path).chain(recipe))?;
+        }
         let model = settings.model.join(CONFIG);
         let own = run_folder::model_folder(&settings.out);
         output::not_an_input(&own.join(CONFIG), [model.as_path()])?;
         let optional = [&settings.init_adapter, &settings.eval_data, &self.config].into_iter().flatten();
         let read: Vec<&Path> = optional.chain([&settings.model, &settings.data]).map(PathBuf::as_path).collect();
+        output::no_input_within(&run_folder::checkpoints_folder(&settings.out), read.iter().copied())?;
         // of an earlier run it is removed
         if settings.full || self.overwrite {
             output::no_input_within(&own, read.iter().copied())?;

@@ -33,7 +33,7 @@ const PROCESSING: [&str; 7] = [
     "tokenizer_config.json",
 ];
 /// An adapter's folder.
-const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+pub const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// By what they say of it, e.g. "the training set".
 pub type Fingerprints = BTreeMap<String, String>;

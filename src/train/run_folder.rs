@@ -29,7 +29,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-const CONFIG: &str = "config.toml";
+pub const CONFIG: &str = "config.toml";
 const METRICS: &str = metrics::FILE;
 /// TensorBoard looks for `tfevents` in a name.
 const EVENTS: &str = "events.out.tfevents.run.vlm";
@@ -92,6 +92,16 @@ pub fn model_folder(out: &Path) -> PathBuf {
     out.join("model")
 }
 
+/// The files that runs write into their folder, and remove with `Overwrite`.
+pub fn files(out: &Path) -> impl Iterator<Item = PathBuf> {
+    [CONFIG, METRICS, EVENTS, RESULT].into_iter().chain(RESULTS).map(|name| out.join(name))
+}
+
+/// Where a run leaves its checkpoints, below its folder.
+pub fn checkpoints_folder(out: &Path) -> PathBuf {
+    out.join(CHECKPOINTS)
+}
+
 /// How many samples the run in a folder learns from, as its run.json says. Where that says nothing (the run was killed, or
 /// is of a version that did not count), --subset or --overfit of its config.toml; None where neither was given: what a set
 /// held then it need not hold now.
@@ -148,7 +158,7 @@ impl RunFolder {
             Start::Overwrite => remove_run(dir)?,
             Start::Resume => remove_partial(dir, settings.full)?,
         }
-        let checkpoints = dir.join(CHECKPOINTS);
+        let checkpoints = checkpoints_folder(dir);
         let (resumed, mut warnings) = checkpoint::newest(&checkpoints)?;
         if let Some(checkpoint) = &resumed {
             let differences = checkpoint.about.identity.differences(&identity);
@@ -206,7 +216,7 @@ impl RunFolder {
         self.metrics.sync()?;
         self.events.sync()?;
         let logs = Logs { metrics_bytes: self.metrics.bytes(), events_bytes: self.events.bytes() };
-        let (dir, about) = (self.dir.join(CHECKPOINTS), About::new(position, self.identity.clone(), logs, state));
+        let (dir, about) = (checkpoints_folder(&self.dir), About::new(position, self.identity.clone(), logs, state));
         let write = move || {
             let arrays: Vec<(&str, &[f32])> = arrays.iter().map(|(name, values)| (*name, &values[..])).collect();
             checkpoint::write(&dir, about, &arrays)
@@ -253,7 +263,7 @@ fn is_partial(name: &str) -> bool {
 
 /// Removes those of a run, and the model that was not in its place yet: what was being written is written again.
 fn remove_partial(dir: &Path, full: bool) -> Result<()> {
-    for folder in [dir, &dir.join(CHECKPOINTS)] {
+    for folder in [dir, &checkpoints_folder(dir)] {
         entries(folder)?.iter().filter(|name| is_partial(name)).try_for_each(|name| remove(&folder.join(name)))?;
     }
     match full {
@@ -266,7 +276,7 @@ fn remove_partial(dir: &Path, full: bool) -> Result<()> {
 /// last: they tell the model of a run from a folder of somebody's that has its name.
 fn remove_run(dir: &Path) -> Result<()> {
     let full = settings_in(dir).get("full").and_then(toml::Value::as_bool).unwrap_or(false);
-    checkpoint::list(&dir.join(CHECKPOINTS))?.into_iter().rev().try_for_each(|(_, path)| remove(&path))?;
+    checkpoint::list(&checkpoints_folder(dir))?.into_iter().rev().try_for_each(|(_, path)| remove(&path))?;
     remove_partial(dir, full)?;
     if full {
         remove(&model_folder(dir))?;

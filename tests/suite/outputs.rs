@@ -183,6 +183,54 @@ fn what_is_read_is_not_replaced_under_any_name() {
     spares(&inner, &format!("{train} --rank 1 --overwrite"), &[&model, &inner, &full], &within);
 }
 
+/// A set, a recipe or an adapter may be called as a run calls its own files, and then lies in no run's folder.
+#[test]
+fn a_run_replaces_no_set_recipe_or_adapter_that_it_reads() {
+    let (place, model) = (Place::new(), single());
+    let (set, lines) = (place.at("set.jsonl"), fs::read_to_string(place.at("set.jsonl")).unwrap());
+    std::os::unix::fs::symlink(place.dir.path(), place.at("link")).unwrap();
+    let train = "train --model {} --data {} --out {} --prompt Which? --rank 1 --max-steps 1";
+    let read = "is read by this command";
+    let names = [
+        "metrics.jsonl",
+        "run.json",
+        "config.toml",
+        "events.out.tfevents.run.vlm",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checkpoints/step-00000001.safetensors",
+        "checkpoints/set.jsonl",
+    ];
+    for (i, name) in names.into_iter().enumerate() {
+        let (folder, linked) = (format!("sets{i}"), place.at(&format!("link/sets{i}")));
+        let taken = place.write(&format!("{folder}/{name}"), &lines.replace("photo.png", "../photo.png"));
+        for how in ["", " --resume", " --overwrite"] {
+            spares(&taken, &format!("{train}{how}"), &[&model, &taken, &linked], &[name, read]);
+            let line = format!("{train} --eval-data {{}}{how}");
+            spares(&taken, &line, &[&model, &set, &linked, &taken], &[name, read]);
+        }
+        assert_eq!(entries(&place.at(&folder)).len(), 1, "{name}");
+    }
+    let recipe = place.write("recipe/config.toml", "# what worked last week\nrank = 1\n");
+    let line = "train --config {} --model {} --data {} --out {} --prompt Which? --max-steps 1";
+    for how in [" --resume", " --overwrite"] {
+        let paths: &[&Path] = &[&recipe, &model, &set, &place.at("link/recipe")];
+        spares(&recipe, &format!("{line}{how}"), paths, &["config.toml", read]);
+    }
+    let (first, second) = (place.at("first"), place.at("second"));
+    works(train, &[&model, &set, &first]);
+    fs::create_dir(&second).unwrap();
+    fs::copy(first.join("adapter_config.json"), second.join("adapter_config.json")).unwrap();
+    let from = "train --model {} --data {} --out {} --prompt Which? --max-steps 1 --overwrite --init-adapter {}";
+    spares(&second.join("adapter_config.json"), from, &[&model, &set, &second, &second], &[read]);
+    // of its own settings a run is done again, in its place too
+    let config = first.join("config.toml");
+    let before = fs::read(&config).unwrap();
+    works("train --config {} --out {} --resume", &[&config, &first]);
+    works("train --config {} --out {} --overwrite", &[&config, &first]);
+    assert_eq!(fs::read(&config).unwrap(), before);
+}
+
 /// A sweep fills a folder of its own, with nothing in it that it reads.
 #[test]
 fn a_sweep_replaces_nothing_that_it_reads() {
