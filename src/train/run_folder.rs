@@ -102,6 +102,11 @@ pub fn checkpoints_folder(out: &Path) -> PathBuf {
     out.join(CHECKPOINTS)
 }
 
+/// The folders that belong to a run, with all that is in them.
+pub fn folders(out: &Path) -> [PathBuf; 3] {
+    [checkpoints_folder(out), model_folder(out), model_folder(out).with_extension("new")]
+}
+
 /// How many samples the run in a folder learns from, as its run.json says. Where that says nothing (the run was killed, or
 /// is of a version that did not count), --subset or --overfit of its config.toml; None where neither was given: what a set
 /// held then it need not hold now.

@@ -231,6 +231,56 @@ fn a_run_replaces_no_set_recipe_or_adapter_that_it_reads() {
     assert_eq!(fs::read(&config).unwrap(), before);
 }
 
+/// Gradients are written when a step is computed: what they cannot be written to is said before.
+#[test]
+fn first_gradients_have_a_file_of_their_own() {
+    let (place, model) = (Place::new(), single());
+    let (photo, set) = (place.at("photo.png"), place.at("set.jsonl"));
+    std::os::unix::fs::symlink(place.dir.path(), place.at("link")).unwrap();
+    let train = "train --model {} --data {} --out {} --prompt Which? --rank 1 --max-steps 1 --dump-first-gradients {}";
+    let run = place.at("run");
+    let own = [
+        "metrics.jsonl",
+        "run.json",
+        "config.toml",
+        "events.out.tfevents.run.vlm",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checkpoints/x.safetensors",
+        "model/x.safetensors",
+        "model.new",
+    ];
+    let refused = |file: &str, wanted: &str| {
+        let file = place.at(file);
+        for how in ["", " --resume", " --overwrite"] {
+            fails(&format!("{train}{how}"), &[&model, &set, &run, &file], &[wanted]);
+            assert!(!run.exists(), "{file:?}");
+        }
+    };
+    for name in own {
+        refused(&format!("run/{name}"), "is a name that the run itself uses");
+        refused(&format!("link/run/{name}"), "is a name that the run itself uses");
+    }
+    for name in ["none/x.safetensors", "run/none/x.safetensors", "set.jsonl/x.safetensors"] {
+        refused(name, "there is no folder to write it into");
+    }
+    for name in ["run", "link/run", "x.safetensors/", "x.safetensors/.", "link/", "link"] {
+        refused(name, "is a folder");
+    }
+    // of either set
+    let plain = place.write("plain.jsonl", "{\"image\": \"plain.png\", \"label\": \"dent\"}\n");
+    let second = place.at("plain.png");
+    fs::copy(image(), &second).unwrap();
+    let both = format!("{train} --overwrite --eval-data {{}}");
+    for photo in [&photo, &second, &place.at("link/photo.png")] {
+        spares(photo, &both, &[&model, &set, &run, photo, &plain], &["is read by this command"]);
+    }
+    assert!(!run.exists());
+    // in the run's folder they may lie
+    works(train, &[&model, &set, &run, &run.join("gradients.safetensors")]);
+    assert!(run.join("gradients.safetensors").is_file());
+}
+
 /// A sweep fills a folder of its own, with nothing in it that it reads.
 #[test]
 fn a_sweep_replaces_nothing_that_it_reads() {
