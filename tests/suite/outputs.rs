@@ -109,6 +109,12 @@ fn only_plain_files_are_replaced_and_links_stay() {
         fails(&line, &[&photo, place.dir.path()], &["is a folder, and only a plain file"]);
     }
     fails("data show {} --sheet {} --overwrite", &[&place.at("set.jsonl"), &pipe], &["is a pipe"]);
+    // a folder that is a pipe is not waited for
+    let train = "train --model {} --data {} --out {} --prompt Which? --rank 1 --max-steps 1";
+    for how in ["", " --resume", " --overwrite"] {
+        let paths: &[&Path] = &[&single(), &place.at("set.jsonl"), &pipe];
+        fails(&format!("{train}{how}"), paths, &["cannot use as a folder", "pipe: not a directory"]);
+    }
     let (file, link) = (place.write("deep/mine", "mine"), place.at("link"));
     std::os::unix::fs::symlink("deep/mine", &link).unwrap();
     spares(&file, "preprocess --image {} --out {}", &[&photo, &link], &["is there already"]);
