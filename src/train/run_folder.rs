@@ -236,6 +236,12 @@ impl RunFolder {
         let failed = |_| Err(Error::Unsupported("writing a checkpoint ended in a panic".into()));
         self.saving.take().map_or(Ok(()), |saving| saving.join().unwrap_or_else(failed))
     }
+
+    /// The step of the last checkpoint, once that is on disk; None where there is none.
+    pub fn last_checkpoint(&mut self) -> Result<Option<u64>> {
+        self.saved()?;
+        Ok(checkpoint::list(&checkpoints_folder(&self.dir))?.last().map(|(step, _)| *step))
+    }
 }
 
 impl Drop for RunFolder {
