@@ -2,7 +2,7 @@
 
 use crate::base::{Error, Result};
 use crate::io::{atomic, host_tensor, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Errors: `file` is there, and nobody said `--overwrite`; it is what no file can replace.
 pub fn free(file: &Path, overwrite: bool) -> Result<()> {
@@ -46,6 +46,14 @@ pub fn no_input_within<'a>(filled: &Path, inputs: impl IntoIterator<Item = &'a P
             Err(Error::file(input, format!("{said}; name another folder with --out")))
         }
         None => Ok(()),
+    }
+}
+
+/// Where `path` leads, or would: what is there of it without links, and the rest as it stands.
+pub fn resolved(path: &Path) -> PathBuf {
+    match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Err(_), Some(parent), Some(name)) => resolved(parent).join(name),
+        (found, ..) => found.unwrap_or_else(|_| path.into()),
     }
 }
 

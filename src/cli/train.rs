@@ -7,7 +7,10 @@ use super::shares::Shares;
 use super::values::{betas, bytes, pixels, positive};
 use super::{interrupt, output};
 use crate::base::{Error, Precision, Result, counted};
+use crate::data::dataset::{OnBad, Sample, read_dataset};
+use crate::data::messages::ImageSource;
 use crate::train::config_file;
+use crate::train::fingerprint;
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::{self, Start};
 use crate::train::schedule::Decay;
@@ -15,6 +18,7 @@ use crate::train::session::{self, Begin, End, Said, Watch, Why};
 use crate::train::sets::Sets;
 use crate::train::settings::{DeviceChoice, Settings, writable};
 use serde::Serialize;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -204,6 +208,39 @@ fn begun<T>(result: Result<T>) -> Result<T> {
     }
 }
 
+/// The photos of both sets that are files.
+fn photos(settings: &Settings) -> Result<Vec<PathBuf>> {
+    let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
+    let mut photos = Vec::new();
+    for set in [Some(&settings.data), settings.eval_data.as_ref()].into_iter().flatten() {
+        let samples = read_dataset(set, settings.prompt.as_deref(), on_bad)?.samples;
+        photos.extend(samples.iter().flat_map(Sample::images).filter_map(ImageSource::file).map(PathBuf::from));
+    }
+    Ok(photos)
+}
+
+/// Errors: `file`, which is written after a step is computed, would have no folder to lie in then, or is something that the
+/// run in the folder `out` makes itself.
+fn beside_the_run(file: &Path, out: &Path) -> Result<()> {
+    let whole = std::path::absolute(file).map_err(|e| Error::io("find the whole path of", file, e))?;
+    let (at, run) = (output::resolved(&whole), output::resolved(out));
+    // `x/` and `x/.` have the name x, and can be folders alone
+    let ends_in = |name: &OsStr| file.as_os_str().as_encoded_bytes().ends_with(name.as_encoded_bytes());
+    if run.starts_with(&at) || !file.file_name().is_some_and(ends_in) {
+        return Err(Error::file(file, "is a folder, and --dump-first-gradients writes a file; name one"));
+    }
+    if run_folder::files(out).any(|own| output::resolved(&own) == at)
+        || run_folder::folders(out).iter().any(|own| at.starts_with(output::resolved(own)))
+    {
+        return Err(Error::file(file, "is a name that the run itself uses; give --dump-first-gradients another"));
+    }
+    match at.parent() {
+        // the run makes its own
+        Some(folder) if folder.is_dir() || folder == run => Ok(()),
+        _ => Err(Error::file(file, "there is no folder to write it into; make it first, or name another file")),
+    }
+}
+
 impl Train {
     pub fn run(&self) -> Result<()> {
         let settings = self.settings()?;
@@ -292,21 +329,31 @@ impl Train {
 
     /// Errors: a file of somebody's would be replaced, or one that the run reads.
     fn check_outputs(&self, settings: &Settings) -> Result<()> {
-        const WEIGHTS: &str = "adapter_model.safetensors";
         const CONFIG: &str = "config.json";
-        let init = settings.init_adapter.as_ref().map(|folder| folder.join(WEIGHTS));
-        output::not_an_input(&settings.out.join(WEIGHTS), init.as_deref())?;
+        let adapter =
+            settings.init_adapter.iter().flat_map(|folder| fingerprint::ADAPTER.map(|name| folder.join(name)));
+        let sets = [Some(&settings.data), settings.eval_data.as_ref()].into_iter().flatten().cloned();
+        let files: Vec<PathBuf> = adapter.chain(sets).collect();
+        for file in run_folder::files(&settings.out) {
+            // the settings of a run are read where it wrote them, to do it again there
+            let again = |from: &Path| file.ends_with(run_folder::CONFIG) && config_file::is_of_a_run(from);
+            let recipe = self.config.as_deref().filter(|from| !again(from));
+            output::not_an_input(&file, files.iter().map(PathBuf::as_path).chain(recipe))?;
+        }
         let model = settings.model.join(CONFIG);
         let own = run_folder::model_folder(&settings.out);
         output::not_an_input(&own.join(CONFIG), [model.as_path()])?;
         let optional = [&settings.init_adapter, &settings.eval_data, &self.config].into_iter().flatten();
         let read: Vec<&Path> = optional.chain([&settings.model, &settings.data]).map(PathBuf::as_path).collect();
+        output::no_input_within(&run_folder::checkpoints_folder(&settings.out), read.iter().copied())?;
         // of an earlier run it is removed
         if settings.full || self.overwrite {
             output::no_input_within(&own, read.iter().copied())?;
         }
         let Some(file) = &self.dump_first_gradients else { return Ok(()) };
-        output::not_an_input(file, read)?;
+        let photos = photos(settings)?;
+        output::not_an_input(file, read.into_iter().chain(photos.iter().map(PathBuf::as_path)))?;
+        beside_the_run(file, &settings.out)?;
         match self.resume {
             // it may have been written before the run was stopped
             true => output::free_or_own(file, self.overwrite, session::GRADIENTS),

@@ -3,6 +3,7 @@
 
 use crate::base::{Error, Result};
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::Path;
 
 /// The folder is this process's to write into until this is dropped.
@@ -18,9 +19,14 @@ impl FolderLock {
         FolderLock::take(dir)
     }
 
-    /// Locks the folder `dir`. Errors: there is none; another process, or another part of this one, holds its lock.
+    /// Locks the folder `dir`. Errors: there is none, or something else of that name; another process, or another part of this one, holds its lock.
     pub fn take(dir: &Path) -> Result<FolderLock> {
-        let folder = File::open(dir).map_err(|e| Error::io("use as a folder", dir, e))?;
+        let refused = |e| Error::io("use as a folder", dir, e);
+        // to open a pipe would be to wait for its writer
+        if !std::fs::metadata(dir).map_err(refused)?.is_dir() {
+            return Err(refused(ErrorKind::NotADirectory.into()));
+        }
+        let folder = File::open(dir).map_err(refused)?;
         match folder.try_lock() {
             Err(TryLockError::WouldBlock) => Err(Error::Busy { folder: dir.into() }),
             Ok(()) | Err(TryLockError::Error(_)) => Ok(FolderLock { folder }),
@@ -55,5 +61,10 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
         let said = FolderLock::take(&dir.path().join("none")).unwrap_err().to_string();
         assert!(said.contains("cannot use as a folder") && said.contains("none"), "{said}");
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let said = FolderLock::take(&pipe).unwrap_err().to_string();
+        assert!(said.contains("cannot use as a folder") && said.ends_with("pipe: not a directory"), "{said}");
+        FolderLock::create(&pipe).unwrap_err();
     }
 }

@@ -44,7 +44,7 @@ impl Checkpoint {
     /// embedding.
     pub fn open(dir: &Path) -> Result<Self> {
         let config = Config::read(dir)?;
-        let files = open_files(dir)?;
+        let files = weights(dir)?;
         let mut places: HashMap<String, (usize, String)> = HashMap::new();
         for (i, file) in files.iter().enumerate() {
             for (name, _) in file.tensors() {
@@ -145,8 +145,9 @@ impl Checkpoint {
     }
 }
 
-/// One file, or the shards that an index names.
-fn open_files(dir: &Path) -> Result<Vec<SafetensorsFile>> {
+/// The files of weights in a checkpoint folder: one, or the shards that an index names, in the order of their names. Errors:
+/// there are none; one is missing or no safetensors file; the index disagrees with its shards.
+pub fn weights(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     let (single, index) = (dir.join(SINGLE_FILE), dir.join(INDEX_FILE));
     if single.exists() {
         return Ok(vec![SafetensorsFile::open(&single)?]);

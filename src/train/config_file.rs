@@ -94,11 +94,19 @@ pub(super) fn from_folder(table: &mut Table, folder: &Path) {
     }
 }
 
+/// How the file of a run's settings begins.
+const HEAD: &str = "# The settings of this run.";
+
+/// Whether a run wrote the file: then no comment of anybody's is lost where one writes it again.
+pub fn is_of_a_run(path: &Path) -> bool {
+    std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(HEAD))
+}
+
 /// Writes all settings, so that `vlm train --config` of that file does the same again. Errors: a path that is not
 /// UTF-8; those of writing.
 pub fn write(path: &Path, settings: &Settings) -> Result<()> {
     let text =
         toml::to_string(settings).map_err(|e| Error::file(path, format!("the settings cannot be written: {e}")))?;
-    let head = "# The settings of this run. `vlm train --config` with this file does it again; give another --out.\n\n";
-    atomic::write_file(path, |out| out.write(format!("{head}{text}").as_bytes()))
+    let again = "`vlm train --config` with this file does it again; give another --out.";
+    atomic::write_file(path, |out| out.write(format!("{HEAD} {again}\n\n{text}").as_bytes()))
 }

@@ -7,13 +7,13 @@
 use crate::base::{Error, Result};
 use crate::data::dataset::Sample;
 use crate::data::messages::ImageSource;
-use crate::io::mapped::MappedFile;
+use crate::qwen3vl::checkpoint;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The header of a large checkpoint's file.
 const FIRST_BYTES: usize = 1 << 17;
@@ -33,7 +33,7 @@ const PROCESSING: [&str; 7] = [
     "tokenizer_config.json",
 ];
 /// An adapter's folder.
-const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+pub const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// By what they say of it, e.g. "the training set".
 pub type Fingerprints = BTreeMap<String, String>;
@@ -64,22 +64,13 @@ pub fn of_photos(samples: &[Sample]) -> Result<String> {
     Ok(hex(Sha256::new_with_prefix(hashes.join("\n"))))
 }
 
-/// A checkpoint folder: its config, and of each file of weights name, length, first bytes (the names and shapes) and
-/// blocks spread evenly over the rest. All of the weights would take a minute to read, and two models differ nearly
-/// everywhere.
+/// A checkpoint folder: its config, and of each file of weights that is read (an adapter may lie beside them) name, length,
+/// first bytes (the names and shapes) and blocks spread evenly over the rest. All of the weights would take a minute to
+/// read, and two models differ nearly everywhere. An index has no say: it has to agree with its shards.
 pub fn of_model(dir: &Path) -> Result<String> {
-    let list = |e| Error::io("list", dir, e);
-    let mut paths: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(list)? {
-        let path = entry.map_err(list)?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            paths.push(path);
-        }
-    }
-    paths.sort();
     let mut hash = Sha256::new_with_prefix(of_file(&dir.join("config.json"))?);
-    for path in paths {
-        let file = MappedFile::open(&path)?;
+    for weights in checkpoint::weights(dir)? {
+        let (path, file) = (&weights.path, &weights.file);
         hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
         hash.update((file.len() as u64).to_le_bytes());
         hash.update(&file[..file.len().min(FIRST_BYTES)]);

@@ -29,7 +29,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 
-const CONFIG: &str = "config.toml";
+pub const CONFIG: &str = "config.toml";
 const METRICS: &str = metrics::FILE;
 /// TensorBoard looks for `tfevents` in a name.
 const EVENTS: &str = "events.out.tfevents.run.vlm";
@@ -92,6 +92,21 @@ pub fn model_folder(out: &Path) -> PathBuf {
     out.join("model")
 }
 
+/// The files that runs write into their folder, and remove with `Overwrite`.
+pub fn files(out: &Path) -> impl Iterator<Item = PathBuf> {
+    [CONFIG, METRICS, EVENTS, RESULT].into_iter().chain(RESULTS).map(|name| out.join(name))
+}
+
+/// Where a run leaves its checkpoints, below its folder.
+pub fn checkpoints_folder(out: &Path) -> PathBuf {
+    out.join(CHECKPOINTS)
+}
+
+/// The folders that belong to a run, with all that is in them.
+pub fn folders(out: &Path) -> [PathBuf; 3] {
+    [checkpoints_folder(out), model_folder(out), model_folder(out).with_extension("new")]
+}
+
 /// How many samples the run in a folder learns from, as its run.json says. Where that says nothing (the run was killed, or
 /// is of a version that did not count), --subset or --overfit of its config.toml; None where neither was given: what a set
 /// held then it need not hold now.
@@ -148,7 +163,7 @@ impl RunFolder {
             Start::Overwrite => remove_run(dir)?,
             Start::Resume => remove_partial(dir, settings.full)?,
         }
-        let checkpoints = dir.join(CHECKPOINTS);
+        let checkpoints = checkpoints_folder(dir);
         let (resumed, mut warnings) = checkpoint::newest(&checkpoints)?;
         if let Some(checkpoint) = &resumed {
             let differences = checkpoint.about.identity.differences(&identity);
@@ -206,7 +221,7 @@ impl RunFolder {
         self.metrics.sync()?;
         self.events.sync()?;
         let logs = Logs { metrics_bytes: self.metrics.bytes(), events_bytes: self.events.bytes() };
-        let (dir, about) = (self.dir.join(CHECKPOINTS), About::new(position, self.identity.clone(), logs, state));
+        let (dir, about) = (checkpoints_folder(&self.dir), About::new(position, self.identity.clone(), logs, state));
         let write = move || {
             let arrays: Vec<(&str, &[f32])> = arrays.iter().map(|(name, values)| (*name, &values[..])).collect();
             checkpoint::write(&dir, about, &arrays)
@@ -220,6 +235,12 @@ impl RunFolder {
     pub fn saved(&mut self) -> Result<()> {
         let failed = |_| Err(Error::Unsupported("writing a checkpoint ended in a panic".into()));
         self.saving.take().map_or(Ok(()), |saving| saving.join().unwrap_or_else(failed))
+    }
+
+    /// The step of the last checkpoint, once that is on disk; None where there is none.
+    pub fn last_checkpoint(&mut self) -> Result<Option<u64>> {
+        self.saved()?;
+        Ok(checkpoint::list(&checkpoints_folder(&self.dir))?.last().map(|(step, _)| *step))
     }
 }
 
@@ -253,7 +274,7 @@ fn is_partial(name: &str) -> bool {
 
 /// Removes those of a run, and the model that was not in its place yet: what was being written is written again.
 fn remove_partial(dir: &Path, full: bool) -> Result<()> {
-    for folder in [dir, &dir.join(CHECKPOINTS)] {
+    for folder in [dir, &checkpoints_folder(dir)] {
         entries(folder)?.iter().filter(|name| is_partial(name)).try_for_each(|name| remove(&folder.join(name)))?;
     }
     match full {
@@ -266,7 +287,7 @@ fn remove_partial(dir: &Path, full: bool) -> Result<()> {
 /// last: they tell the model of a run from a folder of somebody's that has its name.
 fn remove_run(dir: &Path) -> Result<()> {
     let full = settings_in(dir).get("full").and_then(toml::Value::as_bool).unwrap_or(false);
-    checkpoint::list(&dir.join(CHECKPOINTS))?.into_iter().rev().try_for_each(|(_, path)| remove(&path))?;
+    checkpoint::list(&checkpoints_folder(dir))?.into_iter().rev().try_for_each(|(_, path)| remove(&path))?;
     remove_partial(dir, full)?;
     if full {
         remove(&model_folder(dir))?;

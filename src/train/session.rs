@@ -429,7 +429,8 @@ impl Session<'_> {
             let losses = self.trainer.micro_batch(examples, 1.0 / label_tokens as f32, random)?;
             if let Some(bad) = losses.iter().position(|l| !l.is_finite()) {
                 let (path, line) = (samples.file.into(), samples.all[batch[bad]].line);
-                return Err(Error::Diverged { path, line, loss: losses[bad], step: step.number });
+                let kept = self.folder.last_checkpoint()?;
+                return Err(Error::Diverged { path, line, loss: losses[bad], step: step.number, kept });
             }
             loss += losses.iter().sum::<f64>();
         }

@@ -109,6 +109,12 @@ fn only_plain_files_are_replaced_and_links_stay() {
         fails(&line, &[&photo, place.dir.path()], &["is a folder, and only a plain file"]);
     }
     fails("data show {} --sheet {} --overwrite", &[&place.at("set.jsonl"), &pipe], &["is a pipe"]);
+    // a folder that is a pipe is not waited for
+    let train = "train --model {} --data {} --out {} --prompt Which? --rank 1 --max-steps 1";
+    for how in ["", " --resume", " --overwrite"] {
+        let paths: &[&Path] = &[&single(), &place.at("set.jsonl"), &pipe];
+        fails(&format!("{train}{how}"), paths, &["cannot use as a folder", "pipe: not a directory"]);
+    }
     let (file, link) = (place.write("deep/mine", "mine"), place.at("link"));
     std::os::unix::fs::symlink("deep/mine", &link).unwrap();
     spares(&file, "preprocess --image {} --out {}", &[&photo, &link], &["is there already"]);
@@ -181,6 +187,104 @@ fn what_is_read_is_not_replaced_under_any_name() {
     let inner = place.write("full/model/set.jsonl", &fs::read_to_string(&set).unwrap());
     let within = ["set.jsonl: is read by this command, and lies in", "full/model, which it fills"];
     spares(&inner, &format!("{train} --rank 1 --overwrite"), &[&model, &inner, &full], &within);
+}
+
+/// A set, a recipe or an adapter may be called as a run calls its own files, and then lies in no run's folder.
+#[test]
+fn a_run_replaces_no_set_recipe_or_adapter_that_it_reads() {
+    let (place, model) = (Place::new(), single());
+    let (set, lines) = (place.at("set.jsonl"), fs::read_to_string(place.at("set.jsonl")).unwrap());
+    std::os::unix::fs::symlink(place.dir.path(), place.at("link")).unwrap();
+    let train = "train --model {} --data {} --out {} --prompt Which? --rank 1 --max-steps 1";
+    let read = "is read by this command";
+    let names = [
+        "metrics.jsonl",
+        "run.json",
+        "config.toml",
+        "events.out.tfevents.run.vlm",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checkpoints/step-00000001.safetensors",
+        "checkpoints/set.jsonl",
+    ];
+    for (i, name) in names.into_iter().enumerate() {
+        let (folder, linked) = (format!("sets{i}"), place.at(&format!("link/sets{i}")));
+        let taken = place.write(&format!("{folder}/{name}"), &lines.replace("photo.png", "../photo.png"));
+        for how in ["", " --resume", " --overwrite"] {
+            spares(&taken, &format!("{train}{how}"), &[&model, &taken, &linked], &[name, read]);
+            let line = format!("{train} --eval-data {{}}{how}");
+            spares(&taken, &line, &[&model, &set, &linked, &taken], &[name, read]);
+        }
+        assert_eq!(entries(&place.at(&folder)).len(), 1, "{name}");
+    }
+    let recipe = place.write("recipe/config.toml", "# what worked last week\nrank = 1\n");
+    let line = "train --config {} --model {} --data {} --out {} --prompt Which? --max-steps 1";
+    for how in [" --resume", " --overwrite"] {
+        let paths: &[&Path] = &[&recipe, &model, &set, &place.at("link/recipe")];
+        spares(&recipe, &format!("{line}{how}"), paths, &["config.toml", read]);
+    }
+    let (first, second) = (place.at("first"), place.at("second"));
+    works(train, &[&model, &set, &first]);
+    fs::create_dir(&second).unwrap();
+    fs::copy(first.join("adapter_config.json"), second.join("adapter_config.json")).unwrap();
+    let from = "train --model {} --data {} --out {} --prompt Which? --max-steps 1 --overwrite --init-adapter {}";
+    spares(&second.join("adapter_config.json"), from, &[&model, &set, &second, &second], &[read]);
+    // of its own settings a run is done again, in its place too
+    let config = first.join("config.toml");
+    let before = fs::read(&config).unwrap();
+    works("train --config {} --out {} --resume", &[&config, &first]);
+    works("train --config {} --out {} --overwrite", &[&config, &first]);
+    assert_eq!(fs::read(&config).unwrap(), before);
+}
+
+/// Gradients are written when a step is computed: what they cannot be written to is said before.
+#[test]
+fn first_gradients_have_a_file_of_their_own() {
+    let (place, model) = (Place::new(), single());
+    let (photo, set) = (place.at("photo.png"), place.at("set.jsonl"));
+    std::os::unix::fs::symlink(place.dir.path(), place.at("link")).unwrap();
+    let train = "train --model {} --data {} --out {} --prompt Which? --rank 1 --max-steps 1 --dump-first-gradients {}";
+    let run = place.at("run");
+    let own = [
+        "metrics.jsonl",
+        "run.json",
+        "config.toml",
+        "events.out.tfevents.run.vlm",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checkpoints/x.safetensors",
+        "model/x.safetensors",
+        "model.new",
+    ];
+    let refused = |file: &str, wanted: &str| {
+        let file = place.at(file);
+        for how in ["", " --resume", " --overwrite"] {
+            fails(&format!("{train}{how}"), &[&model, &set, &run, &file], &[wanted]);
+            assert!(!run.exists(), "{file:?}");
+        }
+    };
+    for name in own {
+        refused(&format!("run/{name}"), "is a name that the run itself uses");
+        refused(&format!("link/run/{name}"), "is a name that the run itself uses");
+    }
+    for name in ["none/x.safetensors", "run/none/x.safetensors", "set.jsonl/x.safetensors"] {
+        refused(name, "there is no folder to write it into");
+    }
+    for name in ["run", "link/run", "x.safetensors/", "x.safetensors/.", "link/", "link"] {
+        refused(name, "is a folder");
+    }
+    // of either set
+    let plain = place.write("plain.jsonl", "{\"image\": \"plain.png\", \"label\": \"dent\"}\n");
+    let second = place.at("plain.png");
+    fs::copy(image(), &second).unwrap();
+    let both = format!("{train} --overwrite --eval-data {{}}");
+    for photo in [&photo, &second, &place.at("link/photo.png")] {
+        spares(photo, &both, &[&model, &set, &run, photo, &plain], &["is read by this command"]);
+    }
+    assert!(!run.exists());
+    // in the run's folder they may lie
+    works(train, &[&model, &set, &run, &run.join("gradients.safetensors")]);
+    assert!(run.join("gradients.safetensors").is_file());
 }
 
 /// A sweep fills a folder of its own, with nothing in it that it reads.

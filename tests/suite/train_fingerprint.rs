@@ -1,6 +1,6 @@
 //! Fingerprints: the same for the same contents anywhere, another for each change.
 
-use crate::folders::{model, small_config};
+use crate::folders::{entries, model, sharded_model, small_config};
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
@@ -81,6 +81,31 @@ fn models_differ_by_config_names_and_weights() {
     assert_eq!(HashSet::from([first, second, third]).len(), 3);
     let error = of_model(&copy.path().join("nowhere")).unwrap_err().to_string();
     assert!(error.contains("nowhere"), "{error}");
+}
+
+/// Of one file or of many, and of nothing that is not opened.
+#[test]
+fn files_that_are_no_weights_of_the_model_have_no_say() {
+    let single = model(&small_config(), DType::F32);
+    let sharded = sharded_model(&small_config(), DType::F32, 1 << 12);
+    let shards: Vec<String> = entries(sharded.path()).into_iter().filter(|n| n.ends_with(".safetensors")).collect();
+    assert!(shards.len() > 1, "{shards:?}");
+    for (folder, files) in [(single.path(), vec!["model.safetensors".to_string()]), (sharded.path(), shards)] {
+        let first = of_model(folder).unwrap();
+        fs::write(folder.join("notes.safetensors"), "not of it").unwrap();
+        fs::write(folder.join("adapter_model.safetensors"), "not of it").unwrap();
+        assert_eq!(of_model(folder).unwrap(), first);
+        for file in files {
+            let path = folder.join(&file);
+            let bytes = fs::read(&path).unwrap();
+            let mut changed = bytes.clone();
+            *changed.last_mut().unwrap() ^= 1;
+            fs::write(&path, changed).unwrap();
+            assert_ne!(of_model(folder).unwrap(), first, "{file}");
+            fs::write(&path, bytes).unwrap();
+        }
+        assert_eq!(of_model(folder).unwrap(), first);
+    }
 }
 
 /// Whatever is read of a folder beside weights and config has a say in the result.

@@ -141,6 +141,34 @@ fn a_run_goes_on_with_the_same_tokenizer_adapter_and_precision_alone() {
     assert!(matches!(bench.run(&settings, Start::Resume, None), Ok(End::Done { steps: 6, .. })));
 }
 
+/// An adapter beside the weights that it was trained on does not make another model of them.
+#[test]
+fn a_run_in_its_models_own_folder_goes_on_to_the_same_bits() {
+    let bench = Bench::new();
+    bench.write("eval.jsonl", &fs::read_to_string(bench.path("train.jsonl")).unwrap());
+    let model = bench.path("model");
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(cases().join("single")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let settings = |out: &str| {
+        bench.settings(|s| {
+            (s.eval_data, s.eval_every) = (Some(bench.path("eval.jsonl")), Some(1));
+            (s.model, s.out) = (model.clone(), bench.path(out));
+        })
+    };
+    let (whole, within) = (settings("whole"), settings("model"));
+    let end = bench.run(&whole, Start::New, None).unwrap();
+    let weights = fs::read(model.join("model.safetensors")).unwrap();
+    assert_eq!(bench.run(&within, Start::Overwrite, Some(3)).unwrap(), End::Interrupted { steps: 3 });
+    assert!(model.join("adapter_model.safetensors").exists());
+    assert_eq!(bench.run(&within, Start::Resume, None).unwrap(), end);
+    assert!(adapter(&whole.out) == adapter(&within.out));
+    assert_eq!(log(&whole.out), log(&within.out));
+    assert!(fs::read(model.join("model.safetensors")).unwrap() == weights);
+}
+
 /// What a checkpoint says of the run beside its numbers is not guessed.
 #[test]
 fn a_state_that_cannot_be_read_is_an_error() {

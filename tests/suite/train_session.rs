@@ -11,6 +11,7 @@ use std::process::{Command, Stdio};
 use vlm::base::{Error, Precision};
 use vlm::device::Device;
 use vlm::io::lock::FolderLock;
+use vlm::qwen3vl::checkpoint::Checkpoint;
 use vlm::train::run_folder::{Start, training_samples};
 use vlm::train::session::{Begin, End, Said, Watch, Why, dry_run, train};
 use vlm::train::sets::Sets;
@@ -192,7 +193,40 @@ fn a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_checkpoint
     let said = error.to_string();
     let named = said.contains("train.jsonl, line ") && said.contains("at step ") && said.contains("--learning-rate");
     assert!(named, "{said}");
+    let Error::Diverged { step, .. } = error.cause() else { panic!("{error:?}") };
+    assert!(said.ends_with(&format!("; the last checkpoint, of step {}, is kept", step - 1)), "{said}");
     assert!(fs::read_dir(settings.out.join("checkpoints")).unwrap().count() > 0);
+    // what is not there is not said to be
+    let settings = bench.settings(|s| {
+        (s.learning_rate, s.max_grad_norm, s.save_every) = (1e30, 0.0, Some(100));
+        s.out = bench.path("unsaved");
+    });
+    let said = bench.refusal(&settings);
+    assert!(said.ends_with(": lower --learning-rate, or look at the sample"), "{said}");
+}
+
+/// Before a step is taken no learning rate is at fault.
+#[test]
+fn a_loss_that_is_not_finite_at_the_first_step_is_the_weights_or_the_samples() {
+    let bench = Bench::new();
+    let model = bench.path("model");
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(cases().join("single")).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    let file = model.join("model.safetensors");
+    let norm =
+        Checkpoint::open(&model).unwrap().tensor("model.language_model.norm.weight").unwrap().entry.range.clone();
+    let mut bytes = fs::read(&file).unwrap();
+    // NaN in every float type
+    bytes[norm].fill(0xff);
+    fs::write(&file, bytes).unwrap();
+    let said = bench.refusal(&bench.settings(|s| s.model = model.clone()));
+    let wanted =
+        ["train.jsonl, line ", "is NaN at step 1: ", "look at the weights that it starts from, and at the sample"];
+    assert!(wanted.iter().all(|w| said.contains(w)), "{said}");
+    assert!(!said.contains("--learning-rate") && !said.contains("checkpoint"), "{said}");
 }
 
 #[test]
