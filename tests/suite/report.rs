@@ -234,6 +234,32 @@ fn names_are_those_that_a_reader_can_find_again() {
     );
 }
 
+/// Two folders of one name are told apart by their paths, runs as evaluations are; one that is alone keeps its name.
+#[test]
+fn folders_of_one_name_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    let (mut sources, others) = (everything(&a, 6), everything(&b, 6));
+    sources.pop();
+    fs::rename(&sources[1], b.join("other")).unwrap();
+    sources[1] = b.join("other");
+    sources.extend([others[0].clone(), others[2].clone()]);
+    let out = dir.path().join("page.html");
+    build(&sources, None, &out).unwrap();
+    let page = fs::read_to_string(&out).unwrap();
+    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let data: Value = serde_json::from_str(data).unwrap();
+    assert_eq!(data["evals"], json!([a.join("base"), "other", b.join("base")]));
+    let training = page.split("<section id=\"training\"").nth(1).unwrap().split("</section>").next().unwrap();
+    for run in [&a, &b].map(|of| of.join("run <b>").display().to_string().replace("<b>", "&lt;b&gt;")) {
+        assert!(training.contains(&format!("{run}: ")), "{run}\n{training}");
+    }
+    build(&sources[..3], None, &out).unwrap();
+    let page = fs::read_to_string(&out).unwrap();
+    let training = page.split("<section id=\"training\"").nth(1).unwrap().split("</section>").next().unwrap();
+    assert!(training.contains(". run &lt;b&gt;: "), "{training}");
+}
+
 /// Nobody gives the folders in a folder an order: the untrained model is first, the rest stand as they were written.
 #[test]
 fn folders_in_a_folder_stand_in_the_order_of_the_work() {
