@@ -44,7 +44,8 @@ impl Folder {
     /// The names of what an evaluation writes.
     pub const FILES: [&str; 3] = [PREDICTIONS, SUMMARY, IDENTITY];
 
-    /// Opens or makes `dir`. `identity` holds everything that has a say in the answers. Errors: the folder holds an
+    /// Opens or makes `dir`. `identity` holds everything that has a say in the answers, called as a person calls it: flags
+    /// (`--prompt`) with their values, the rest (`the set`) with fingerprints, or an object of values. Errors: the folder holds an
     /// evaluation (`New`), or one of another identity, with the differences named (`Resume`); another process writes into
     /// it.
     pub fn open(dir: &Path, identity: Map<String, Value>, start: Start) -> Result<Folder> {
@@ -88,10 +89,23 @@ impl Folder {
         Ok(folder)
     }
 
-    /// The result, where the evaluation is finished.
-    pub fn summary(&self) -> Result<Option<Value>> {
+    /// The result, where the evaluation is finished: the records are those of the set's `lines`, each once. Where they are
+    /// not (somebody changed the file), it goes on with those that are, and without the summary, which is of others.
+    pub fn finished(&mut self, lines: &BTreeSet<usize>) -> Result<Option<Value>> {
         let file = self.dir.join(SUMMARY);
-        file.exists().then(|| json::read(&file)).transpose()
+        let summary = file.exists().then(|| json::read(&file)).transpose()?;
+        if self.records().iter().map(|r| r.line).eq(lines.iter().copied()) {
+            return Ok(summary);
+        }
+        if let Some(summary) = summary {
+            // those of the last sitting stand nowhere else
+            self.seconds = summary["seconds"].as_f64().unwrap_or(self.seconds);
+            self.remember(self.seconds)?;
+            std::fs::remove_file(&file).map_err(|e| Error::io("remove", &file, e))?;
+        }
+        let mut open = lines.clone();
+        self.records.retain(|r| open.remove(&r.line));
+        Ok(None)
     }
 
     /// Lines of the data file that are answered already.
@@ -156,16 +170,35 @@ fn kept(path: &Path) -> Result<(Vec<Record>, u64)> {
 
 fn same(dir: &Path, was: &Value, is: &Map<String, Value>) -> Result<()> {
     let empty = Map::new();
-    let was = was.as_object().unwrap_or(&empty);
-    let keys = was.keys().chain(is.keys().filter(|k| !was.contains_key(*k)));
-    let of = |map: &Map<String, Value>, key: &str| map.get(key).cloned().unwrap_or(Value::Null);
-    let differ: Vec<String> = keys
-        .filter(|key| of(was, key) != of(is, key))
-        .map(|key| format!("{key} was {} and is {}", json::brief(&of(was, key)), json::brief(&of(is, key))))
-        .collect();
+    let differ = differences(was.as_object().unwrap_or(&empty), is, false);
     if differ.is_empty() {
         return Ok(());
     }
-    let said = format!("cannot go on: {}; give --overwrite to begin again", differ.join("; "));
+    let said = format!("cannot go on: {}; take back the change, or give --overwrite to begin again", differ.join("; "));
     Err(Error::file(dir, said))
+}
+
+/// What is not the same, in words. Values are those of flags and of what is `inside` an entry; others are fingerprints,
+/// which nobody can read.
+fn differences(was: &Map<String, Value>, is: &Map<String, Value>, inside: bool) -> Vec<String> {
+    let mut said = Vec::new();
+    for key in was.keys().chain(is.keys().filter(|k| !was.contains_key(*k))) {
+        let [a, b] = [was, is].map(|map| map.get(key).unwrap_or(&Value::Null));
+        let name = key.trim_start_matches("the ");
+        match (a, b) {
+            _ if a == b => (),
+            (Value::Object(a), Value::Object(b)) => said.extend(differences(a, b, true)),
+            _ if inside || key.starts_with("--") => said.push(changed(key, a, b)),
+            (Value::Null, _) => said.push(format!("there was no {name}, and now there is")),
+            (_, Value::Null) => said.push(format!("there is no {name} any more")),
+            _ => said.push(format!("{key} changed")),
+        }
+    }
+    said
+}
+
+fn changed(key: &str, was: &Value, is: &Value) -> String {
+    let [was, is] = [was, is].map(|value| if value.is_null() { "not given".into() } else { json::brief(value) });
+    // two that differ where they are cut off
+    if was == is { format!("{key} changed") } else { format!("{key} was {was} and is {is}") }
 }

@@ -106,8 +106,7 @@ impl Evaluation {
 
     /// What a person would call it: the folder's name.
     pub fn name(&self) -> String {
-        let canonical = self.dir.canonicalize().unwrap_or_else(|_| self.dir.clone());
-        canonical.file_name().map_or_else(|| self.dir.display().to_string(), |n| n.to_string_lossy().into_owned())
+        folder_name(&self.dir)
     }
 
     pub fn text(&self, key: &str) -> Option<&str> {
@@ -122,6 +121,12 @@ impl Evaluation {
     pub fn path(&self, image: &str) -> Option<PathBuf> {
         (!image.starts_with("data:")).then(|| plain(&self.dir.join(image)))
     }
+}
+
+/// What a person would call a folder: its name, which `.` does not say.
+pub fn folder_name(dir: &Path) -> String {
+    let canonical = dir.canonicalize().unwrap_or_else(|_| dir.into());
+    canonical.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned())
 }
 
 /// The records of a predictions.jsonl, by line of the data file.

@@ -155,7 +155,7 @@ fn in_the_clear(address: &str) -> Option<&str> {
 }
 
 /// The same number in f64 as a person wrote it: 0.2 and not 0.20000000298.
-fn shortest(x: f32) -> f64 {
+pub fn shortest(x: f32) -> f64 {
     x.to_string().parse().unwrap_or(f64::from(x))
 }
 

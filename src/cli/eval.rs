@@ -2,7 +2,7 @@
 
 use super::compute::Compute;
 use super::endpoint::{EndpointFlags, OF_ENDPOINTS};
-use super::generate::SamplingFlags;
+use super::generate::{SamplingFlags, by_flag};
 use super::model::{self, Opened, PixelFlags};
 use super::notice::notice;
 use super::progress::Progress;
@@ -106,7 +106,7 @@ impl Eval {
         let mut opened = model::open(model, self.adapter.as_deref(), &self.pixels, &self.compute)?;
         let method = self.method(&classes, &opened)?;
         let mut folder = self.open_folder(self.identity(model, &data, &classes, &opened)?)?;
-        if let Some(summary) = folder.summary()? {
+        if let Some(summary) = folder.finished(&lines(&data))? {
             return self.say_finished(folder, &classes, &summary);
         }
         let before = folder.done();
@@ -146,12 +146,12 @@ impl Eval {
         });
         let endpoint = self.served.endpoint(temperature, tokens, suffix, self.skip_bad)?;
         let mut identity = self.question(data, classes)?;
-        identity.insert("endpoint".into(), endpoint.address()?.into());
-        identity.insert("endpoint_model".into(), endpoint.model.as_str().into());
-        identity.insert("options".into(), Value::Object(endpoint.options.clone()));
-        identity.insert("suffix".into(), json!(endpoint.suffix));
+        identity.insert("--endpoint".into(), endpoint.address()?.into());
+        identity.insert("--endpoint-model".into(), endpoint.model.as_str().into());
+        identity.insert("the options".into(), Value::Object(endpoint.options.clone()));
+        identity.insert("the list of choices".into(), json!(endpoint.suffix));
         let mut folder = self.open_folder(identity)?;
-        if let Some(summary) = folder.summary()? {
+        if let Some(summary) = folder.finished(&lines(data))? {
             return self.say_finished(folder, classes, &summary);
         }
         let before = folder.done();
@@ -264,22 +264,23 @@ impl Eval {
         opened: &Opened,
     ) -> Result<Map<String, Value>> {
         let mut identity = self.question(data, classes)?;
-        identity.insert("model".into(), fingerprint::of_model(model)?.into());
-        identity.insert("tokenizer, templates and processor".into(), fingerprint::of_processing(model)?.into());
+        identity.insert("the model".into(), fingerprint::of_model(model)?.into());
+        identity.insert("the tokenizer, templates or processor".into(), fingerprint::of_processing(model)?.into());
         if let Some(adapter) = &self.adapter {
-            for name in ["adapter_config.json", "adapter_model.safetensors"] {
-                identity.insert(name.into(), fingerprint::of_file(&adapter.join(name))?.into());
-            }
+            let files = ["adapter_config.json", "adapter_model.safetensors"].map(|name| adapter.join(name));
+            let files = files.iter().map(|file| fingerprint::of_file(file)).collect::<Result<Vec<_>>>()?;
+            identity.insert("the adapter".into(), json!(files));
         }
         // what a photo gets depends in its last digits on those beside it: a product of more rows sums in another order
-        identity.insert("batch_size".into(), self.batch_size.into());
+        identity.insert("--batch-size".into(), self.batch_size.into());
         let spec = &opened.preparer.spec;
-        identity.insert("pixels".into(), json!([spec.min_pixels, spec.max_pixels]));
-        identity.insert("precision".into(), format!("{:?}", opened.engine.precision).into());
+        identity.insert("--min-pixels".into(), spec.min_pixels.into());
+        identity.insert("--max-pixels".into(), spec.max_pixels.into());
+        identity.insert("--precision".into(), json!(opened.engine.precision));
         if self.generates(classes) {
             let n_valid = opened.preparer.prompts.tokenizer().n_tokens();
             let settings = self.sampling.settings(&opened.generation, n_valid)?;
-            identity.insert("sampling".into(), format!("{settings:?}").into());
+            identity.insert("the sampling".into(), Value::Object(by_flag(&settings)));
         }
         Ok(identity)
     }
@@ -287,11 +288,11 @@ impl Eval {
     /// The part of the identity that no model has.
     fn question(&self, data: &Dataset, classes: &Classes) -> Result<Map<String, Value>> {
         let identity = json!({
-            "data": fingerprint::of_file(&self.data)?,
-            "photos": fingerprint::of_photos(&data.samples)?,
-            "prompt": self.prompt,
-            "classes": classes.names,
-            "multi_label": classes.several,
+            "the set": fingerprint::of_file(&self.data)?,
+            "the photos": fingerprint::of_photos(&data.samples)?,
+            "--prompt": self.prompt,
+            "the classes": classes.names,
+            "--multi-label": classes.several,
         });
         match identity {
             Value::Object(identity) => Ok(identity),
@@ -369,6 +370,11 @@ impl Eval {
         _ = writeln!(said, "; results in {}", self.out.display());
         super::print(&said)
     }
+}
+
+/// Those that an evaluation has a record of when it is finished.
+fn lines(data: &Dataset) -> BTreeSet<usize> {
+    data.samples.iter().map(|s| s.line).collect()
 }
 
 /// The samples of the batches that are not answered whole. Whole batches, because what a photo gets depends in its last

@@ -1,6 +1,7 @@
 //! `vlm generate`: an answer about pictures.
 
 use super::compute::described;
+use super::endpoint::shortest;
 use super::model::{ModelFlags, Opened};
 use super::progress::Progress;
 use super::values::{answer_tokens, choice, picture};
@@ -14,7 +15,7 @@ use crate::qwen3vl::generation_config::GenerationConfig;
 use crate::qwen3vl::pack::Sequence;
 use crate::qwen3vl::template::{END_OF_TURN, Ending};
 use crate::qwen3vl::tokenizer::Specials;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -130,6 +131,20 @@ impl SamplingFlags {
         let (seed, max_new_tokens) = (self.seed.unwrap_or(0), self.max_new_tokens());
         Ok(Settings { choice, seed, max_new_tokens, stop, n_valid })
     }
+}
+
+/// The settings, each by the flag that gives it.
+pub fn by_flag(settings: &Settings) -> Map<String, Value> {
+    let choice = &settings.choice;
+    Map::from_iter([
+        ("--max-new-tokens".to_string(), json!(settings.max_new_tokens)),
+        ("--temperature".to_string(), json!(shortest(choice.temperature.unwrap_or(0.0)))),
+        ("--top-p".to_string(), json!(shortest(choice.top_p))),
+        ("--top-k".to_string(), json!(choice.top_k)),
+        ("--repetition-penalty".to_string(), json!(shortest(choice.repetition_penalty))),
+        ("--presence-penalty".to_string(), json!(shortest(choice.presence_penalty))),
+        ("--seed".to_string(), json!(settings.seed)),
+    ])
 }
 
 impl Generate {

@@ -34,12 +34,14 @@ impl Report {
     pub fn run(&self) -> Result<()> {
         output::free(&self.out, self.overwrite)?;
         // a page may lie in one of the folders that it shows
-        let page = self.out.extension().is_some_and(|e| e == "html" || e == "htm");
-        let read = self.sources.iter().filter(|source| !(page && source.is_dir()));
+        let is_page = self.out.extension().is_some_and(|e| e == "html" || e == "htm");
+        let read = self.sources.iter().filter(|source| !(is_page && source.is_dir()));
         output::not_an_input(&self.out, read.map(PathBuf::as_path))?;
+        let page = report::Report::read(&self.sources)?;
+        output::not_an_input(&self.out, page.shown().iter().map(PathBuf::as_path))?;
         let mut bar = Progress::new("photos");
         let mut at = |done: usize, all: usize| bar.at(done as u64, all as u64);
-        let built = report::build(&self.sources, self.title.as_deref(), &self.out, &mut at)?;
+        let built = page.write(self.title.as_deref(), &self.out, &mut at)?;
         drop(bar);
         if !built.missing.is_empty() {
             let photos = counted(built.missing.len(), "photo is", "photos are");

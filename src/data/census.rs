@@ -103,14 +103,15 @@ struct Photo<'a> {
     shown: bool,
 }
 
-/// Looks at every photo of a set, in parallel; `done` is told how many are through. What cannot be read is listed.
+/// Looks at every photo of a set, in parallel; `done` is told how many are through. What cannot be read is listed. Errors: a
+/// photo that `spec` brings to no size.
 pub fn census(
     file: &Path,
     set: &Dataset,
     spec: &PatchSpec,
     sheet: Option<SheetSize>,
     done: &(dyn Fn(usize) + Sync),
-) -> Census {
+) -> Result<Census> {
     let mut classes: BTreeMap<String, usize> = BTreeMap::new();
     set.samples.iter().filter_map(|s| s.label.as_ref()).for_each(|l| *classes.entry(l.clone()).or_default() += 1);
     let photos = photos(set, &classes, sheet.map_or(0, |s| s.per_class));
@@ -129,15 +130,19 @@ pub fn census(
     let unread = unread.map(|(p, e)| format!("{}, line {}: {e}", file.display(), p.line));
     let mut formats: BTreeMap<String, usize> = BTreeMap::new();
     read.iter().for_each(|(_, l)| *formats.entry(l.kind.format.into()).or_default() += 1);
-    let tokens = |l: &Look| spec.tokens(l.height, l.width).ok().map(|n| n as u64);
-    Census {
+    let tokens = |(p, l): &(&Photo, &Look)| match spec.tokens(l.height, l.width) {
+        Ok(n) => Ok(n as u64),
+        Err(e) => Err(Error::line(file, p.line, e.to_string())),
+    };
+    let tokens = read.iter().map(tokens).collect::<Result<Vec<u64>>>()?;
+    Ok(Census {
         samples: set.samples.len(),
         photos: photos.len(),
         without_label: set.samples.iter().filter(|s| s.label.is_none()).count(),
         without_photo: set.samples.iter().filter(|s| s.images().next().is_none()).count(),
         width: histogram(read.iter().map(|(_, l)| l.width as u64).collect()),
         height: histogram(read.iter().map(|(_, l)| l.height as u64).collect()),
-        tokens: histogram(read.iter().filter_map(|(_, l)| tokens(l)).collect()),
+        tokens: histogram(tokens),
         formats,
         unreadable: set.skipped.iter().map(Error::to_string).chain(unread).collect(),
         odd: read.iter().filter_map(|(p, l)| odd(p, l)).collect(),
@@ -145,7 +150,7 @@ pub fn census(
         labels: label_oddities(&classes),
         sheet: sections(&classes, &read),
         classes,
-    }
+    })
 }
 
 /// All photos of a set; of each class some, spread evenly, are marked for the contact sheet.

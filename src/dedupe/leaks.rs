@@ -14,7 +14,7 @@ use crate::data::paths;
 use crate::data::rewrite::Lines;
 use crate::data::whole;
 use crate::data::{alike, look};
-use crate::io::atomic;
+use crate::io::{atomic, json};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,6 +100,8 @@ pub struct Outcome {
     /// Most alike first.
     pub pairs: Vec<Pair>,
     pub sets: Vec<Cleaned>,
+    /// Whether each set is written without what has to go.
+    pub cleaned: bool,
     /// Photos that are in a pair.
     pub photos: usize,
     /// Per set and sample: whether it has to go, for whatever reason.
@@ -170,10 +172,11 @@ pub fn search(
         removed: removed[i].iter().filter(|r| **r).count(),
         skipped: damaged.keys().filter(|(of, _)| *of == i).count(),
     };
-    let (pairs, cleaned) = (close.iter().map(pair).collect(), sets.iter().enumerate().map(cleaned).collect());
+    let (pairs, of_sets) = (close.iter().map(pair).collect(), sets.iter().enumerate().map(cleaned).collect());
     damaged.keys().for_each(|(set, sample)| removed[*set][*sample] = true);
     let skipped = damaged.into_values().collect();
-    Ok(Some(Outcome { threshold, pairs, sets: cleaned, photos: members.len(), calibration, removed, skipped }))
+    let (cleaned, photos) = (cleans(sets, options.within), members.len());
+    Ok(Some(Outcome { threshold, pairs, sets: of_sets, cleaned, photos, calibration, removed, skipped }))
 }
 
 /// What a photo is called in the pairs.
@@ -270,10 +273,21 @@ pub fn find(
     (close, removed)
 }
 
-/// Every file that [`write`] writes: none of them may be one that was read.
+/// Every file that [`write`] writes or removes: none of them may be one that was read.
 pub fn files(sets: &[Set], within: bool, out: &Path) -> Vec<PathBuf> {
-    let cleaned = sets.iter().filter(|_| cleans(sets, within)).map(|set| cleaned_file(set, out));
-    [PAIRS, SUMMARY].map(|name| out.join(name)).into_iter().chain(cleaned).collect()
+    let cleaned = sets.iter().filter(|_| cleans(sets, within)).map(|set| cleaned_file(&set.name, out));
+    [PAIRS, SUMMARY].map(|name| out.join(name)).into_iter().chain(cleaned).chain(earlier(out)).collect()
+}
+
+/// The cleaned sets of the result in `out`, as its summary names them; none where there is none, or where it is not ours.
+fn earlier(out: &Path) -> Vec<PathBuf> {
+    let summary = json::read(&out.join(SUMMARY)).unwrap_or_default();
+    if summary["cleaned"] != true {
+        return Vec::new();
+    }
+    let names = summary["sets"].as_array().into_iter().flatten().filter_map(|set| set["name"].as_str());
+    // a set's name is that of a file, whatever somebody wrote there
+    names.filter(|name| !name.contains('/')).map(|name| cleaned_file(name, out)).filter(|file| file.exists()).collect()
 }
 
 /// Whether there is anything that a set can be cleaned of: another one, or photos of its own.
@@ -281,24 +295,26 @@ fn cleans(sets: &[Set], within: bool) -> bool {
     sets.len() > 1 || within
 }
 
-fn cleaned_file(set: &Set, out: &Path) -> PathBuf {
-    out.join(format!("{}.jsonl", set.name))
+fn cleaned_file(name: &str, out: &Path) -> PathBuf {
+    out.join(format!("{name}.jsonl"))
 }
 
 /// Writes [`files`]: the pairs, the summary, and, where there are several sets or photos were to go from one, each without
-/// what has to go. `out` is canonical.
-pub fn write(sets: &[Set], outcome: &Outcome, within: bool, out: &Path) -> Result<()> {
+/// what has to go. Those of an earlier result go. `out` is canonical.
+pub fn write(sets: &[Set], outcome: &Outcome, out: &Path) -> Result<()> {
     let pairs: String = outcome.pairs.iter().map(|pair| pairs::line(pair) + "\n").collect();
     let summary = serde_json::to_string_pretty(&summary(outcome)).unwrap_or_default();
     let mut files = vec![(out.join(PAIRS), Some(pairs)), (out.join(SUMMARY), Some(summary))];
-    if cleans(sets, within) {
+    if outcome.cleaned {
         for (set, removed) in sets.iter().zip(&outcome.removed) {
             let lines = Lines::read(&set.file)?;
             let kept = set.data.samples.iter().zip(removed).filter(|(_, removed)| !**removed);
             let text = kept.map(|(s, _)| Ok(lines.moved(s.line, out)? + "\n")).collect::<Result<String>>()?;
-            files.push((cleaned_file(set, out), Some(text)));
+            files.push((cleaned_file(&set.name, out), Some(text)));
         }
     }
+    let old: Vec<PathBuf> = earlier(out).into_iter().filter(|old| files.iter().all(|(new, _)| new != old)).collect();
+    files.extend(old.into_iter().map(|old| (old, None)));
     // a cleaned set beside an earlier result's others could hold what they do
     atomic::write_together(&files)
 }
@@ -313,6 +329,7 @@ pub fn summary(outcome: &Outcome) -> serde_json::Value {
         "pairs_across_sets": outcome.crossing(),
         "photos_in_pairs": outcome.photos,
         "sets": outcome.sets,
+        "cleaned": outcome.cleaned,
         "skipped": outcome.skipped.len(),
     })
 }

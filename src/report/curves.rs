@@ -10,7 +10,9 @@ use std::fmt::Write;
 
 /// Losses, learning rates and scores of the runs.
 pub fn training(found: &Sources) -> String {
-    let runs: Vec<_> = found.runs.iter().filter(|r| !r.steps.is_empty()).take(6).collect();
+    let names = found.run_names();
+    let runs = found.runs.iter().zip(names).filter(|(r, _)| !r.steps.is_empty());
+    let (runs, names): (Vec<_>, Vec<String>) = runs.take(6).unzip();
     if runs.is_empty() {
         return String::new();
     }
@@ -18,20 +20,28 @@ pub fn training(found: &Sources) -> String {
         runs.iter().map(|r| r.steps.iter().map(|s| (s.step, pick(s))).collect()).collect()
     };
     let (losses, rates) = (of(&|s| s.loss), of(&|s| s.lr));
-    let name = |i: usize| runs[i].name.clone();
     let loss: Vec<Series> = losses
         .into_iter()
         .enumerate()
-        .map(|(i, points)| Series { name: name(i), line: smoothed(&points), faint: points, ..Series::default() })
+        .map(|(i, points)| Series {
+            name: names[i].clone(),
+            line: smoothed(&points),
+            faint: points,
+            ..Series::default()
+        })
         .collect();
-    let rate: Vec<Series> =
-        rates.into_iter().enumerate().map(|(i, line)| Series { name: name(i), line, ..Series::default() }).collect();
+    let rate: Vec<Series> = rates
+        .into_iter()
+        .enumerate()
+        .map(|(i, line)| Series { name: names[i].clone(), line, ..Series::default() })
+        .collect();
     let said: Vec<String> = runs
         .iter()
-        .map(|r| {
+        .zip(&names)
+        .map(|(r, name)| {
             let (first, last) = (r.steps.first().map_or(0.0, |s| s.loss), r.steps.last().map_or(0.0, |s| s.loss));
             let steps = counted(r.steps.len(), "step", "steps");
-            format!("{}: {steps} in {}, loss from {} to {}", r.name, duration(r.seconds), number(first), number(last))
+            format!("{name}: {steps} in {}, loss from {} to {}", duration(r.seconds), number(first), number(last))
         })
         .collect();
     let said = said.join("; ");
@@ -50,9 +60,10 @@ pub fn training(found: &Sources) -> String {
     html += &chart("rate", "Learning rate by step", "learning rate").figure(&rate, "Learning rate of each step.");
     let scored: Vec<Series> = runs
         .iter()
-        .filter(|r| !r.scores.is_empty())
-        .map(|r| Series {
-            name: r.name.clone(),
+        .zip(&names)
+        .filter(|(r, _)| !r.scores.is_empty())
+        .map(|(r, name)| Series {
+            name: name.clone(),
             line: r.scores.clone(),
             marks: r.scores.iter().map(|(x, y)| (*x, *y, None)).collect(),
             ..Series::default()

@@ -18,7 +18,7 @@ const BLOCK: usize = 64;
 
 /// Writes the page; its bytes.
 pub fn write(out: &Path, title: &str, found: &Sources, gallery: &Gallery, thumbnails: &Thumbnails) -> Result<u64> {
-    let names = names(found);
+    let names = found.evaluation_names();
     let sections = sections(found, &names, gallery);
     let mut bytes = 0;
     atomic::write_file(out, |file| {
@@ -51,16 +51,6 @@ pub fn write(out: &Path, title: &str, found: &Sources, gallery: &Gallery, thumbn
         write(&format!("<script>{SCRIPT}</script>\n</body>\n</html>\n"))
     })?;
     Ok(bytes)
-}
-
-/// What the evaluations are called: their folders, with the parent where two are named alike.
-fn names(found: &Sources) -> Vec<String> {
-    let plain: Vec<String> = found.evaluations.iter().map(|e| e.name()).collect();
-    let name = |i: usize| match plain.iter().filter(|n| **n == plain[i]).count() {
-        1 => plain[i].clone(),
-        _ => found.evaluations[i].dir.display().to_string(),
-    };
-    (0..plain.len()).map(name).collect()
 }
 
 fn head(title: &str) -> String {

@@ -2,7 +2,7 @@
 
 use crate::base::{Error, Result};
 use crate::classify::compare::{Comparison, OnDifferent, compare};
-use crate::classify::records::{Evaluation, PREDICTIONS, SUMMARY};
+use crate::classify::records::{Evaluation, PREDICTIONS, SUMMARY, folder_name};
 use crate::data::pairs::{Pair, read_pairs};
 use crate::io::json;
 use crate::train::metrics::{self, LoggedStep};
@@ -30,7 +30,7 @@ pub struct Sources {
 /// A training run's log.
 #[derive(Debug)]
 pub struct Run {
-    pub name: String,
+    pub dir: PathBuf,
     pub steps: Vec<Step>,
     /// (step, accuracy) of evaluations on the way.
     pub scores: Vec<(f64, f64)>,
@@ -46,6 +46,16 @@ pub struct Step {
 }
 
 impl Sources {
+    /// What the evaluations are called.
+    pub fn evaluation_names(&self) -> Vec<String> {
+        names(self.evaluations.iter().map(|e| e.dir.as_path()))
+    }
+
+    /// What the runs are called.
+    pub fn run_names(&self) -> Vec<String> {
+        names(self.runs.iter().map(|r| r.dir.as_path()))
+    }
+
     /// Reads the evaluation, once: a comparison names folders that may be given too.
     fn evaluation(&mut self, dir: &Path) -> Result<()> {
         if !self.evaluations.iter().any(|known| same(&known.dir, dir)) {
@@ -145,6 +155,16 @@ fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
     Ok(known)
 }
 
+/// What a person would call the folders: by their names, or the whole path where two have one name.
+fn names<'a>(folders: impl Iterator<Item = &'a Path>) -> Vec<String> {
+    let folders: Vec<(&Path, String)> = folders.map(|dir| (dir, folder_name(dir))).collect();
+    let name = |(dir, plain): &(&Path, String)| match folders.iter().filter(|(_, other)| other == plain).count() {
+        1 => plain.clone(),
+        _ => dir.display().to_string(),
+    };
+    folders.iter().map(name).collect()
+}
+
 fn same(a: &Path, b: &Path) -> bool {
     matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
@@ -166,11 +186,9 @@ fn file(path: &Path, found: &mut Sources) -> Result<bool> {
 
 fn run(dir: &Path) -> Result<Run> {
     let log = metrics::read(dir)?;
-    let canonical = dir.canonicalize().unwrap_or_else(|_| dir.into());
-    let name = canonical.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
     let step = |s: &LoggedStep| Step { step: s.step as f64, loss: s.loss, lr: s.lr };
     Ok(Run {
-        name,
+        dir: dir.into(),
         steps: log.steps.iter().map(step).collect(),
         scores: log.evaluations.iter().map(|e| (e.step as f64, e.accuracy)).collect(),
         seconds: log.steps.iter().map(|s| s.seconds).sum(),

@@ -297,13 +297,25 @@ fn an_evaluation_that_is_finished_is_shown_again() {
     assert_eq!(said, serde_json::from_slice::<Value>(&files[0]).unwrap());
     assert_eq!(files, ["summary.json", "predictions.jsonl"].map(|name| fs::read(out.join(name)).unwrap()));
     // another question is not answered by it
-    fails(&format!("{line} --resume --max-pixels 4096"), paths, &["cannot go on: pixels was"]);
-    fails(&format!("{line} --resume --batch-size 2"), paths, &["cannot go on: batch_size was 4 and is 2"]);
+    fails(
+        &format!("{line} --resume --max-pixels 4096"),
+        paths,
+        &["cannot go on: ", "--max-pixels was ", " and is 4096"],
+    );
+    fails(&format!("{line} --resume --batch-size 2"), paths, &["cannot go on: --batch-size was 4 and is 2"]);
     let other = copy("single");
     let template = other.path().join("chat_template.jinja");
     fs::write(&template, fs::read_to_string(&template).unwrap() + "{# the same #}").unwrap();
-    let words = ["cannot go on: tokenizer, templates and processor was", "--overwrite"];
+    let words = ["cannot go on: the tokenizer, templates or processor changed;", "--overwrite"];
     fails(&format!("{line} --resume"), &[other.path(), &data, &out], &words);
+    let written = format!("{line} --resume --generate --max-new-tokens 2 --temperature");
+    fails(&format!("{written} 0.5"), paths, &["cannot go on: there was no sampling, and now there is;"]);
+    let out = dir.path().join("written");
+    let paths: &[&Path] = &[&model, &data, &out];
+    works(&format!("{written} 0.5"), paths);
+    let again = vlm(&format!("{written} 0.5"), paths);
+    assert!(again.stderr.contains("this evaluation is finished; --overwrite"), "{}", again.stderr);
+    fails(&format!("{written} 0.7"), paths, &["cannot go on: --temperature was 0.5 and is 0.7;"]);
 }
 
 #[test]

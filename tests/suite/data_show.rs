@@ -52,7 +52,7 @@ fn everything_odd_is_found() {
     let file = odd_set(dir.path());
     let set = read_dataset(&file, Some(""), OnBad::Skip).unwrap();
     let spec = PatchSpec { min_pixels: 32 * 32, ..PatchSpec::default() };
-    let seen = census(&file, &set, &spec, Some(SheetSize { per_class: 4, side: SIDE }), &|_| ());
+    let seen = census(&file, &set, &spec, Some(SheetSize { per_class: 4, side: SIDE }), &|_| ()).unwrap();
     assert_eq!((seen.samples, seen.photos), (19, 19));
     assert_eq!(seen.classes["dent"], 15);
     let unreadable = seen.unreadable.join("\n");
@@ -98,7 +98,7 @@ fn many_values_fall_into_ten_bars() {
     let file = dir.path().join("s.jsonl");
     fs::write(&file, lines).unwrap();
     let set = read_dataset(&file, Some(""), OnBad::Skip).unwrap();
-    let width = census(&file, &set, &PatchSpec::default(), None, &|_| ()).width.unwrap();
+    let width = census(&file, &set, &PatchSpec::default(), None, &|_| ()).unwrap().width.unwrap();
     assert_eq!((width.min, width.median, width.max), (64, 79, 93));
     let bars: Vec<Bin> = (0..10).map(|i| Bin { from: 64 + 3 * i, to: 66 + 3 * i, n: 3 }).collect();
     assert_eq!(width.bins, bars);
@@ -126,7 +126,8 @@ fn the_sheet_shows_titles_and_photos() {
     assert!(ink > 200, "the first title is written: {ink}");
     // a photo of 128 x 96 lies in the middle of its place, unchanged
     let set = read_dataset(&file, Some(""), OnBad::Skip).unwrap();
-    let seen = census(&file, &set, &PatchSpec::default(), Some(SheetSize { per_class: 10, side: SIDE }), &|_| ());
+    let seen =
+        census(&file, &set, &PatchSpec::default(), Some(SheetSize { per_class: 10, side: SIDE }), &|_| ()).unwrap();
     let drawn = contact_sheet(&seen.sheet);
     assert_eq!(drawn, sheet);
     let dents = seen.sheet.iter().position(|s| s.class == "dent").unwrap();

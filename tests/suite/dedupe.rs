@@ -400,6 +400,49 @@ fn the_program_cleans_a_split() {
     assert!(code == Some(1) && said.contains("calibrated on four photos or more; give one with --threshold"), "{said}");
 }
 
+/// Cleaned sets of two results say nothing about each other; what the earlier one only read, or did not write, stays.
+#[test]
+fn an_earlier_result_goes_with_its_cleaned_sets() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    for i in 0..4 {
+        fs::write(root.join(format!("{i}.png")), to_png(&picture(i, 96, 72)).unwrap()).unwrap();
+    }
+    let sets = [("train", "0.png"), ("test", "1.png"), ("train9", "2.png"), ("test9", "3.png")];
+    let [train, test, train9, test9] =
+        sets.map(|(name, image)| write_set(root, name, &[image]).to_str().unwrap().to_string());
+    let out = root.join("out");
+    let to = ["--out", out.to_str().unwrap(), "--threshold", "1"];
+    let there = || {
+        let names = fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".jsonl") && name != "pairs.jsonl").collect::<BTreeSet<_>>()
+    };
+    let works = |sets: &[&str], more: &[&str]| {
+        let (code, _, stderr) = run(&[sets, &to, more].concat());
+        assert_eq!(code, Some(0), "{stderr}");
+        there()
+    };
+    let files = |names: &[&str]| names.iter().map(|name| format!("{name}.jsonl")).collect::<BTreeSet<_>>();
+    assert_eq!(works(&[&train, &test], &[]), files(&["train", "test"]));
+    fs::write(out.join("mine.jsonl"), "mine").unwrap();
+    // one of them is read: it is not removed
+    let cleaned = out.join("test.jsonl");
+    let (code, _, said) = run(&[&[cleaned.to_str().unwrap()][..], &to, &["--overwrite"]].concat());
+    assert!(code == Some(1) && said.contains("test.jsonl: is read by this command"), "{said}");
+    assert_eq!(there(), files(&["train", "test", "mine"]));
+    assert_eq!(works(&[&train9, &test9], &["--overwrite"]), files(&["train9", "test9", "mine"]));
+    // names that lead elsewhere, and a search that cleaned nothing
+    let summary = out.join("summary.json");
+    let mut said: Value = serde_json::from_str(&fs::read_to_string(&summary).unwrap()).unwrap();
+    said["sets"][0]["name"] = "../train".into();
+    fs::write(&summary, said.to_string()).unwrap();
+    assert_eq!(works(&[&train], &["--overwrite"]), files(&["train9", "mine"]));
+    assert!(Path::new(&train).exists());
+    assert_eq!(works(&[&test], &["--overwrite"]), files(&["train9", "mine"]));
+    fs::write(out.join("test.jsonl"), "mine too").unwrap();
+    assert_eq!(works(&[&train], &["--overwrite"]), files(&["train9", "mine", "test"]));
+}
+
 /// What is said to be left out is: a line that is no UTF-8, and the sample of a damaged photo with its other photo too.
 #[test]
 fn what_cannot_be_read_is_in_no_cleaned_set() {

@@ -168,6 +168,15 @@ fn what_is_read_is_not_replaced_under_any_name() {
     works("eval --model {} --data {} --out {} --prompt Which?", &[&model, &set, &place.at("base")]);
     let summary = place.at("base/summary.json");
     spares(&summary, "report {} --overwrite --out {}", &[&place.at("base"), &summary], &["is part of"]);
+    // what lies in no source, under any ending: a photo, and what a comparison names
+    works("eval --model {} --data {} --out {} --prompt Which?", &[&model, &set, &place.at("other")]);
+    works("compare {} {} --out {}", &[&place.at("base"), &place.at("other"), &place.at("compared")]);
+    let page = place.at("photo.html");
+    std::os::unix::fs::symlink(&photo, &page).unwrap();
+    for photo in [&photo, &linked_photo, &page] {
+        spares(photo, "report {} --overwrite --out {}", &[&place.at("base"), photo], &read);
+    }
+    spares(&summary, "report {} --overwrite --out {}", &[&place.at("compared"), &summary], &read);
     // a page may lie among what it shows
     for line in ["report {} --out {}", "report {} --overwrite --out {}"] {
         works(line, &[&place.at("base"), &place.at("base/page.html")]);

@@ -6,11 +6,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use vlm::base::Result;
 use vlm::classify::folder::write_records;
 use vlm::classify::metrics::metrics;
 use vlm::classify::records::Record;
 use vlm::io::json::write as write_json;
-use vlm::report;
+use vlm::report::{Built, Report};
 
 /// What somebody could call a class or a file to break the page.
 const HOSTILE: [&str; 4] = [
@@ -93,12 +94,16 @@ fn named(dir: &Path, n: usize, classes: &[String]) -> Vec<PathBuf> {
     ["base", "tuned", "run <b>", "pairs.jsonl"].map(|name| dir.join(name)).to_vec()
 }
 
+fn build(sources: &[PathBuf], title: Option<&str>, out: &Path) -> Result<Built> {
+    Report::read(sources)?.write(title, out, &mut |_, _| ())
+}
+
 #[test]
 fn a_page_holds_everything_and_nothing_of_the_data_as_markup() {
     let dir = tempfile::tempdir().unwrap();
     let sources = everything(dir.path(), 12);
     let out = dir.path().join("page.html");
-    let built = report::build(&sources, Some(HOSTILE[0]), &out, &mut |_, _| ()).unwrap();
+    let built = build(&sources, Some(HOSTILE[0]), &out).unwrap();
     assert_eq!((built.evaluations, built.runs, built.photos, built.missing.len()), (2, 1, 12, 0));
     let page = fs::read_to_string(&out).unwrap();
     assert_eq!(page.len() as u64, built.bytes);
@@ -140,7 +145,7 @@ fn what_was_removed_is_counted_by_photo_and_the_curve_shows_its_whole_band() {
     sources.push(dir.path().join("curve.json"));
     write_json(sources.last().unwrap(), &curve).unwrap();
     let out = dir.path().join("page.html");
-    report::build(&sources, None, &out, &mut |_, _| ()).unwrap();
+    build(&sources, None, &out).unwrap();
     let page = fs::read_to_string(&out).unwrap();
     assert!(page.contains("show the same: 2, of these across sets: 2."), "pairs");
     assert!(page.contains("Photos removed: 1."), "removed");
@@ -152,7 +157,7 @@ fn what_was_removed_is_counted_by_photo_and_the_curve_shows_its_whole_band() {
 fn sources_that_are_none() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("page.html");
-    let refused = |source: &Path| report::build(&[source.into()], None, &out, &mut |_, _| ()).unwrap_err().to_string();
+    let refused = |source: &Path| build(&[source.into()], None, &out).unwrap_err().to_string();
     assert!(refused(dir.path()).contains("holds no evaluation, run or comparison"));
     assert!(refused(&dir.path().join("absent.json")).contains("absent.json"));
     let odd = dir.path().join("odd.json");
@@ -174,12 +179,12 @@ fn a_run_that_was_scored_in_its_own_folder_is_both() {
     }
     write_json(&run.join("run.json"), &json!({"steps": 50, "seconds": 25.0})).unwrap();
     let out = dir.path().join("page.html");
-    let built = report::build(&[run.into()], None, &out, &mut |_, _| ()).unwrap();
+    let built = build(&[run.into()], None, &out).unwrap();
     assert_eq!((built.evaluations, built.runs, built.photos), (1, 1, 6));
     // what dedupe leaves is neither
     fs::remove_file(run.join("predictions.jsonl")).unwrap();
     fs::remove_file(run.join("metrics.jsonl")).unwrap();
-    let refused = report::build(&[run.into()], None, &out, &mut |_, _| ()).unwrap_err().to_string();
+    let refused = build(&[run.into()], None, &out).unwrap_err().to_string();
     assert!(refused.contains("holds no evaluation, run or comparison"), "{refused}");
 }
 
@@ -192,7 +197,7 @@ fn a_comparison_in_a_runs_own_folder_is_both() {
     fs::copy(tuned.join("predictions.jsonl"), run.join("predictions.jsonl")).unwrap();
     write_json(&run.join("comparison.json"), &json!({"before": {"dir": base}, "after": {"dir": tuned}})).unwrap();
     let out = dir.path().join("page.html");
-    let built = report::build(&[run.into()], None, &out, &mut |_, _| ()).unwrap();
+    let built = build(&[run.into()], None, &out).unwrap();
     assert_eq!((built.evaluations, built.runs, built.photos), (2, 1, 6));
 }
 
@@ -204,10 +209,10 @@ fn a_photo_that_is_gone_leaves_a_gap_and_a_sentence() {
     fs::remove_file(&lost).unwrap();
     let out = dir.path().join("page.html");
     // a folder of folders will do
-    let all = report::build(&[dir.path().into()], None, &out, &mut |_, _| ()).unwrap();
+    let all = build(&[dir.path().into()], None, &out).unwrap();
     assert_eq!((all.evaluations, all.runs, all.photos, all.missing.len()), (2, 1, 6, 1));
     assert!(all.missing[0].contains(lost.file_name().unwrap().to_str().unwrap()), "{:?}", all.missing);
-    let run = report::build(&sources[2..3], None, &out, &mut |_, _| ()).unwrap();
+    let run = build(&sources[2..3], None, &out).unwrap();
     assert_eq!((run.evaluations, run.photos), (0, 0));
 }
 
@@ -217,7 +222,7 @@ fn names_are_those_that_a_reader_can_find_again() {
     let dir = tempfile::tempdir().unwrap();
     let long: Vec<String> = (0..3).map(|i| format!("{} {i}", "猫 scratch ".repeat(6))).collect();
     let out = dir.path().join("page.html");
-    report::build(&named(dir.path(), 6, &long), None, &out, &mut |_, _| ()).unwrap();
+    build(&named(dir.path(), 6, &long), None, &out).unwrap();
     let page = fs::read_to_string(&out).unwrap();
     let leaks = page.split("<section id=\"leaks\"").nth(1).unwrap().split("</section>").next().unwrap();
     assert!(leaks.contains("<figcaption><b>000 ") && leaks.contains(".png</b><br>train, line 0<br>"), "{leaks}");
@@ -227,6 +232,32 @@ fn names_are_those_that_a_reader_can_find_again() {
         page.contains(&title) && page.contains(&format!("<span><i>3</i><span>{}</span></span>", long[2])),
         "{title}"
     );
+}
+
+/// Two folders of one name are told apart by their paths, runs as evaluations are; one that is alone keeps its name.
+#[test]
+fn folders_of_one_name_are_told_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let [a, b] = ["a", "b"].map(|name| dir.path().join(name));
+    let (mut sources, others) = (everything(&a, 6), everything(&b, 6));
+    sources.pop();
+    fs::rename(&sources[1], b.join("other")).unwrap();
+    sources[1] = b.join("other");
+    sources.extend([others[0].clone(), others[2].clone()]);
+    let out = dir.path().join("page.html");
+    build(&sources, None, &out).unwrap();
+    let page = fs::read_to_string(&out).unwrap();
+    let data = page.split("id=\"data\">").nth(1).unwrap().split("</script>").next().unwrap();
+    let data: Value = serde_json::from_str(data).unwrap();
+    assert_eq!(data["evals"], json!([a.join("base"), "other", b.join("base")]));
+    let training = page.split("<section id=\"training\"").nth(1).unwrap().split("</section>").next().unwrap();
+    for run in [&a, &b].map(|of| of.join("run <b>").display().to_string().replace("<b>", "&lt;b&gt;")) {
+        assert!(training.contains(&format!("{run}: ")), "{run}\n{training}");
+    }
+    build(&sources[..3], None, &out).unwrap();
+    let page = fs::read_to_string(&out).unwrap();
+    let training = page.split("<section id=\"training\"").nth(1).unwrap().split("</section>").next().unwrap();
+    assert!(training.contains(". run &lt;b&gt;: "), "{training}");
 }
 
 /// Nobody gives the folders in a folder an order: the untrained model is first, the rest stand as they were written.
@@ -254,14 +285,14 @@ fn folders_in_a_folder_stand_in_the_order_of_the_work() {
     fs::create_dir_all(scores.join("comparison")).unwrap();
     write_json(&scores.join("comparison/comparison.json"), &compared).unwrap();
     let out = dir.path().join("page.html");
-    let built = report::build(std::slice::from_ref(&scores), None, &out, &mut |_, _| ()).unwrap();
+    let built = build(std::slice::from_ref(&scores), None, &out).unwrap();
     assert_eq!(built.evaluations, 4);
     assert!(built.notes[0].contains("stand in this order: base, 78, 319, merged. An untrained"), "{:?}", built.notes);
     let page = fs::read_to_string(&out).unwrap();
     assert!(page.contains("From <b>base</b> to <b>merged</b>") && page.contains("stand in this order"));
     // named one by one they stay as they are
     let named = ["merged", "78", "base"].map(|name| scores.join(name));
-    let built = report::build(&named, None, &out, &mut |_, _| ()).unwrap();
+    let built = build(&named, None, &out).unwrap();
     assert_eq!(built.notes, Vec::<String>::new());
     assert!(fs::read_to_string(&out).unwrap().contains("From <b>merged</b> to <b>base</b>"));
 }
@@ -271,7 +302,7 @@ fn folders_in_a_folder_stand_in_the_order_of_the_work() {
 fn it_works_in_chromium() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("page.html");
-    report::build(&everything(dir.path(), 70), None, &out, &mut |_, _| ()).unwrap();
+    build(&everything(dir.path(), 70), None, &out).unwrap();
     let Some(said) = in_chromium(&out) else { return };
     assert!(said["checks"].as_u64() > Some(60) && said["photos"] == 70, "{said}");
 }
@@ -303,7 +334,7 @@ fn long_names_and_many_classes_have_room_in_chromium() {
     .unwrap();
     sources.push(dir.path().join("curve.json"));
     let out = dir.path().join("page.html");
-    report::build(&sources, None, &out, &mut |_, _| ()).unwrap();
+    build(&sources, None, &out).unwrap();
     assert!(
         fs::read_to_string(&out).unwrap().contains("<span class=\"count\">0</span> <span class=\"name\">fixed</span>")
     );

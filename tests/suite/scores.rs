@@ -225,7 +225,8 @@ fn other_photos_are_refused_or_left_out() {
 fn an_evaluation_goes_on_with_the_same_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
-    let identity = |model: &str| serde_json::from_value(serde_json::json!({"model": model, "data": "d"})).unwrap();
+    let identity =
+        |model: &str| serde_json::from_value(serde_json::json!({"the model": model, "the set": "d"})).unwrap();
     let record = |line| Record { line, label: "x".into(), ..Record::default() };
     let mut folder = Folder::open(&out, identity("m"), Start::New).unwrap();
     folder.append(record(2)).unwrap();
@@ -239,7 +240,7 @@ fn an_evaluation_goes_on_with_the_same_and_nothing_else() {
     let error = said(Folder::open(&out, identity("m"), Start::New));
     assert!(error.contains("unfinished") && error.contains("--resume"), "{error}");
     let error = said(Folder::open(&out, identity("n"), Start::Resume));
-    assert!(error.contains("model was \"m\" and is \"n\"") && !error.contains("data"), "{error}");
+    assert!(error.contains("cannot go on: the model changed; take back"), "{error}");
     assert_eq!(
         Evaluation::read(&out).unwrap_err().to_string().split(": ").nth(1).unwrap(),
         "holds an unfinished evaluation; the same vlm eval with --resume finishes it"
@@ -253,12 +254,13 @@ fn an_evaluation_goes_on_with_the_same_and_nothing_else() {
     let lines: Vec<usize> = Evaluation::read(&out).unwrap().records.iter().map(|r| r.line).collect();
     assert_eq!(lines, [1, 2, 3]);
     let error = said(Folder::open(&out, identity("n"), Start::Resume));
-    assert!(error.contains("model was \"m\" and is \"n\""), "{error}");
-    let folder = Folder::open(&out, identity("m"), Start::Resume).unwrap();
-    assert_eq!((folder.done().len(), folder.summary().unwrap()), (3, Some(serde_json::json!({"metrics": m}))));
+    assert!(error.contains("cannot go on: the model changed; take back"), "{error}");
+    let mut folder = Folder::open(&out, identity("m"), Start::Resume).unwrap();
+    let summary = folder.finished(&[1, 2, 3].into()).unwrap();
+    assert_eq!((folder.done().len(), summary), (3, Some(serde_json::json!({"metrics": m}))));
     drop(folder);
-    let folder = Folder::open(&out, identity("n"), Start::Overwrite).unwrap();
-    assert_eq!(folder.summary().unwrap(), None);
+    let mut folder = Folder::open(&out, identity("n"), Start::Overwrite).unwrap();
+    assert_eq!(folder.finished(&[].into()).unwrap(), None);
     assert!(folder.done().is_empty() && !out.join("summary.json").exists());
     for start in [Start::New, Start::Resume, Start::Overwrite] {
         let error = said(Folder::open(&out, identity("n"), start));
@@ -268,6 +270,72 @@ fn an_evaluation_goes_on_with_the_same_and_nothing_else() {
     fs::write(&predictions, "{}\n").unwrap();
     let error = said(Folder::open(&out, identity("n"), Start::Resume));
     assert!(error.contains("predictions.jsonl, line 1"), "{error}");
+}
+
+/// A person can read what a flag was and is; of what has a fingerprint, that it changed.
+#[test]
+fn what_differs_is_said_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |identity: &Value, start| {
+        Folder::open(dir.path(), identity.as_object().unwrap().clone(), start).map_err(|e| e.to_string())
+    };
+    let long = |end: &str| "which? ".repeat(20) + end;
+    let was = serde_json::json!({"the set": "c0279e1e", "--prompt": null, "--batch-size": 4, "the sampling": {"--seed": 0, "--top-k": 1}});
+    open(&was, Start::New).unwrap().stop(0.0).unwrap();
+    for (changed, said) in [
+        (serde_json::json!({"the set": "0a72f5"}), "the set changed"),
+        (serde_json::json!({"the adapter": ["ab"]}), "there was no adapter, and now there is"),
+        (serde_json::json!({"--prompt": "Which?"}), "--prompt was not given and is \"Which?\""),
+        (serde_json::json!({"the sampling": {"--seed": 0, "--top-k": 5}}), "--top-k was 1 and is 5"),
+        (serde_json::json!({"the sampling": null}), "there is no sampling any more"),
+    ] {
+        let mut is = was.clone();
+        is.as_object_mut().unwrap().extend(changed.as_object().unwrap().clone());
+        let error = open(&is, Start::Resume).err().unwrap();
+        let want = format!("cannot go on: {said}; take back the change, or give --overwrite to begin again");
+        assert!(error.ends_with(&want), "{error}\n{want}");
+    }
+    open(&serde_json::json!({"--prompt": long("a")}), Start::Overwrite).unwrap().stop(0.0).unwrap();
+    let error = open(&serde_json::json!({"--prompt": long("b")}), Start::Resume).err().unwrap();
+    assert!(error.contains("cannot go on: --prompt changed; take back"), "{error}");
+}
+
+/// Finished is what has a record of each line of the set, once. Of anything else what is missing is answered, and no summary
+/// of other records is left meanwhile.
+#[test]
+fn an_evaluation_whose_records_were_changed_is_not_finished() {
+    let dir = tempfile::tempdir().unwrap();
+    let (out, lines) = (dir.path().join("out"), [1, 2, 3].into());
+    let record = |line, label: &str| Record { line, label: label.into(), ..Record::default() };
+    let open = |start| Folder::open(&out, serde_json::Map::new(), start).unwrap();
+    for (changed, kept) in [(&[1, 3][..], &[1, 3][..]), (&[1, 2, 2, 3], &[1, 2, 3]), (&[2, 3, 4], &[2, 3]), (&[], &[])]
+    {
+        let mut folder = open(Start::Overwrite);
+        (1..=3).for_each(|line| _ = folder.append(record(line, "x")).unwrap());
+        folder.finish(&serde_json::json!({"seconds": 7.5})).unwrap();
+        let mut twice = 0;
+        let records = changed.iter().map(|line| {
+            let label = if *line == twice { "again" } else { "x" };
+            twice = *line;
+            record(*line, label)
+        });
+        write_records(&out.join("predictions.jsonl"), &records.collect::<Vec<_>>()).unwrap();
+        let mut folder = open(Start::Resume);
+        assert_eq!(folder.finished(&lines).unwrap(), None, "{changed:?}");
+        assert!(!out.join("summary.json").exists(), "{changed:?}");
+        assert_eq!(folder.records().iter().map(|r| r.line).collect::<Vec<_>>(), kept);
+        assert!(folder.records().iter().all(|r| r.label == "x") && folder.seconds == 7.5, "{changed:?}");
+        // stopped again, with what is missing written but for the summary
+        let missing: Vec<usize> = (1..=3).filter(|line| !kept.contains(line)).collect();
+        missing.into_iter().for_each(|line| _ = folder.append(record(line, "x")).unwrap());
+        drop(folder);
+        let mut folder = open(Start::Resume);
+        assert_eq!((folder.finished(&lines).unwrap(), folder.seconds), (None, 7.5), "{changed:?}");
+        folder.finish(&serde_json::json!({"seconds": 8.0})).unwrap();
+        let read = Evaluation::read(&out);
+        assert!(read.unwrap_err().to_string().contains("metrics"), "this summary has none");
+        assert_eq!(open(Start::Resume).finished(&lines).unwrap(), Some(serde_json::json!({"seconds": 8.0})));
+    }
 }
 
 /// What a photo's batch is has a say in the last digits of its probabilities. Stopped within a batch, and by a kill within a
@@ -302,5 +370,13 @@ fn an_evaluation_that_was_stopped_ends_with_the_same_numbers() {
         eval(&format!("parts-{n_kept}"), "2", &["--resume"]);
         assert_eq!(predictions(&format!("parts-{n_kept}")), whole, "{n_kept} kept");
         assert_eq!(summary(&format!("parts-{n_kept}")), summary("whole"), "{n_kept} kept");
+    }
+    // nor does a finished one whose records somebody changed say that it is finished
+    let whole = predictions("whole");
+    let lines: Vec<&str> = whole.split_inclusive('\n').collect();
+    for changed in [vec![lines[0], lines[2]], vec![lines[0], lines[1], lines[1], lines[2]]] {
+        fs::write(dir.path().join("parts-3/predictions.jsonl"), changed.concat()).unwrap();
+        eval("parts-3", "2", &["--resume"]);
+        assert_eq!((predictions("parts-3"), summary("parts-3")), (whole.clone(), summary("whole")));
     }
 }

@@ -145,7 +145,7 @@ impl Dedupe {
         let outcome = search(&sets, &mut embedder, &options, &out)?;
         let skipped = sets.iter().flat_map(|set| &set.data.skipped).chain(&outcome.skipped);
         skipped.for_each(|e| notice(format_args!("left out: {e}")));
-        leaks::write(&sets, &outcome, self.within, &out)?;
+        leaks::write(&sets, &outcome, &out)?;
         if self.json {
             let mut summary = leaks::summary(&outcome);
             summary["seconds"] = start.elapsed().as_secs_f64().into();

@@ -68,7 +68,7 @@ impl Show {
             }
         };
         let size = self.sheet.as_ref().map(|_| SheetSize { per_class: self.per_class, side: sheet::SIDE });
-        let seen = census(&self.file, &set, &spec, size, &done);
+        let seen = census(&self.file, &set, &spec, size, &done)?;
         drop(bar);
         if let Some(file) = &self.sheet {
             if seen.sheet.is_empty() {

@@ -112,8 +112,9 @@ impl PatchSpec {
         }
         if target.0 * target.1 > MOST_PIXELS {
             let min = self.min_pixels;
-            return Err(wrong(format!(
-                "a size that becomes at most {MOST_PIXELS} pixels (min_pixels {min}, lower it)"
+            return Err(Error::Unsupported(format!(
+                "--min-pixels {min} enlarges a picture of {width} x {height} to more than {MOST_PIXELS} pixels, which is too \
+                 much; lower it"
             )));
         }
         Ok((target.0 as usize, target.1 as usize))
