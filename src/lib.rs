@@ -46,7 +46,7 @@
 //! | or those of a model that is served elsewhere | `src/classify/endpoint/mod.rs` | `ask` |
 //! | what predictions add up to, beside what guessing gets | `src/classify/metrics.rs` | `metrics` |
 //! | two evaluations, photo by photo | `src/classify/compare.rs` | `compare` |
-//! | a page to look at | `src/report/mod.rs` | `build` |
+//! | a page to look at | `src/report/mod.rs` | `write` |
 //!
 //! # A loss becomes gradients, gradients an adapter
 //!

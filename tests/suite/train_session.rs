@@ -333,7 +333,8 @@ fn a_full_disk_leaves_the_last_good_checkpoint() {
         assert!(done.status.success(), "{said}");
         let read = |name: &str| fs::read_to_string(left.join(name)).unwrap();
         assert_eq!(read("rc").trim(), "1", "{size} bytes: {said}");
-        assert!(said.contains("No space left on device") && said.contains(".safetensors"), "{said}");
+        // the last checkpoint and the result are written at the same time: either may be what does not fit
+        assert!(said.contains("No space left on device") && said.contains("disk/run/"), "{said}");
         let newest = read("checkpoints").lines().last().map(String::from);
         assert_eq!(newest, kept.map(|step| format!("step-{step:08}.safetensors")), "{size} bytes: {said}");
         assert!(adapter(&whole) == adapter(&left.join("run")));
