@@ -360,9 +360,9 @@ fn a_long_cache_takes_several_launches() {
 /// More slots than there are counters for: the second launch has its own place in tables and results, and the same counters.
 #[test]
 fn many_sequences_take_several_launches() {
-    let held: Vec<i32> = (0..600).map(|i| 1 + i % 4).collect();
+    let held: Vec<i32> = (0..520).map(|i| 1 + i % 4).collect();
     let mut case = Case::new(6);
-    let op = cached(&mut case, &[1; 600], &held, (16, 16, 8), 4);
+    let op = cached(&mut case, &[1; 520], &held, (16, 16, 8), 4);
     let plan = op.plan().expect("a plan");
     assert!(plan.launches.len() > 1 && plan.scratch_bytes < 64 << 20, "{plan:?}");
     case.agrees(&op);
