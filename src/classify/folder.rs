@@ -45,9 +45,9 @@ impl Folder {
     pub const FILES: [&str; 3] = [PREDICTIONS, SUMMARY, IDENTITY];
 
     /// Opens or makes `dir`. `identity` holds everything that has a say in the answers, called as a person calls it: flags
-    /// (`--prompt`) with their values, the rest (`the set`) with fingerprints, or an object of values. Errors: the folder holds an
-    /// evaluation (`New`), or one of another identity, with the differences named (`Resume`); another process writes into
-    /// it.
+    /// (`--prompt`) with their values, the rest (`the set`) with fingerprints, or an object of values. Errors: the folder
+    /// holds an evaluation (`New`), or one of another identity, with the differences named (`Resume`); another process
+    /// writes into it.
     pub fn open(dir: &Path, identity: Map<String, Value>, start: Start) -> Result<Folder> {
         let lock = FolderLock::create(dir)?;
         let [predictions, summary, about] = [PREDICTIONS, SUMMARY, IDENTITY].map(|name| dir.join(name));

@@ -198,6 +198,16 @@ fn what_is_read_is_not_replaced_under_any_name() {
     spares(&inner, &format!("{train} --rank 1 --overwrite"), &[&model, &inner, &full], &within);
 }
 
+/// What a run calls the files in its folder.
+const RUN_FILES: [&str; 6] = [
+    "metrics.jsonl",
+    "run.json",
+    "config.toml",
+    "events.out.tfevents.run.vlm",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+];
+
 /// A set, a recipe or an adapter may be called as a run calls its own files, and then lies in no run's folder.
 #[test]
 fn a_run_replaces_no_set_recipe_or_adapter_that_it_reads() {
@@ -206,17 +216,8 @@ fn a_run_replaces_no_set_recipe_or_adapter_that_it_reads() {
     std::os::unix::fs::symlink(place.dir.path(), place.at("link")).unwrap();
     let train = "train --model {} --data {} --out {} --prompt Which? --rank 1 --max-steps 1";
     let read = "is read by this command";
-    let names = [
-        "metrics.jsonl",
-        "run.json",
-        "config.toml",
-        "events.out.tfevents.run.vlm",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "checkpoints/step-00000001.safetensors",
-        "checkpoints/set.jsonl",
-    ];
-    for (i, name) in names.into_iter().enumerate() {
+    let below = ["checkpoints/step-00000001.safetensors", "checkpoints/set.jsonl"];
+    for (i, name) in RUN_FILES.into_iter().chain(below).enumerate() {
         let (folder, linked) = (format!("sets{i}"), place.at(&format!("link/sets{i}")));
         let taken = place.write(&format!("{folder}/{name}"), &lines.replace("photo.png", "../photo.png"));
         for how in ["", " --resume", " --overwrite"] {
@@ -254,17 +255,7 @@ fn first_gradients_have_a_file_of_their_own() {
     std::os::unix::fs::symlink(place.dir.path(), place.at("link")).unwrap();
     let train = "train --model {} --data {} --out {} --prompt Which? --rank 1 --max-steps 1 --dump-first-gradients {}";
     let run = place.at("run");
-    let own = [
-        "metrics.jsonl",
-        "run.json",
-        "config.toml",
-        "events.out.tfevents.run.vlm",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "checkpoints/x.safetensors",
-        "model/x.safetensors",
-        "model.new",
-    ];
+    let below = ["checkpoints/x.safetensors", "model/x.safetensors", "model.new"];
     let refused = |file: &str, wanted: &str| {
         let file = place.at(file);
         for how in ["", " --resume", " --overwrite"] {
@@ -272,7 +263,7 @@ fn first_gradients_have_a_file_of_their_own() {
             assert!(!run.exists(), "{file:?}");
         }
     };
-    for name in own {
+    for name in RUN_FILES.into_iter().chain(below) {
         refused(&format!("run/{name}"), "is a name that the run itself uses");
         refused(&format!("link/run/{name}"), "is a name that the run itself uses");
     }

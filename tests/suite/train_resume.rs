@@ -1,9 +1,10 @@
 //! What `--resume` and `--overwrite` make of a run that was stopped anywhere, is over, or whose inputs changed since.
 
+use crate::commands::copy;
 use crate::support::run::{Bench, adapter, log};
-use crate::support::tiny::cases;
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 use vlm::base::{Error, Precision};
 use vlm::device::Device;
 use vlm::train::run_folder::{RunFolder, Start, identity_of, training_samples};
@@ -109,12 +110,8 @@ fn a_signal_before_the_first_step_leaves_the_folder_as_it_is() {
 #[test]
 fn a_run_goes_on_with_the_same_tokenizer_adapter_and_precision_alone() {
     let bench = Bench::new();
-    let model = bench.path("model");
-    fs::create_dir(&model).unwrap();
-    for entry in fs::read_dir(cases().join("single")).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
-    }
+    let copied = copy("single");
+    let model = copied.path().to_path_buf();
     let first = bench.settings(|s| (s.model, s.epochs, s.max_steps) = (model.clone(), None, Some(1)));
     bench.run(&first, Start::New, None).unwrap();
     let settings = bench.settings(|s| {
@@ -146,19 +143,15 @@ fn a_run_goes_on_with_the_same_tokenizer_adapter_and_precision_alone() {
 fn a_run_in_its_models_own_folder_goes_on_to_the_same_bits() {
     let bench = Bench::new();
     bench.write("eval.jsonl", &fs::read_to_string(bench.path("train.jsonl")).unwrap());
-    let model = bench.path("model");
-    fs::create_dir(&model).unwrap();
-    for entry in fs::read_dir(cases().join("single")).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
-    }
-    let settings = |out: &str| {
+    let copied = copy("single");
+    let model = copied.path().to_path_buf();
+    let settings = |out: &Path| {
         bench.settings(|s| {
             (s.eval_data, s.eval_every) = (Some(bench.path("eval.jsonl")), Some(1));
-            (s.model, s.out) = (model.clone(), bench.path(out));
+            (s.model, s.out) = (model.clone(), out.into());
         })
     };
-    let (whole, within) = (settings("whole"), settings("model"));
+    let (whole, within) = (settings(&bench.path("whole")), settings(&model));
     let end = bench.run(&whole, Start::New, None).unwrap();
     let weights = fs::read(model.join("model.safetensors")).unwrap();
     assert_eq!(bench.run(&within, Start::Overwrite, Some(3)).unwrap(), End::Interrupted { steps: 3 });

@@ -1,6 +1,7 @@
 //! Whole runs on a small model: what they leave, what they refuse, and that a run that was stopped ends as the one that
 //! was not.
 
+use crate::commands::copy;
 use crate::support::json_lines;
 use crate::support::run::{Bench, adapter, log};
 use crate::support::tiny::cases;
@@ -209,12 +210,8 @@ fn a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_checkpoint
 #[test]
 fn a_loss_that_is_not_finite_at_the_first_step_is_the_weights_or_the_samples() {
     let bench = Bench::new();
-    let model = bench.path("model");
-    fs::create_dir(&model).unwrap();
-    for entry in fs::read_dir(cases().join("single")).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
-    }
+    let copied = copy("single");
+    let model = copied.path().to_path_buf();
     let file = model.join("model.safetensors");
     let norm =
         Checkpoint::open(&model).unwrap().tensor("model.language_model.norm.weight").unwrap().entry.range.clone();
