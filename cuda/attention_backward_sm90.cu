@@ -29,8 +29,10 @@
 //    the longest begin first.
 // 3. Three warps of the copying warpgroup send sums, in turn, so that a step has three steps' time for its turn to come, for
 //    its sums to arrive and, in the last block, for dq.
-// 4. dp is under way under the exponentials, dv and dk while dq leaves. The warpgroups meet once a step, since each half
-//    of the width of dq has the keys of both. ds is in shared memory twice, so that a second meeting is not needed.
+// 4. The exponentials run under dp, ds under most of dv, and the rest of dv while the warpgroups meet; dk while dq leaves.
+//    All of p as an operand beside p itself and ds would be more registers than there are. The warpgroups meet once a step,
+//    since each half of the width of dq has the keys of both; ds is in shared memory twice, so that a second meeting is not
+//    needed.
 // 5. Registers: 40 for a copying thread, 232 for the others, which at width 128 hold 128 sums of dk and dv and 64 of a step.
 // 6. The rows behind a sequence's end belong to another sequence: they are cleared before any product reads them, so that
 //    no number of theirs, NaN or not, gets in.
@@ -64,6 +66,7 @@ template <int W> constexpr uint32_t kSumBytes = kNarrow * W * 4;
 // Where things are in shared memory: keys, values; twice queries and dy; twice ds; sums of dq; twice statistics.
 constexpr uint32_t kQueriesAt = 2 * kWideBytes, kWeightsAt = kQueriesAt + 4 * kNarrowBytes;
 constexpr uint32_t kSumsAt = kWeightsAt + 2 * kWeightBytes, kStatisticsAt = kSumsAt + kSumBytes<128>;
+constexpr int kEarly = 48;                 // queries whose p is multiplied before ds is there
 constexpr int kSenders = 3;                // warps that send sums, a step each in turn
 
 // Barriers of a block: keys and values have come; a step's queries have come, their place is free (two each, 8 bytes
@@ -289,13 +292,20 @@ DEV void compute_gradients(const AttentionBackwardArgs& a, const Work& work, con
         }
       }
     }
-    wgmma_wait<0>();
+    const Weights<kEarly> p_early(p);
+    wgmma_fence();
+    add_weighted<W, kNarrow>(dv, p_early, queries + kNarrowBytes);
+    wgmma_commit();
+    wgmma_wait<1>();
     UNROLL for (int c = 0; c < kNarrow / 8; c++) {
       const float* deltas = s_statistics + (c * 8 + (lane & 3) * 2) * 2 + 1;
       UNROLL for (int e = c * 4; e < c * 4 + 4; e++) ds[e] = p[e] * (ds[e] - deltas[(e & 1) * 2]);
     }
-    const Weights<kNarrow> weights_p(p);
     leave_weights(weights + part * 64 * 128, Weights<kNarrow>(ds));
+    const Weights<kNarrow - kEarly> p_late(p, kEarly);
+    wgmma_fence();
+    add_weighted<W, kNarrow>(dv, p_late, queries + kNarrowBytes, kEarly);
+    wgmma_commit();
     fence_proxy_async();
     bar_sync<1>(256);
     wgmma_fence();
@@ -306,7 +316,6 @@ DEV void compute_gradients(const AttentionBackwardArgs& a, const Work& work, con
     }
     wgmma_commit();
     wgmma_fence();
-    add_weighted<W, kNarrow>(dv, weights_p, queries + kNarrowBytes);
     const uint64_t ds_along = wgmma_desc_sw128(weights + part * 64 * 128, kAlongK, 1024);
     const uint64_t queries_across = wgmma_desc_sw128(queries, kHalfBytes<kNarrow>, 1024);
     UNROLL for (int kk = 0; kk < kNarrow / 16; kk++) {

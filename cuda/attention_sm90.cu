@@ -13,10 +13,14 @@
 //               when s is there: m, l, r and p of the next;  when y is there: y *= 2^(m - m')
 //
 // 1. Keys and values have two places each and barriers of their own. The next tile's scores are computed before this one's
-//    values are added, so that a warpgroup's own exponentials run under its products; and the two drift apart, one's
-//    exponentials under the other's products.
-// 2. Registers: 24 for a copying thread, 240 for the others.
-// 3. The rows behind a sequence's last key belong to another sequence: their values are cleared before the product, so
+//    values are added, so that a warpgroup's own exponentials run under its second product. The two start their products in
+//    turns (FlashAttention-3, arXiv 2407.08608, section 3.1), so that one's exponentials run under the other's products.
+// 2. m is a whole number (attention.cuh) and rises seldom: while no row's does, y stays as it is.
+// 3. ptxas moves a wait for products up as far as it can, and arithmetic down: one's own exponentials would begin when the
+//    second product has ended. So the wait stands behind a branch that asks for all sums. To multiply y by `shrink` is
+//    always right: what the branch asks of them changes nothing. A test reads the order of the machine's instructions.
+// 4. Registers: 24 for a copying thread, 240 for the others.
+// 5. The rows behind a sequence's last key belong to another sequence: their values are cleared before the product, so
 //    that no number of it, NaN or not, gets in.
 //
 // Limits: E a multiple of 8 from 72 (up to 80 by the kernel of that width) to 128; TMA wants rows and the first column of
@@ -34,6 +38,7 @@ LAYOUT(AttentionSm90Args, attention, q, k, v);
 namespace attention {
 
 struct Barriers { uint32_t queries, keys, values, keys_free, values_free; };   // the last four: two each, 8 bytes apart
+constexpr int kClear = 1, kFirstsTurn = 2, kSecondsTurn = 3;   // named barriers
 
 // What one of the two computing warpgroups does, for queries 64 `part` to 64 `part` + 63 of the block.
 template <int W>
@@ -48,13 +53,22 @@ DEV void compute(const AttentionArgs& a, const Span& span, const Barriers& bars,
   float m[2] = {-INFINITY, -INFINITY}, l[2] = {0.f, 0.f}, r[2] = {0.f, 0.f};
 
   auto start_scores = [&](int j) {
-    mbar_wait(bars.keys + 8 * (j & 1), j >> 1 & 1);
     wgmma_fence();
     multiply_rows<W, kWide, kWide>(s, queries + part * 64 * 128, keys + (j & 1) * kBytes);
     wgmma_commit();
   };
+  auto wait_for = [&](uint32_t tiles, int j) { mbar_wait(tiles + 8 * (j & 1), j >> 1 & 1); };
   auto leave = [&](uint32_t free, int j) {
     if (lane == 0) mbar_arrive(free + 8 * (j & 1));
+  };
+  // Products are started between these, of tile j by the first warpgroup and then by the second.
+  auto take_turn = [&](int j) {
+    if (part == 1) bar_sync<kSecondsTurn>(256);
+    else if (j > 0) bar_sync<kFirstsTurn>(256);
+  };
+  auto pass_turn = [&](int j) {
+    if (part == 0) bar_arrive<kSecondsTurn>(256);
+    else if (j < n_tiles - 1) bar_arrive<kFirstsTurn>(256);
   };
   // s becomes p of tile j, rounded
   auto weigh = [&](int j) {
@@ -82,31 +96,41 @@ DEV void compute(const AttentionArgs& a, const Span& span, const Barriers& bars,
   };
 
   mbar_wait(bars.queries, 0);
+  wait_for(bars.keys, 0);
+  take_turn(0);
   start_scores(0);
+  pass_turn(0);
   wgmma_wait<0>();
   leave(bars.keys_free, 0);
   weigh(0);
   Weights<kWide> p(s);
   for (int j = 0; j + 1 < n_tiles; j++) {
+    wait_for(bars.keys, j + 1);
+    wait_for(bars.values, j);
+    take_turn(j + 1);
     start_scores(j + 1);
-    mbar_wait(bars.values + 8 * (j & 1), j >> 1 & 1);
     wgmma_fence();
     add_weighted<W, kWide>(y, p, values + (j & 1) * kBytes);
     wgmma_commit();
+    pass_turn(j + 1);
     wgmma_wait<1>();
     leave(bars.keys_free, j + 1);
     weigh(j + 1);
-    wgmma_wait<0>();
+    if (__any_sync(0xffffffffu, shrink[0] != 1.f || shrink[1] != 1.f || !(l[0] + l[1] + r[0] + r[1] >= 0.f))) {
+      wgmma_wait<0>();
+      UNROLL for (int i = 0; i < W / 2; i++) y[i] *= shrink[i >> 1 & 1];
+    } else {
+      wgmma_wait<0>();
+    }
     leave(bars.values_free, j);
-    UNROLL for (int i = 0; i < W / 2; i++) y[i] *= shrink[i >> 1 & 1];
     p = Weights<kWide>(s);
   }
   const int last = n_tiles - 1;
-  mbar_wait(bars.values + 8 * (last & 1), last >> 1 & 1);
+  wait_for(bars.values, last);
   if (n_tiles * kWide > n) {
     clear_rows<kWide>(s_tiles + (3 + (last & 1)) * kBytes, n - last * kWide);
     fence_proxy_async();
-    bar_sync<1>(256);
+    bar_sync<kClear>(256);
   }
   wgmma_fence();
   add_weighted<W, kWide>(y, p, values + (last & 1) * kBytes);

@@ -49,12 +49,13 @@ template <int W, int A_ROWS, int B_ROWS> DEV void multiply_rows(float (&d)[B_ROW
   }
 }
 
-// Sums of 64 rows by COLUMNS columns as the left operand of a product, rounded.
+// Sums of 64 rows by COLUMNS columns, from column `first` on, as the left operand of a product, rounded.
 template <int COLUMNS> struct Weights {
   uint32_t v[COLUMNS / 16][4];
-  DEV explicit Weights(const float (&x)[COLUMNS / 2]) {
+  template <int SUMS> DEV explicit Weights(const float (&x)[SUMS], int first = 0) {
     UNROLL for (int kk = 0; kk < COLUMNS / 16; kk++) UNROLL for (int c = 0; c < 4; c++) {
-      v[kk][c] = pack_bf16(x[kk * 8 + c * 2], x[kk * 8 + c * 2 + 1]);
+      const int i = first / 2 + kk * 8 + c * 2;
+      v[kk][c] = pack_bf16(x[i], x[i + 1]);
     }
   }
 };
@@ -62,10 +63,13 @@ template <int COLUMNS> struct Weights {
 DEV void wgmma_weights(float (&d)[40], const uint32_t (&a)[4], uint64_t b) { wgmma_m64n80k16_rs<1>(d, a, b, 1); }
 DEV void wgmma_weights(float (&d)[64], const uint32_t (&a)[4], uint64_t b) { wgmma_m64n128k16_rs<1>(d, a, b, 1); }
 
-// d += weights times the rows of the tile at `b`.
-template <int W, int ROWS> DEV void add_weighted(float (&d)[W / 2], const Weights<ROWS>& weights, uint32_t b) {
+// d += weights times as many rows, from row `first` on, of the tile of ROWS at `b`.
+template <int W, int ROWS, int COLUMNS>
+DEV void add_weighted(float (&d)[W / 2], const Weights<COLUMNS>& weights, uint32_t b, int first = 0) {
   const uint64_t b_desc = wgmma_desc_sw128(b, kHalfBytes<ROWS>, 1024);
-  UNROLL for (int kk = 0; kk < ROWS / 16; kk++) wgmma_weights(d, weights.v[kk], wgmma_desc_along(b_desc, kk * 2048));
+  UNROLL for (int kk = 0; kk < COLUMNS / 16; kk++) {
+    wgmma_weights(d, weights.v[kk], wgmma_desc_along(b_desc, (first / 16 + kk) * 2048));
+  }
 }
 
 // The warpgroup's 64 rows in a tensor, rows below n_valid and columns below width. `add`: to what is there already,

@@ -97,6 +97,23 @@ mod tests {
         meant
     }
 
+    /// How often a kernel has an instruction while products are under way, and how often while none are, in the order of
+    /// its text.
+    fn under_products(code: &str, instruction: &str) -> (usize, usize) {
+        let (mut groups, mut under, mut idle) = (0, 0, 0);
+        for line in code.lines() {
+            if line.contains("HGMMA") && line.contains("gsb0") {
+                groups += 1;
+            } else if let Some((_, left)) = line.split_once("WARPGROUP.DEPBAR.LE gsb0, 0x") {
+                let left = left.split(' ').next().and_then(|digits| usize::from_str_radix(digits, 16).ok());
+                groups = groups.min(left.expect("a number of groups"));
+            } else if line.contains(instruction) {
+                *(if groups > 0 { &mut under } else { &mut idle }) += 1;
+            }
+        }
+        (under, idle)
+    }
+
     #[test]
     fn what_was_packed_comes_out_whole_or_not_at_all() {
         // by Python's zlib
@@ -131,6 +148,19 @@ mod tests {
                 // registers that do not suffice go to local memory
                 let local = code.lines().find(|line| line.contains(" LDL") || line.contains(" STL"));
                 assert!(wanted.is_empty() || local.is_none(), "{kernel}: {local:?}");
+                // ptxas moves waits up and arithmetic down where it may: what should run under products would wait for them.
+                // Forward's first tile has no product to run under
+                let parts = match kernel.as_str() {
+                    name if !name.contains("_sm90_") => &[][..],
+                    name if name.starts_with("attention_fwd_w") => &[("MUFU.EX2", 64, 66)],
+                    name if name.starts_with("attention_bwd_w") => &[("MUFU.EX2", 32, 0), ("STSM", 4, 0)],
+                    _ => &[],
+                };
+                for &(instruction, at_least, at_most) in parts {
+                    let (under, idle) = under_products(&code, instruction);
+                    let said = format!("{kernel}: {under} {instruction} under products, {idle} under none");
+                    assert!(under >= at_least && idle <= at_most, "{said}");
+                }
                 hopper += usize::from(wanted.first() == Some(&"HGMMA"));
                 older += usize::from(wanted.first() == Some(&"HMMA.16816.F32.BF16"));
             }
