@@ -304,8 +304,7 @@ DEV void compute_gradients(const AttentionBackwardArgs& a, const Work& work, con
     leave_weights(weights + part * 64 * 128, Weights<kNarrow>(ds));
     const Weights<kNarrow - kEarly> p_late(p, kEarly);
     wgmma_fence();
-    add_weighted<W, kNarrow>(dv, p_late, queries + kNarrowBytes, kEarly);
-    wgmma_commit();
+    add_weighted<W, kNarrow>(dv, p_late, queries + kNarrowBytes, kEarly);   // of one group with dq
     fence_proxy_async();
     bar_sync<1>(256);
     wgmma_fence();

@@ -24,7 +24,7 @@
 // All pointers at 16 bytes at least; widths and offsets that are no multiples of 8 take the `any` kernels.
 //
 // Numerics: bf16 operands, f32 sums, rounding where the formulas say round. scale multiplies the f32 sum of s B^T, before
-// x W^T is added, so that scale B is never rounded. NaN in gives NaN out. Approximate: __expf in GELU, 2 units of f32.
+// x W^T is added, so that scale B is never rounded. NaN in gives NaN out. Approximate: exp_ftz in GELU.
 //
 // Ownership: a block owns a tile of y (128 x 128, 64 x 64, or 16 x 32 for decoding), which lies in one segment; a warp
 // 64 x 32, 32 x 32 or 16 x 16 of it. x is read once for each column of tiles, W once for each row of tiles, mostly from

@@ -11,7 +11,7 @@ constexpr float DENSITY_AT_0 = 0.39894228040143268f;  // of the normal distribut
 // exp(-2 u) of the tanh form, u = sqrt(2/pi) (z + 0.044715 z^3); finite for every finite z, so that it may be multiplied
 // by 0. fminf would lose a NaN, which z itself brings back into each result below.
 DEV float exp_minus_2u(float z) {
-  return __expf(fminf(-TWICE_SQRT_2_OVER_PI * z * (1.f + 0.044715f * z * z), 80.f));
+  return exp_ftz(fminf(-TWICE_SQRT_2_OVER_PI * z * (1.f + 0.044715f * z * z), 80.f));
 }
 
 // 0.5 z (1 + tanh u) is z / (1 + exp(-2 u)), where nothing cancels.
@@ -28,7 +28,7 @@ DEV float activation_slope(int activation, float z) {
     return s * (1.f + TWICE_SQRT_2_OVER_PI * z * (s * e) * (1.f + 3.f * square));
   }
   if (activation == GELU_ERF) {
-    return 0.5f * (1.f + erff(z * SQRT_HALF)) + z * __expf(-0.5f * z * z) * DENSITY_AT_0;
+    return 0.5f * (1.f + erff(z * SQRT_HALF)) + z * exp_ftz(-0.5f * z * z) * DENSITY_AT_0;
   }
   return 1.f;
 }

@@ -55,7 +55,7 @@ template <class T, bool VECTOR> DEV void logits(const LinearLossArgs& a) {
       if (a.product.wide) a.product.wide[row * a.product.stride + n] = v[i];
     }
     most = warp_max(most);
-    UNROLL for (int i = 0; i < T::BN / 32; i++) sum += weight_of(v[i] - most);  // columns beyond the vocabulary add 0
+    UNROLL for (int i = 0; i < T::BN / 32; i++) sum += exp_ftz(v[i] - most);  // columns beyond the vocabulary add 0
     sum = warp_sum(sum);
     if (lane == 0) a.statistics[row * tiles + at.n0 / T::BN] = make_float2(most, sum);
   }
@@ -95,7 +95,7 @@ KERNEL(linear_loss_fwd_rows_f32, 256, 1, const __grid_constant__ linear::LinearL
   float most = -linear::INFINITE, sum = 0.f;
   for (int t = lane; t < a.tiles; t += 32) most = fmaxf(most, tiles[t].x);
   most = warp_max(most);
-  for (int t = lane; t < a.tiles; t += 32) sum += tiles[t].y * linear::weight_of(tiles[t].x - most);
+  for (int t = lane; t < a.tiles; t += 32) sum += tiles[t].y * exp_ftz(tiles[t].x - most);
   sum = warp_sum(sum);
   if (lane == 0) {
     a.losses[row] = logf(sum) + (most - a.label_logits[row]);
@@ -130,7 +130,7 @@ KERNEL(linear_loss_bwd_dlogits_bf16, 256, 1, const __grid_constant__ linear::Lin
     linear::read8<false>(l, a.logits + row * a.v + n, valid);
   }
   UNROLL for (int i = 0; i < 8; i++) {
-    d[i] = i < valid ? linear::weight_of(l[i] - most) * factor - (i == label ? scale : 0.f) : 0.f;
+    d[i] = i < valid ? exp_ftz(l[i] - most) * factor - (i == label ? scale : 0.f) : 0.f;
   }
   linear::write8<true>(a.dlogits + row * a.stride + n, d, 8);  // a row's end is padded to a multiple of eight
 }

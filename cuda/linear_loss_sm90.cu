@@ -49,7 +49,7 @@ struct LogitsWork : ProductTiles<256, false> {
         float e[8];
         UNROLL for (int k = 0; k < 8; k++) {
           const int j = i * 4 + k / 2;
-          e[k] = n + j * 8 < width ? weight_of(d[j * 4 + h * 2 + k % 2] - most) : 0.f;
+          e[k] = n + j * 8 < width ? exp_ftz(d[j * 4 + h * 2 + k % 2] - most) : 0.f;
         }
         sums[i] = sum_of(e);
       }

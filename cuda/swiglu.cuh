@@ -9,7 +9,7 @@ DEV float exp_minus(float gate) {
   float x = -gate;
   x = x > 88.0f ? 88.0f : x;
   x = x < -87.3f ? -87.3f : x;
-  return ex2(x * 1.4426950408889634f);
+  return exp_ftz(x);
 }
 
 // silu(gate) up.

@@ -86,7 +86,6 @@ EMU_INLINE float __uint_as_float(uint32_t u) { return emu_bits<float>(u); }
 EMU_INLINE uint32_t __float_as_uint(float f) { return emu_bits<uint32_t>(f); }
 EMU_INLINE float __int_as_float(int i) { return emu_bits<float>(i); }
 EMU_INLINE int __float_as_int(float f) { return emu_bits<int>(f); }
-EMU_INLINE float __expf(float x) { return expf(x); }
 EMU_INLINE float __logf(float x) { return logf(x); }
 EMU_INLINE float __fdividef(float a, float b) { return a / b; }
 EMU_INLINE float __frcp_rn(float x) { return 1.0f / x; }
