@@ -14,7 +14,7 @@
 //   multiply;  parts -> partial;  arrive;  last:  y = finish(sum over splits)
 //     SwiGLU   of the same 64 columns of gate and up:  silu(gate) up
 //     heads    of a tile, which is a head of 128:      norm, rotation, and where asked into the cache
-//     rows     of all tiles, once their y is stored:   RMS norm of every row, a warp each
+//     rows     of all tiles, once their y is stored:   RMS norm of every row
 //
 // | tensor    | shape                        | dtype | layout                                                            |
 // |-----------|------------------------------|-------|-------------------------------------------------------------------|
@@ -55,6 +55,22 @@ DEV bool last_to_arrive(uint32_t* counter, int n, int consumer) {
   consumer_sync(consumer);
   return s_before[consumer] == (uint32_t)n - 1;
 }
+
+// What one row is left to: a warp would take longer for it than some products do.
+struct Warpgroup {
+  static constexpr int THREADS = 128;
+  int consumer;
+  static DEV int rank() { return threadIdx.x & 127; }
+  DEV float total(const float (&of)[1]) const {
+    SHARED(float, s_sums, [2 * 4]);
+    float* sums = s_sums + consumer * 4;
+    const float sum = warp_sum(of[0]);
+    consumer_sync(consumer);               // all have read those of the row before
+    if ((threadIdx.x & 31) == 0) sums[rank() >> 5] = sum;
+    consumer_sync(consumer);
+    return sums[0] + sums[1] + sums[2] + sums[3];
+  }
+};
 
 template <int BN> struct FewWork : ProductTiles<BN, true> {
   static constexpr bool ARRIVES = true;
@@ -134,7 +150,7 @@ template <int BN> struct FewWork : ProductTiles<BN, true> {
     if (following != ROWS_NORM) return;
     const int halves = 2 * this->tiles_n();
     if (!last_to_arrive(a.counters + halves, halves, consumer)) return;
-    for (int m = ((int)threadIdx.x & 127) >> 5; m < a.product.m; m += 4) row_norm::normalise<8>(a.rows, m);
+    for (int m = 0; m < a.product.m; m++) row_norm::normalise<8>(Warpgroup{consumer}, a.rows, m);
   }
 };
 

@@ -21,7 +21,7 @@
 // differences from the mean, in a second pass, so that a large mean costs no digits. NaN in gives NaN out.
 //
 // Ownership: a warp owns a row, a lane 8 neighbouring columns at a time (one 16-byte load), or single columns where D is
-// no multiple of 8. x comes from device memory once and from L1 in the later passes; y and dx go once.
+// no multiple of 8. x and dy come once, and stay in registers through the passes (up to 4096 columns); y and dx go once.
 //
 // The simple algorithm: for each row, sum, sum of squares, write. For dw: for each column, sum over the rows. Deviations:
 //  1. A warp and not a block a row: the sums need no barrier, and a narrow row does not idle most of a block.
@@ -58,43 +58,38 @@ LAYOUT(NormBackwardArgs, x, rows, weight, dy, dx, stats, partial, dweight, dbias
 
 template <int N> DEV void forward(const NormArgs& a) {
   const int64_t row = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5);
-  if (row < a.n_rows) normalise<N>(a, row);
+  if (row < a.n_rows) normalise<N>(Warp{}, a, row);
 }
 
 template <int N> DEV void backward(const NormBackwardArgs& a) {
-  const int lane = threadIdx.x & 31;
   const int64_t row = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5);
   if (row >= a.n_rows) return;
   const int64_t at = a.rows ? (int64_t)a.rows[row] : row;
-  const bf16* x = a.x + at * a.d;
-  const bf16* dy = a.dy + row * a.d;
-  float mean, r, v[N], w[N], g[N], old[N];
-  statistics<N>(x, a.d, a.layer != 0, a.eps, mean, r);
-  if (a.stats && lane == 0) a.stats[2 * row] = mean, a.stats[2 * row + 1] = r;
+  const Row<N, Warp> x(a.x + at * a.d, a.d), dy(a.dy + row * a.d, a.d);
+  const Warp team;
+  float mean, r, w[N], old[N];
+  statistics<N>(team, x, a.layer != 0, a.eps, mean, r);
+  if (a.stats && Warp::rank() == 0) a.stats[2 * row] = mean, a.stats[2 * row + 1] = r;
   if (!a.dx) return;
-  float sum_g = 0.0f, sum_gn = 0.0f;
-  for (int c = lane * N; c < a.d; c += 32 * N) {
-    load<N>(x + c, v);
+  float of_g[4] = {}, of_gn[4] = {};
+  x.each_with(dy, [&](int c, int part, float (&v)[N], float (&g)[N]) {
     load<N>(a.weight + c, w);
-    load<N>(dy + c, g);
     UNROLL for (int i = 0; i < N; i++) {
-      sum_g += g[i] * w[i];
-      sum_gn += g[i] * w[i] * ((v[i] - mean) * r);
+      of_g[part] += g[i] * w[i];
+      of_gn[part] += g[i] * w[i] * ((v[i] - mean) * r);
     }
-  }
-  const float mean_g = a.layer ? warp_sum(sum_g) / (float)a.d : 0.0f;
-  const float mean_gn = warp_sum(sum_gn) / (float)a.d;
+  });
+  const float mean_g = a.layer ? team.total(of_g) / (float)a.d : 0.0f;
+  const float mean_gn = team.total(of_gn) / (float)a.d;
   bf16* dx = a.dx + at * a.d;
-  for (int c = lane * N; c < a.d; c += 32 * N) {
-    load<N>(x + c, v);
+  x.each_with(dy, [&](int c, int, float (&v)[N], float (&g)[N]) {
     load<N>(a.weight + c, w);
-    load<N>(dy + c, g);
     if (a.add) load<N>(dx + c, old);
     UNROLL for (int i = 0; i < N; i++) {
       v[i] = r * (g[i] * w[i] - mean_g - (v[i] - mean) * r * mean_gn) + (a.add ? old[i] : 0.0f);
     }
     store<N>(dx + c, v);
-  }
+  });
 }
 }  // namespace row_norm
 

@@ -6,9 +6,23 @@ use vlm::device::Accumulate;
 use vlm::ops::Gradient;
 use vlm::ops::norm::{Kind, Norm, NormBackward};
 
-/// Rows, width: one, primes, the rows of a block and of a partial sum and one more or less, none at all.
-const SHAPES: [(usize, usize); 10] =
-    [(1, 1), (1, 8), (3, 7), (4, 64), (5, 13), (3, 8), (63, 24), (65, 129), (130, 17), (0, 16)];
+/// Rows, width: one, primes, the rows of a block and of a partial sum and one more or less, none at all; as wide as registers
+/// hold a row, nearly, and by one and by more of a warp's accesses wider.
+const SHAPES: [(usize, usize); 13] = [
+    (1, 1),
+    (1, 8),
+    (3, 7),
+    (4, 64),
+    (5, 13),
+    (3, 8),
+    (63, 24),
+    (65, 129),
+    (130, 17),
+    (0, 16),
+    (1, 4088),
+    (2, 4360),
+    (1, 5128),
+];
 
 fn kind(case: &mut Case, layer: bool, trained: bool, d: usize) -> Kind {
     let mut of = |name: &str| match trained {
