@@ -97,37 +97,6 @@ struct Walk {
   }
 };
 
-// The tile of keys with this number. Sequences come in windows of at most 32, and of a window first the first tiles of all
-// of its sequences, then the second ones: a lane of the warp has a sequence. A window has slots as a sequence of find_tile
-// has; a tile past the end where there are more slots than tiles.
-DEV Span find_ranked_tile(const int32_t* starts, int sequences, int tokens, int window, int slot, int& sequence) {
-  auto first_slot = [&](int b) { return start_of(starts, b, tokens) / kWide + b; };
-  int low = 0, high = (sequences - 1) / window;
-  while (low < high) {
-    const int middle = (low + high + 1) / 2;
-    if (first_slot(middle * window) <= slot) low = middle; else high = middle - 1;
-  }
-  const int lane = threadIdx.x & 31, b = low * window + lane;
-  const bool valid = lane < window && b < sequences;
-  const int from = valid ? start_of(starts, b, tokens) : 0, n = valid ? start_of(starts, b + 1, tokens) - from : 0;
-  const int tiles = (max(n, 0) + kWide - 1) / kWide;
-  int rank = slot - first_slot(low * window), tile = 0, last = (tokens + kWide - 1) / kWide;
-  while (tile < last) {                    // the largest for which no more than `rank` tiles have a smaller number
-    const int middle = (tile + last + 1) / 2;
-    if (warp_sum(min(tiles, middle)) <= rank) tile = middle; else last = middle - 1;
-  }
-  rank -= warp_sum(min(tiles, tile));
-  uint32_t long_enough = __ballot_sync(0xffffffffu, tiles > tile);
-  if (rank >= __popc(long_enough)) {
-    sequence = 0;
-    return {0, 0, 0};
-  }
-  for (; rank > 0; rank--) long_enough &= long_enough - 1;
-  const int owner = __ffs((int)long_enough) - 1;
-  sequence = low * window + owner;
-  return {__shfl_sync(0xffffffffu, from, owner), __shfl_sync(0xffffffffu, n, owner), tile};
-}
-
 // What a block has: keys of a head, and the tiles of queries from `begin` to `last` that see them.
 struct Work {
   Span span;

@@ -158,11 +158,14 @@ template <int W> DEV void forward(const AttentionSm90Args& args) {
   const uint32_t queries = smem_u32(s_tiles), keys = queries + kBytes, values = keys + 2 * kBytes;
   const uint32_t at = smem_u32(s_barriers);
   const Barriers bars = {at, at + 8, at + 24, at + 40, at + 56};
-  int sequence;
-  const Span span = find_tile(a.starts, a.sequences, a.tokens, 1, kWide, (int)(gridDim.y - 1 - blockIdx.y), sequence);
-  const int first = span.tile * kWide, n = span.length;
-  if (first >= n) return;
-  const int n_tiles = a.causal ? span.tile + 1 : (n + kWide - 1) / kWide;
+  SHARED(Span, s_span, [1]);
+  if (threadIdx.x < 32) {
+    // under a causal mask the last tiles have the longest walks: those of all sequences begin first
+    int sequence;
+    const Span found = find_ranked_tile(a.starts, a.sequences, a.tokens, a.causal ? 32 : 1,
+                                        (int)(gridDim.y - 1 - blockIdx.y), sequence);
+    if (threadIdx.x == 0) s_span[0] = found;
+  }
   if (threadIdx.x == 0) {
     mbar_init(bars.queries, 1);
     UNROLL for (int i = 0; i < 2; i++) {
@@ -172,6 +175,10 @@ template <int W> DEV void forward(const AttentionSm90Args& args) {
     fence_mbar_init();
   }
   __syncthreads();
+  const Span span = s_span[0];
+  const int first = span.tile * kWide, n = span.length;
+  if (first >= n) return;
+  const int n_tiles = a.causal ? span.tile + 1 : (n + kWide - 1) / kWide;
   if (threadIdx.x < 128) {
     reg_dealloc<24>();
     if (threadIdx.x == 0) {
