@@ -1,5 +1,6 @@
-// Barriers of the block: __syncthreads (number 0) and the named ones; counters, on which blocks wait for each other. A thread that has exited does not count as arrived,
-// which is stricter than the hardware.
+// Barriers of the block: __syncthreads (number 0) and the named ones; counters, on which blocks wait for each other. A
+// thread that has exited does not count as arrived, which is stricter than the hardware, and so is that none may be left
+// behind with arrivals that nobody has waited for.
 #include <chrono>
 #include <thread>
 
@@ -55,6 +56,13 @@ void barrier_arrive(uint32_t id, uint32_t threads) {
   if (b.arrived < b.wanted) return;
   release(b, id);
   if (race_hooks) race_hooks->barrier_done(id);
+}
+
+void check_barriers_done() {
+  for (uint32_t id = 0; id < 16; id++) {
+    const NamedBarrier& b = block->barriers[id];
+    if (b.arrived) fail("the block ends with %u of %u threads arrived at barrier %u", b.arrived, b.wanted, id);
+  }
 }
 
 void thread_fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }

@@ -235,6 +235,7 @@ void check_fenced(uint32_t offset, const char* what);
 
 // ---- the instruction files ----
 // When a thread ends, nothing of it may be under way.
+void check_barriers_done();
 void check_copies_done(const Thread* t);
 void finish_stores(Thread* t);
 void check_wgmma_done(const Thread* t);

@@ -211,6 +211,7 @@ void run_thread() {
     block->warps[me->linear >> 5].exited |= 1u << me->lane;
     if (--block->alive == 0) {
       if (!block->loads.empty()) fail("the block ends with TMA loads under way");
+      check_barriers_done();
       switch_to_main();
     }
     Thread* next = pick();

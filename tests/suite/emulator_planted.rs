@@ -232,7 +232,7 @@ enum Catch {
 #[test]
 fn planted_bugs_are_caught() {
     use Catch::{Both, Plain, Race};
-    let bugs: [(Program, &str, Catch, &str); 62] = [
+    let bugs: [(Program, &str, Catch, &str); 63] = [
         (copies, "planted_copies_no_wait", Both, "race:"),
         (copies, "planted_copies_no_barrier_before_read", Both, "race:"),
         (copies, "planted_copies_no_barrier_before_refill", Both, "race:"),
@@ -262,6 +262,7 @@ fn planted_bugs_are_caught() {
         (counter, "planted_counter_read_late", Race, "a write of byte"),
         (counter, "planted_counter_maximum_early", Race, "allocation of 4 bytes"),
         (counter, "planted_counter_group_other", Race, "a read of byte"),
+        (counter, "planted_counter_left_arrival", Both, "32 of 128 threads arrived at barrier 1"),
         (counter, "planted_counter_warp_no_syncwarp", Race, "after the write by block"),
         (counter, "planted_counter_thread_by_atomics", Race, "a read of byte"),
         (counter, "planted_counter_tree_of_firsts", Race, "by block"),

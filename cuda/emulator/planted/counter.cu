@@ -13,7 +13,7 @@ LAYOUT(PlantedCounterArgs, x, parts, counters, most, y);
 namespace planted_counter {
 enum Bug {
   kNone, kNoBarrierBefore, kNoBarrierAfter, kNoArrival, kRelaxed, kNotLast, kNoReturn, kPeek, kLate, kReadLate, kMaximum, kMaximumEarly,
-  kOtherGroup, kNoSyncwarp, kTreeOfFirsts
+  kOtherGroup, kLeftArrival, kNoSyncwarp, kTreeOfFirsts
 };
 
 DEV void write_part(const PlantedCounterArgs& a) {
@@ -65,6 +65,7 @@ template <int BUG> DEV void last_group(const PlantedCounterArgs& a) {
   bar_sync_id(1 + group, 128);
   if ((t & 127) == 0) s_last[group] = arrive_counter(a.counters + group, gridDim.x) == gridDim.x - 1;
   bar_sync_id(1 + group, 128);
+  if (BUG == kLeftArrival && t < 32) bar_arrive_id(1 + group, 128);
   if (s_last[group]) add_parts(a, (uint32_t)(BUG == kOtherGroup ? 255 - t : t ^ 127));
 }
 
@@ -129,6 +130,7 @@ PLANTED(planted_counter_maximum_correct, last_block<kMaximum>(a))
 PLANTED(planted_counter_maximum_early, last_block<kMaximumEarly>(a))
 PLANTED(planted_counter_group_correct, last_group<kNone>(a))
 PLANTED(planted_counter_group_other, last_group<kOtherGroup>(a))
+PLANTED(planted_counter_left_arrival, last_group<kLeftArrival>(a))
 PLANTED(planted_counter_warp_correct, last_warp<kNone>(a))
 PLANTED(planted_counter_warp_no_syncwarp, last_warp<kNoSyncwarp>(a))
 PLANTED(planted_counter_thread_correct, last_thread(a))
