@@ -147,8 +147,9 @@ fn heads_of_tiles_that_are_complete() {
 
 #[test]
 fn a_norm_of_rows_that_are_complete() {
-    for (i, (m, k, n)) in
-        [(1, 1608, 136), (2, 1600, 8), (3, 72, 520), (4, 2000, 264), (1, 64, 1024), (2, 64, 5128)].into_iter().enumerate()
+    for (i, (m, k, n)) in [(1, 1608, 136), (2, 1600, 8), (3, 72, 520), (4, 2000, 264), (1, 64, 1024), (2, 64, 5128)]
+        .into_iter()
+        .enumerate()
     {
         for (activation, residual) in [(Activation::None, true), (Activation::GeluTanh, false)] {
             let mut case = Case::new(i as u64);
