@@ -82,11 +82,13 @@ template <int BN> struct FewWork : ProductTiles<BN, true> {
     store8<true>(a.product, t.band, t.split, n, m, v);
   }
 
-  // Eight neighbouring columns of a row of y, stored and, for what follows, as they are stored. Columns that a band has.
+  // Eight neighbouring columns of a row, which the band has: the sums of all splits, then y, stored and, for what follows, as
+  // it is stored. Who needs two such asks for the sums of both first, and waits for device memory once.
+  DEV void add8(const LinearBand& band, int m, int n, float (&v)[8]) const {
+    add_splits8<true>(a.product, band, a.product.splits, m, n, band.width - n, v);
+  }
   DEV void complete8(const LinearBand& band, int m, int n, float (&v)[8]) const {
-    const int valid = band.width - n;
-    add_splits8<true>(a.product, band, a.product.splits, m, n, valid, v);
-    finish8<true>(a.product, band, m, n, valid, v);
+    finish8<true>(a.product, band, m, n, band.width - n, v);
     UNROLL for (int i = 0; i < 8; i++) v[i] = round_bf16(v[i]);
   }
 
@@ -95,7 +97,9 @@ template <int BN> struct FewWork : ProductTiles<BN, true> {
     UNROLL1 for (int c = threadIdx.x & 127; c < a.product.m * 8; c += 128) {
       const int n = n0 + c % 8 * 8;
       float v[8];
-      if (n < band.width) complete8(band, c / 8, n, v);
+      if (n >= band.width) continue;
+      add8(band, c / 8, n, v);
+      complete8(band, c / 8, n, v);
     }
   }
   // Of both bands, and their SwiGLU.
@@ -105,8 +109,8 @@ template <int BN> struct FewWork : ProductTiles<BN, true> {
       const int m = c / 8, n = n0 + c % 8 * 8;
       if (n >= gate.width) continue;
       float g[8], u[8];
-      complete8(gate, m, n, g);
-      complete8(up, m, n, u);
+      add8(gate, m, n, g), add8(up, m, n, u);
+      complete8(gate, m, n, g), complete8(up, m, n, u);
       UNROLL for (int i = 0; i < 8; i++) g[i] = swiglu::product(g[i], u[i]);
       write8<true>(a.swiglu + (int64_t)m * gate.width + n, g, 8);
     }
@@ -120,8 +124,8 @@ template <int BN> struct FewWork : ProductTiles<BN, true> {
       const bool valid = m < a.product.m;
       float low[8], high[8], sum = 0.f;
       if (valid) {
-        complete8(band, m, n0 + i, low);
-        complete8(band, m, n0 + 64 + i, high);
+        add8(band, m, n0 + i, low), add8(band, m, n0 + 64 + i, high);
+        complete8(band, m, n0 + i, low), complete8(band, m, n0 + 64 + i, high);
         sum = qk_rope::add_squares<8>(high, qk_rope::add_squares<8>(low, sum));
       }
       const float r = qk_rope::head_norm(a.heads, sum, LANES);
