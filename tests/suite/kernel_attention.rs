@@ -422,6 +422,22 @@ fn splits_are_joined_where_they_are_more_than_lanes() {
     case.agrees(&op);
 }
 
+#[test]
+fn no_start_is_read_past_the_last() {
+    for (mask, width, _) in HOPPER {
+        let ends = |case: &mut Case| case.whole([4], vec![0, 70, 70, 200]);
+        let mut case = Case::new(4);
+        let mut op = attention(&mut case, &[70, 0, 130], (2, 1, width), mask);
+        op.starts = ends(&mut case);
+        case.agrees_before_a_guard(Arena::Activations, &op);
+        let mut case = Case::new(4);
+        let forward = attention(&mut case, &[70, 0, 130], (2, 1, width), mask);
+        let mut op = backward(&mut case, forward, [false; 3]);
+        op.forward.starts = ends(&mut case);
+        case.agrees_before_a_guard(Arena::Activations, &op);
+    }
+}
+
 /// A block's 16 rows are more than are left at the end of the last sequence.
 #[test]
 fn no_query_is_read_past_the_last() {
