@@ -16,6 +16,7 @@ use crate::classify::metrics::{Metrics, distinct, metrics};
 use crate::classify::records::{Record, Usage};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
 use crate::data::whole::whole;
+use crate::io::input;
 use crate::train::{fingerprint, run_folder};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -91,6 +92,7 @@ impl Eval {
         files.iter().try_for_each(|file| output::not_an_input(file, [self.data.as_path()]))?;
         let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
         let data = read_dataset(&self.data, self.prompt.as_deref(), on_bad)?;
+        input::twice(&self.data)?;
         let mut bar = Progress::new("photos checked");
         let data = whole(&self.data, data, on_bad, &mut |n, all| {
             bar.at(n as u64, all as u64);

@@ -1,12 +1,12 @@
 //! Files and folders that appear whole or not at all: written beside their place, flushed to disk, renamed into it.
 
+use super::input;
 use super::lock::FolderLock;
 use crate::base::{Error, Result};
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -92,10 +92,7 @@ pub fn place(path: &Path) -> Result<PathBuf> {
         // of a pipe that a process has, as in /dev/stdout, the link is no path
         kind if kind.is_file() && linked => return path.canonicalize().map_err(seen),
         kind if kind.is_file() => return Ok(path.into()),
-        kind if kind.is_dir() => "a folder",
-        kind if kind.is_fifo() => "a pipe",
-        kind if kind.is_socket() => "a socket",
-        _ => "a device",
+        kind => input::name(kind),
     };
     Err(Error::file(path, format!("is {what}, and only a plain file can be written whole or not at all; name another")))
 }
@@ -233,6 +230,7 @@ fn sync_folder(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileTypeExt;
 
     fn names(dir: &Path) -> Vec<OsString> {
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect()

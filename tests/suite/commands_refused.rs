@@ -1,24 +1,114 @@
 //! Inputs, outputs and devices that are no good: what is wrong is said in one sentence, and nothing is left behind.
 
-use crate::commands::{copy, fails, image, json_of, single};
+use crate::commands::{arguments, copy, fails, image, json_of, program, single};
 use crate::folders::write_json;
 use crate::golden_cases::cases;
 use serde_json::{Value, json};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
-/// What has no end, or waits for a writer, is not read as a picture.
+/// Expects exit code 1 within a minute, and a last sentence that `path` is `what`.
+#[track_caller]
+fn not_waited_for(line: &str, paths: &[&Path], path: &Path, what: &str) {
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(program().get_program()).args(arguments(line, paths));
+    let done = command.output().unwrap();
+    let said = String::from_utf8(done.stderr).unwrap();
+    let wanted = format!("{}: is {what}, and a plain file is wanted; write what it gives to one", path.display());
+    let last = said.lines().last().unwrap_or_default();
+    assert!(done.status.code() == Some(1) && last.contains(&wanted), "{line}: {:?}\n{said}", done.status);
+}
+
+/// What has no end, or waits for a writer, is not read.
 #[test]
-fn pipes_and_devices_are_no_pictures() {
+fn pipes_and_devices_are_no_files() {
     let (model, dir) = (single(), tempfile::tempdir().unwrap());
-    let pipe = dir.path().join("dent/pipe.jpg");
-    fs::create_dir(dir.path().join("dent")).unwrap();
-    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    for picture in [Path::new("/dev/zero"), &pipe] {
-        fails("generate --model {} --image {} --prompt hi", &[&model, picture], &["is a pipe or a device"]);
+    let at = |name: &str| dir.path().join(name);
+    let pipe_at = |path: &Path| assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    let (data, out, null) = (cases().join("train.jsonl"), at("out"), Path::new("/dev/null"));
+    fs::create_dir(at("dent")).unwrap();
+    let photo = at("dent/pipe.jpg");
+    pipe_at(&photo);
+    let ask = "generate --model {} --image {} --prompt hi";
+    not_waited_for(ask, &[&model, &photo], &photo, "a pipe");
+    not_waited_for(ask, &[&model, Path::new("/dev/zero")], Path::new("/dev/zero"), "a device");
+    fails("data import {} --out o", &[dir.path()], &["pipe.jpg", "is a pipe, and a plain file is wanted"]);
+    for ending in ["jsonl", "json", "toml", "csv", "safetensors"] {
+        pipe_at(&at(&format!("pipe.{ending}")));
     }
-    fails("data import {} --out o", &[dir.path()], &["pipe.jpg", "is a pipe or a device"]);
+    let lines = at("pipe.jsonl");
+    for (set, what) in [(lines.as_path(), "a pipe"), (null, "a device")] {
+        not_waited_for("eval --model {} --data {} --out {}", &[&model, set, &out], set, what);
+        not_waited_for("train --model {} --data {} --out {}", &[&model, set, &out], set, what);
+        let validate = "train --model {} --data {} --out {} --eval-data {}";
+        not_waited_for(validate, &[&model, &data, &out, set], set, what);
+        not_waited_for("data show {}", &[set], set, what);
+        not_waited_for("data split {} --out {}", &[set, &out], set, what);
+        not_waited_for("data dedupe --model {} {} --out {}", &[&model, set, &out], set, what);
+        not_waited_for("data split {} --out {} --pairs {}", &[&data, &out, set], set, what);
+        not_waited_for("generate --model {} --messages {}", &[&model, set], set, what);
+        not_waited_for("train --config {}", &[set], set, what);
+        not_waited_for("sweep --config {}", &[set], set, what);
+        let cached = "data dedupe --model {} {} --out {} --cache {}";
+        not_waited_for(cached, &[&model, &data, &at("clean"), set], set, what);
+    }
+    let (table, json, tensors) = (at("pipe.csv"), at("pipe.json"), at("pipe.safetensors"));
+    not_waited_for("data import {} --out {}", &[&table, &out], &table, "a pipe");
+    not_waited_for("data import {} --out {}", &[&json, &out], &json, "a pipe");
+    let verify = "verify --model {} --reference {} --messages {}";
+    not_waited_for(verify, &[&model, &tensors, &cases().join("one_image.json")], &tensors, "a pipe");
+    for name in ["config.json", "tokenizer.json", "chat_template.jinja", "processor_config.json", "model.safetensors"] {
+        let broken = copy("single");
+        let path = broken.path().join(name);
+        fs::remove_file(&path).unwrap();
+        pipe_at(&path);
+        not_waited_for("generate --model {} --prompt hi", &[broken.path()], &path, "a pipe");
+    }
+    let adapter = at("adapter");
+    fs::create_dir(&adapter).unwrap();
+    let config = adapter.join("adapter_config.json");
+    pipe_at(&config);
+    not_waited_for("generate --model {} --adapter {} --prompt hi", &[&model, &adapter], &config, "a pipe");
+}
+
+/// What somebody writes into is read, as of a shell's `<(…)`.
+#[test]
+fn what_a_shell_pipes_in_is_read() {
+    let (model, data) = (single(), cases().join("train.jsonl"));
+    let piped = |line: &str, paths: &[&Path], text: &str| {
+        let mut command = program();
+        command.args(arguments(line, paths)).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
+    };
+    let json = |done: Output| serde_json::from_slice::<Value>(&done.stdout).unwrap();
+    let whole = |text: String| text.replace("images/", &format!("{}/images/", cases().display()));
+    let lines = whole(fs::read_to_string(&data).unwrap());
+    let said = json(piped("data show /dev/stdin --json", &[], &lines));
+    let wanted = json_of("data show {} --json", &[&data]);
+    assert_eq!(said["samples"], wanted["samples"]);
+    let messages = cases().join("one_image.json");
+    let ask = "generate --model {} --temperature 0 --max-new-tokens 3 --json --messages";
+    let text = whole(fs::read_to_string(&messages).unwrap());
+    let said = json(piped(&format!("{ask} /dev/stdin"), &[&model], &text));
+    assert_eq!(said["token_ids"], json_of(&format!("{ask} {{}}"), &[&model, &messages])["token_ids"]);
+    // a set that a run has to know again, or whose lines are written elsewhere
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    for (line, paths) in [
+        ("eval --model {} --data /dev/stdin --out {}", &[model.as_path(), &out][..]),
+        ("train --model {} --data /dev/stdin --out {}", &[&model, &out]),
+        ("data split /dev/stdin --out {} --test 1", &[&out]),
+    ] {
+        let done = piped(line, paths, &lines);
+        let said = String::from_utf8(done.stderr).unwrap();
+        let wanted =
+            "vlm: /dev/stdin: has to be read twice here, which only a plain file can be: write its lines to one\n";
+        assert!(done.status.code() == Some(1) && said.ends_with(wanted), "{line}: {said}");
+    }
 }
 
 #[test]
