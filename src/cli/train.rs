@@ -76,7 +76,7 @@ pub struct Given {
     /// What to ask where the lines only hold an image and a label
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Leave lines and photos out that cannot be read, and name them
+    /// Leave lines and photos out that cannot be read, and list them
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     skip_bad: bool,

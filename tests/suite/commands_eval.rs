@@ -58,6 +58,8 @@ fn evaluation_and_its_refusals() {
     let said = json_of(&format!("{score} --prompt Which? --skip-bad --json"), &paths);
     assert_eq!((&said["skipped"], &said["metrics"]["n"], &said["method"]), (&json!(1), &json!(2), &json!("choices")));
     assert_eq!(said["choices"], json!(["dent", "scratch"]));
+    let shown = works(&format!("{score} --prompt Which? --skip-bad --resume"), &paths);
+    assert!(shown.contains("\n1 sample that cannot be read is left out\n"), "{shown}");
     let predictions = fs::read_to_string(out.join("predictions.jsonl")).unwrap();
     let predictions: Vec<Value> = predictions.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert_eq!(predictions.iter().map(|p| p["line"].clone()).collect::<Vec<_>>(), [1, 3]);
