@@ -10,7 +10,7 @@ use super::records::{PREDICTIONS, Record, SUMMARY, written};
 use crate::base::{Error, Result};
 use crate::io::lock::FolderLock;
 use crate::io::log_file::LogFile;
-use crate::io::{atomic, json};
+use crate::io::{atomic, input, json};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -160,7 +160,7 @@ fn line(record: &Record) -> Result<String> {
 
 /// The whole records of a file that somebody may have been killed while writing, and their bytes.
 fn kept(path: &Path) -> Result<(Vec<Record>, u64)> {
-    let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+    let bytes = input::read(path)?;
     let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |end| end + 1);
     let lines = bytes[..whole].split_inclusive(|b| *b == b'\n').enumerate();
     let records =

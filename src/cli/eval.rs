@@ -15,7 +15,8 @@ use crate::classify::folder::{Folder, Start};
 use crate::classify::metrics::{Metrics, distinct, metrics};
 use crate::classify::records::{Record, Usage};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
-use crate::data::whole::whole;
+use crate::data::whole::{left_out, whole};
+use crate::io::input;
 use crate::train::{fingerprint, run_folder};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -68,7 +69,7 @@ pub struct Eval {
     /// What this machine costs an hour: the summary then has what the evaluation cost
     #[arg(long, value_name = "X", value_parser = positive)]
     dollars_per_hour: Option<f64>,
-    /// Leave lines and photos out that cannot be read, and count them
+    /// Leave lines and photos out that cannot be read, and list them
     #[arg(long)]
     skip_bad: bool,
     /// Go on with an evaluation in the folder that was stopped
@@ -91,6 +92,7 @@ impl Eval {
         files.iter().try_for_each(|file| output::not_an_input(file, [self.data.as_path()]))?;
         let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
         let data = read_dataset(&self.data, self.prompt.as_deref(), on_bad)?;
+        input::twice(&self.data)?;
         let mut bar = Progress::new("photos checked");
         let data = whole(&self.data, data, on_bad, &mut |n, all| {
             bar.at(n as u64, all as u64);
@@ -362,6 +364,8 @@ impl Eval {
         }
         let number = |key: &str| summary[key].as_f64();
         let mut said = table::metrics(metrics);
+        let skipped = summary["skipped"].as_u64().unwrap_or(0);
+        said += &left_out(skipped as usize).map_or(String::new(), |left_out| format!("{left_out}\n"));
         let [seconds, rate] = ["seconds", "images_per_second"].map(|key| number(key).unwrap_or(f64::NAN));
         _ = write!(said, "{seconds:.1} s, {rate:.2} images/s");
         if let Some(dollars) = number("dollars") {

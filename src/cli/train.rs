@@ -4,13 +4,14 @@ use super::compute::Compute;
 use super::notice::plain;
 use super::progress::Progress;
 use super::shares::Shares;
-use super::values::{betas, bytes, pixels, positive};
+use super::values::{pixels, positive};
 use super::{interrupt, output};
 use crate::base::{Error, Precision, Result, counted};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::data::messages::ImageSource;
 use crate::train::config_file;
 use crate::train::fingerprint;
+use crate::train::forms::{betas, bytes};
 use crate::train::plan::{self, Plan, Roof};
 use crate::train::run_folder::{self, Start};
 use crate::train::schedule::Decay;
@@ -75,7 +76,7 @@ pub struct Given {
     /// What to ask where the lines only hold an image and a label
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
-    /// Leave lines and photos out that cannot be read, and name them
+    /// Leave lines and photos out that cannot be read, and list them
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     skip_bad: bool,

@@ -61,32 +61,6 @@ pub fn positive(text: &str) -> Result<f64, String> {
     number.filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| "wanted a number above 0".into())
 }
 
-/// AdamW's two.
-pub fn betas(text: &str) -> Result<[f64; 2], String> {
-    let numbers: Result<Vec<f64>, _> = text.split(',').map(|x| x.trim().parse()).collect();
-    numbers.ok().and_then(|n| n.try_into().ok()).ok_or_else(|| "wanted two numbers, such as 0.9,0.999".into())
-}
-
-/// Bytes: a whole number, or one with K, M, G or T behind it (also KiB and so on: powers of 1024; KB: of 1000).
-pub fn bytes(text: &str) -> Result<u64, String> {
-    let wrong = || "wanted bytes, or a number with K, M, G or T such as 24G (powers of 1024; GB: of 1000)".to_string();
-    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let unit = unit.trim().to_ascii_uppercase();
-    if unit.is_empty() || unit == "B" {
-        return number.parse().map_err(|_| wrong());
-    }
-    let (letter, rest) = unit.split_at_checked(1).ok_or_else(wrong)?;
-    let power = "KMGT".find(letter).ok_or_else(wrong)? as i32 + 1;
-    let step: f64 = match rest {
-        "" | "IB" => 1024.0,
-        "B" => 1000.0,
-        _ => return Err(wrong()),
-    };
-    let bytes = number.parse::<f64>().map_err(|_| wrong())? * step.powi(power);
-    if bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(wrong()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -100,25 +74,6 @@ mod tests {
         assert_eq!(size("640x480"), Ok((640, 480)));
         for text in ["640", "0x480", "640x0", "640x480x3", "x", "6.5x4"] {
             assert!(size(text).is_err_and(|said| said.contains("640x480")), "{text}");
-        }
-    }
-
-    #[test]
-    fn bytes_with_and_without_units() {
-        for (text, want) in [
-            ("0", 0),
-            ("123", 123),
-            ("5B", 5),
-            ("24G", 24 << 30),
-            ("24 GiB", 24 << 30),
-            ("1.5k", 1536),
-            ("2MB", 2_000_000),
-            ("1t", 1 << 40),
-        ] {
-            assert_eq!(bytes(text), Ok(want), "{text}");
-        }
-        for text in ["", "G", "-1", "1.5", "24X", "24Gb/s", "1e9", "24Gi", "99999999T", "1..5G", "24é"] {
-            assert!(bytes(text).is_err_and(|said| said.contains("24G")), "{text}");
         }
     }
 }

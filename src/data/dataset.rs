@@ -11,6 +11,7 @@ use super::messages::{
     Content, Conversation, ImageSource, Message, Part, Role, conversation, folder_of, images, json_error,
 };
 use crate::base::{Error, Result, counted};
+use crate::io::input;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -61,7 +62,7 @@ pub fn read_dataset(file: &Path, prompt: Option<&str>, on_bad: OnBad) -> Result<
     if file.is_dir() {
         return Err(Error::file(file, format!("is a folder, and {IMPORT}")));
     }
-    let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+    let bytes = input::read(file)?;
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let mut dataset = Dataset { samples: Vec::new(), skipped: Vec::new() };
     for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {

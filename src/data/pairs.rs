@@ -2,6 +2,7 @@
 
 use super::messages::json_error;
 use crate::base::{Error, Result};
+use crate::io::input;
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::path::Path;
@@ -54,7 +55,7 @@ pub fn line(pair: &Pair) -> String {
 
 /// Reads a file of pairs. Errors name file and line.
 pub fn read_pairs(file: &Path) -> Result<Vec<Pair>> {
-    let text = std::fs::read_to_string(file).map_err(|e| Error::io("read", file, e))?;
+    let text = input::read_text(file)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let pair = |(i, line): (usize, &str)| {
         serde_json::from_str(line).map_err(|e| Error::line(file, i + 1, format!("is no pair: {}", json_error(&e))))

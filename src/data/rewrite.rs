@@ -3,6 +3,7 @@
 use super::messages::json_error;
 use super::paths;
 use crate::base::{Error, Result};
+use crate::io::input;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -18,14 +19,8 @@ pub struct Lines {
 impl Lines {
     /// Errors: the file cannot be read, or not again: a pipe gives its lines once, and what reads a dataset had them.
     pub fn read(file: &Path) -> Result<Lines> {
-        let about = std::fs::metadata(file).map_err(|e| Error::io("read", file, e))?;
-        if !about.is_file() {
-            return Err(Error::file(
-                file,
-                "has to be read twice here, which only a plain file can be: write its lines to one",
-            ));
-        }
-        let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+        input::twice(file)?;
+        let bytes = input::read(file)?;
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let from = folder.canonicalize().map_err(|e| Error::io("use as a folder", folder, e))?;

@@ -32,6 +32,12 @@ pub fn refused<T>(file: &Path, line: usize, damage: &Error) -> Result<T> {
     Err(Error::Unsupported(said)).context(format!("{}, line {line}", file.display()))
 }
 
+/// What a result says of the samples that were left out, for a line or for a photo; None where there are none.
+pub fn left_out(samples: usize) -> Option<String> {
+    let which = counted(samples, "sample that cannot be read is", "samples that cannot be read are");
+    (samples > 0).then(|| format!("{which} left out"))
+}
+
 /// What is said of a set all of whose `samples` have damaged photos.
 pub fn none_left(file: &Path, samples: usize, first: &Error) -> Error {
     let all = counted(samples, "sample", "samples");

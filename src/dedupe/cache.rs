@@ -9,6 +9,7 @@
 //! on from there. One program at a time has the file: two would each write at the end that it knows.
 
 use crate::base::{Error, Result};
+use crate::io::input;
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -32,6 +33,7 @@ impl Cache {
     /// Opens or makes the file. Errors: it cannot be read or written, or is something else; another process has it open.
     pub fn open(path: &Path) -> Result<Cache> {
         let io = |doing| move |e| Error::io(doing, path, e);
+        input::plain(path)?;
         let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
         let mut file = options.map_err(io("open"))?;
         if let Err(TryLockError::WouldBlock) = file.try_lock() {

@@ -85,11 +85,11 @@ pub struct Photo<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Cleaned {
     pub name: String,
-    /// Of the lines that could be read.
+    /// Those that could be read, line and photos.
     pub samples: usize,
     /// For what they show.
     pub removed: usize,
-    /// Left out for a photo that could not be read.
+    /// The others, which are left out.
     pub skipped: usize,
 }
 
@@ -107,7 +107,7 @@ pub struct Outcome {
     /// Per set and sample: whether it has to go, for whatever reason.
     pub removed: Vec<Vec<bool>>,
     /// Samples with a photo that could not be read: what is wrong with the first.
-    pub skipped: Vec<Error>,
+    pub damaged: Vec<Error>,
 }
 
 impl Outcome {
@@ -166,17 +166,20 @@ pub fn search(
         let removed = removed[photos[b].set][photos[b].sample];
         Pair { cosine, by_pixels, a: member(a), b: member(b), removed }
     };
-    let cleaned = |(i, set): (usize, &Set)| Cleaned {
-        name: set.name.clone(),
-        samples: set.data.samples.len(),
-        removed: removed[i].iter().filter(|r| **r).count(),
-        skipped: damaged.keys().filter(|(of, _)| *of == i).count(),
+    let cleaned = |(i, set): (usize, &Set)| {
+        let damaged = damaged.keys().filter(|(of, _)| *of == i).count();
+        Cleaned {
+            name: set.name.clone(),
+            samples: set.data.samples.len() - damaged,
+            removed: removed[i].iter().filter(|r| **r).count(),
+            skipped: set.data.skipped.len() + damaged,
+        }
     };
     let (pairs, of_sets) = (close.iter().map(pair).collect(), sets.iter().enumerate().map(cleaned).collect());
     damaged.keys().for_each(|(set, sample)| removed[*set][*sample] = true);
-    let skipped = damaged.into_values().collect();
+    let damaged = damaged.into_values().collect();
     let (cleaned, photos) = (cleans(sets, options.within), members.len());
-    Ok(Some(Outcome { threshold, pairs, sets: of_sets, cleaned, photos, calibration, removed, skipped }))
+    Ok(Some(Outcome { threshold, pairs, sets: of_sets, cleaned, photos, calibration, removed, damaged }))
 }
 
 /// What a photo is called in the pairs.
@@ -330,6 +333,6 @@ pub fn summary(outcome: &Outcome) -> serde_json::Value {
         "photos_in_pairs": outcome.photos,
         "sets": outcome.sets,
         "cleaned": outcome.cleaned,
-        "skipped": outcome.skipped.len(),
+        "skipped": outcome.sets.iter().map(|set| set.skipped).sum::<usize>(),
     })
 }

@@ -1,11 +1,12 @@
 //! Files and folders that appear whole or not at all: written beside their place, flushed to disk, renamed into it.
 
+use super::input;
+use super::lock::FolderLock;
 use crate::base::{Error, Result};
 use std::collections::BTreeSet;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -60,9 +61,7 @@ pub fn write_together(files: &[(PathBuf, Option<String>)]) -> Result<()> {
 /// What `fill` writes, whole and on disk beside the place of `path`; and that place.
 fn written_aside(path: &Path, fill: impl FnOnce(&mut Output) -> Result<()>) -> Result<(Aside, PathBuf)> {
     let place = place(path)?;
-    let aside = Aside::of(&place)?;
-    let created = OpenOptions::new().write(true).create_new(true).open(&aside.path);
-    let file = created.map_err(|e| Error::io("create", path, e))?;
+    let (aside, file) = Aside::make(&place, path, |aside| OpenOptions::new().write(true).create_new(true).open(aside))?;
     // Collects small writes; larger ones pass it by.
     let mut out = Output { file: BufWriter::with_capacity(1 << 16, file), path: path.into() };
     fill(&mut out)?;
@@ -93,10 +92,7 @@ pub fn place(path: &Path) -> Result<PathBuf> {
         // of a pipe that a process has, as in /dev/stdout, the link is no path
         kind if kind.is_file() && linked => return path.canonicalize().map_err(seen),
         kind if kind.is_file() => return Ok(path.into()),
-        kind if kind.is_dir() => "a folder",
-        kind if kind.is_fifo() => "a pipe",
-        kind if kind.is_socket() => "a socket",
-        _ => "a device",
+        kind => input::name(kind),
     };
     Err(Error::file(path, format!("is {what}, and only a plain file can be written whole or not at all; name another")))
 }
@@ -105,8 +101,11 @@ pub fn place(path: &Path) -> Result<PathBuf> {
 ///
 /// Where `path` is missing, the folder is filled beside it and renamed. An empty one is kept (it may be a mount
 /// point, which cannot be replaced): it is filled in a folder inside, whose entries are then moved up.
+/// What another process that was killed here had filled goes first; the folder of one that is at work is left alone.
 /// Errors: `path` is a file or holds anything; it cannot be written. Then what was written is removed.
 pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let inside = path.join("folder");
+    [path, &inside].into_iter().for_each(remove_left_behind);
     let exists = match fs::read_dir(path) {
         Ok(mut entries) => {
             if entries.next().is_some() {
@@ -117,13 +116,14 @@ pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
         Err(e) if e.kind() == ErrorKind::NotFound => false,
         Err(e) => return Err(Error::io("use as a folder", path, e)),
     };
-    let aside = if exists {
-        Aside::of(&path.join("folder"))?
-    } else {
-        fs::create_dir_all(parent(path)).map_err(|e| Error::io("create", parent(path), e))?;
-        Aside::of(path)?
+    let place = match exists {
+        true => &inside,
+        false => {
+            fs::create_dir_all(parent(path)).map_err(|e| Error::io("create", parent(path), e))?;
+            path
+        }
     };
-    fs::create_dir(&aside.path).map_err(|e| Error::io("create", path, e))?;
+    let (aside, _lock) = locked_aside(place, path)?;
     fill(&aside.path)?;
     sync_folder(&aside.path)?;
     if exists {
@@ -139,22 +139,73 @@ pub fn write_folder(path: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
     }
 }
 
+/// A new folder beside `place`. Its lock tells others that somebody fills it.
+fn locked_aside(place: &Path, asked: &Path) -> Result<(Aside, FolderLock)> {
+    loop {
+        let (aside, ()) = Aside::make(place, asked, |path| fs::create_dir(path))?;
+        match FolderLock::take(&aside.path) {
+            Ok(lock) if aside.path.is_dir() => return Ok((aside, lock)),
+            Err(e) if aside.path.is_dir() && !matches!(e, Error::Busy { .. }) => return Err(e),
+            // before it was locked another took it for one left behind
+            _ => (),
+        }
+    }
+}
+
+/// Removes what a killed process had written beside `place`: folders of the names that [`Aside`] gives, whose locks nobody
+/// holds. What cannot be removed is in nobody's way.
+fn remove_left_behind(place: &Path) {
+    let Some(name) = place.file_name() else { return };
+    for entry in fs::read_dir(parent(place)).into_iter().flatten().flatten() {
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_folder
+            && is_aside(&entry.file_name(), name)
+            && let Some(_lock) = FolderLock::of_the_dead(&entry.path())
+        {
+            _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 /// A name beside the one wanted, removed when dropped (after a rename there is nothing left to remove).
 struct Aside {
     path: PathBuf,
 }
 
 impl Aside {
-    fn of(path: &Path) -> Result<Self> {
+    /// Makes what is to stand at `place` in the end. Errors name what was `asked` for.
+    fn make<T>(place: &Path, asked: &Path, make: impl Fn(&Path) -> std::io::Result<T>) -> Result<(Aside, T)> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
-        let Some(name) = path.file_name() else {
-            return Err(Error::file(path, "wanted the name of a file or folder to write"));
+        let Some(name) = place.file_name() else {
+            return Err(Error::file(place, "wanted the name of a file or folder to write"));
         };
-        let mut aside = OsString::from(".");
-        aside.push(name);
-        aside.push(format!(".partial-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
-        Ok(Aside { path: path.with_file_name(aside) })
+        loop {
+            let mut aside = start_of_aside(name);
+            aside.push(format!("{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed)));
+            let path = place.with_file_name(aside);
+            match make(&path) {
+                Ok(made) => return Ok((Aside { path }, made)),
+                // another container's process of the same number made it, or one that was killed
+                Err(e) if e.kind() == ErrorKind::AlreadyExists => (),
+                Err(e) => return Err(Error::io("create", asked, e)),
+            }
+        }
     }
+}
+
+/// What the names of all that is made beside `name` begin with; two numbers follow.
+fn start_of_aside(name: &OsStr) -> OsString {
+    [OsStr::new("."), name, OsStr::new(".partial-")].into_iter().collect()
+}
+
+/// Whether `found` is such a name.
+fn is_aside(found: &OsStr, name: &OsStr) -> bool {
+    let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let numbers = found.as_encoded_bytes().strip_prefix(start_of_aside(name).as_encoded_bytes());
+    numbers.is_some_and(|numbers| {
+        let parts: Vec<&[u8]> = numbers.split(|byte| *byte == b'-').collect();
+        parts.len() == 2 && parts.into_iter().all(is_number)
+    })
 }
 
 impl Drop for Aside {
@@ -179,6 +230,7 @@ fn sync_folder(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::FileTypeExt;
 
     fn names(dir: &Path) -> Vec<OsString> {
         fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect()
@@ -319,6 +371,61 @@ mod tests {
             let error = write_folder(&out, |_| Ok(())).unwrap_err().to_string();
             assert!(error.contains("not empty"), "{error}");
         }
+    }
+
+    #[test]
+    fn what_the_dead_left_goes_and_all_else_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let full = |name: &str| {
+            fs::create_dir_all(at(name)).unwrap();
+            fs::write(at(name).join("model.safetensors"), "half").unwrap();
+        };
+        let dead = [".out.partial-1-0", ".out.partial-4000000000-17", "empty/.folder.partial-7-1"];
+        let alive = ".out.partial-2-0";
+        let others =
+            [".out.partial-1", ".out.partial-1-0x", ".out.partial--1", ".outer.partial-1-0", "out.partial-1-0"];
+        dead.iter().chain(&others).chain([&alive]).for_each(|name| full(name));
+        let file = at(".out.partial-3-0");
+        fs::write(&file, "mine").unwrap();
+        let link = at(".out.partial-5-0");
+        std::os::unix::fs::symlink(at("outer"), &link).unwrap();
+        let lock = FolderLock::take(&at(alive)).unwrap();
+        for name in ["out", "empty"] {
+            write_folder(&at(name), |inside| {
+                // nor is this one taken for what somebody left
+                remove_left_behind(&at(name));
+                remove_left_behind(&at(name).join("folder"));
+                write_file(&inside.join("a"), |f| f.write(b"1"))
+            })
+            .unwrap();
+            assert_eq!(names(&at(name)), ["a"]);
+        }
+        let there = |name: &&str| at(name).join("model.safetensors").exists();
+        assert!(!dead.iter().any(there) && others.iter().all(there) && there(&alive));
+        assert!(file.exists() && link.is_symlink());
+        drop(lock);
+        // of whoever has ended since, and where there is a result already
+        write_folder(&at("out"), |_| Ok(())).unwrap_err();
+        assert!(!there(&alive) && at("out/a").exists());
+    }
+
+    #[test]
+    fn a_process_of_the_same_number_that_was_killed_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = std::cell::RefCell::new(Vec::new());
+        let make = |path: &Path| {
+            made.borrow_mut().push(path.to_path_buf());
+            if made.borrow().len() == 1 {
+                fs::write(path, "left").unwrap();
+            }
+            File::create_new(path)
+        };
+        let (aside, _) = Aside::make(&dir.path().join("a"), &dir.path().join("a"), make).unwrap();
+        let made = made.borrow();
+        assert!(made.len() == 2 && aside.path == made[1]);
+        drop(aside);
+        assert!(made[0].exists() && !made[1].exists());
     }
 
     #[test]

@@ -1,25 +1,24 @@
 //! JSON objects whose fields are taken one by one, so that what nobody asked for is known at the end.
 
-use super::atomic;
+use super::{atomic, input};
 use crate::base::{Error, Result};
 use serde_json::{Map, Value};
 use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Reads one JSON value. Errors: unreadable, not UTF-8, not JSON (with line and column).
 pub fn read(path: &Path) -> Result<Value> {
-    let bytes = fs::read(path).map_err(|e| Error::io("open", path, e))?;
-    parsed(path, &bytes)
+    parsed(path, &bytes(path)?)
+}
+
+fn bytes(path: &Path) -> Result<Vec<u8>> {
+    input::readable(path)?;
+    fs::read(path).map_err(|e| Error::io("open", path, e))
 }
 
 /// The same, or None where there is no such file.
 pub fn read_if_there(path: &Path) -> Result<Option<Value>> {
-    match fs::read(path) {
-        Ok(bytes) => parsed(path, &bytes).map(Some),
-        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io("open", path, e)),
-    }
+    input::if_there(bytes(path))?.map(|bytes| parsed(path, &bytes)).transpose()
 }
 
 /// One object, or None where there is no such file.
@@ -45,7 +44,7 @@ pub fn write(path: &Path, value: &Value) -> Result<()> {
 
 /// The values of a file with one on each line. Errors: unreadable; a line that is not what `T` wants, by its number.
 pub fn read_lines<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Vec<T>> {
-    let text = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let text = input::read_text(path)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     lines.map(|(i, line)| serde_json::from_str(line).map_err(|e| Error::line(path, i + 1, e.to_string()))).collect()
 }

@@ -19,19 +19,32 @@ impl FolderLock {
         FolderLock::take(dir)
     }
 
-    /// Locks the folder `dir`. Errors: there is none, or something else of that name; another process, or another part of this one, holds its lock.
+    /// Locks the folder `dir`. Errors: there is none, or something else of that name; another process, or another part of this
+    /// one, holds its lock.
     pub fn take(dir: &Path) -> Result<FolderLock> {
-        let refused = |e| Error::io("use as a folder", dir, e);
-        // to open a pipe would be to wait for its writer
-        if !std::fs::metadata(dir).map_err(refused)?.is_dir() {
-            return Err(refused(ErrorKind::NotADirectory.into()));
-        }
-        let folder = File::open(dir).map_err(refused)?;
+        let folder = open(dir)?;
         match folder.try_lock() {
             Err(TryLockError::WouldBlock) => Err(Error::Busy { folder: dir.into() }),
             Ok(()) | Err(TryLockError::Error(_)) => Ok(FolderLock { folder }),
         }
     }
+
+    /// The same of a folder that whoever made it keeps locked: None where that may still be at work, which on a file system
+    /// that knows no locks it always may.
+    pub fn of_the_dead(dir: &Path) -> Option<FolderLock> {
+        let folder = open(dir).ok()?;
+        folder.try_lock().ok()?;
+        Some(FolderLock { folder })
+    }
+}
+
+fn open(dir: &Path) -> Result<File> {
+    let refused = |e| Error::io("use as a folder", dir, e);
+    // to open a pipe would be to wait for its writer
+    if !std::fs::metadata(dir).map_err(refused)?.is_dir() {
+        return Err(refused(ErrorKind::NotADirectory.into()));
+    }
+    File::open(dir).map_err(refused)
 }
 
 impl Drop for FolderLock {

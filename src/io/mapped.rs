@@ -1,5 +1,6 @@
 //! A file as a slice of memory, read by the operating system when a page is first touched.
 
+use super::input;
 use crate::base::{Error, Result};
 use memmap2::Mmap;
 use std::fs::File;
@@ -15,10 +16,11 @@ pub struct MappedFile {
 impl MappedFile {
     /// Errors: the file is missing, unreadable or not a plain file.
     pub fn open(path: &Path) -> Result<Self> {
+        input::plain(path)?;
         let file = File::open(path).map_err(|e| Error::io("open", path, e))?;
         let about = file.metadata().map_err(|e| Error::io("read the size of", path, e))?;
         if !about.is_file() {
-            return Err(Error::file(path, "wanted a plain file, got a folder or a device"));
+            return Err(Error::file(path, "wanted a plain file, got a folder"));
         }
         // SAFETY: a map is sound while no one shortens or rewrites the file under it. This program opens it for
         // reading only and replaces files by renaming, which leaves the mapped inode as it was; that other programs

@@ -3,11 +3,10 @@
 use super::checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE, StoredTensor};
 use crate::base::{DType, Error, Result};
 use crate::io::safetensors::{self, TensorOutput, TensorSpec};
-use crate::io::{atomic, json};
+use crate::io::{atomic, input, json};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -185,7 +184,7 @@ pub(super) fn copy_companions(from: &Path, to: &Path) -> Result<()> {
 
 /// The content only: a copy of a read-only file or of a link into a download cache is an ordinary file.
 pub(super) fn copy(from: &Path, to: &Path) -> Result<()> {
-    let mut source = File::open(from).map_err(|e| Error::io("open", from, e))?;
+    let mut source = input::open(from)?;
     atomic::write_file(to, |out| {
         let mut buffer = vec![0; 1 << 16];
         loop {

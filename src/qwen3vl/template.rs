@@ -6,7 +6,7 @@
 use super::jinja;
 use crate::base::{Error, Result};
 use crate::data::messages::{Content, Conversation, Message, Part, Role};
-use crate::io::json;
+use crate::io::{input, json};
 use minijinja::value::Serde;
 use minijinja::{Environment, Value, context};
 use serde_json::{Map, Value as Json, json};
@@ -77,10 +77,8 @@ impl ChatTemplate {
         let config = json::read_object_if_there(&config_path)?.unwrap_or_default();
         let special_tokens = Value::from(Serde(special_tokens(&config)));
         let jinja = folder.join("chat_template.jinja");
-        match std::fs::read_to_string(&jinja) {
-            Ok(source) => return Self::new(Place { path: jinja, in_json: false }, &source, special_tokens),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io("read", jinja, e)),
+        if let Some(source) = input::if_there(input::read_text(&jinja))? {
+            return Self::new(Place { path: jinja, in_json: false }, &source, special_tokens);
         }
         let json_path = folder.join("chat_template.json");
         for (path, object) in [(&json_path, json::read_object_if_there(&json_path)?), (&config_path, Some(config))] {

@@ -4,6 +4,7 @@
 //! typed by a user or not, as transformers does; nothing is added before or after.
 
 use crate::base::{Error, Result};
+use crate::io::input;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +37,7 @@ impl Tokenizer {
     }
 
     pub fn from_file(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let bytes = input::read(path)?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|e| Error::file(path, format!("is not a tokenizer of Hugging Face's tokenizers: {e}")))?;
         // A file may hold the truncation of its author's last call, and a post-processor that trims the offsets.

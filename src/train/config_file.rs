@@ -5,7 +5,7 @@
 
 use super::settings::Settings;
 use crate::base::{Error, Result};
-use crate::io::atomic;
+use crate::io::{atomic, input};
 use serde::Serialize;
 use std::path::Path;
 use toml::{Table, Value};
@@ -63,7 +63,7 @@ fn one_line(e: &dyn std::fmt::Display) -> String {
 
 /// The file's own table, checked, its paths taken from its folder.
 fn read(path: &Path) -> Result<Table> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let text = input::read_text(path)?;
     // Read as settings first: errors then know their line, which a table does not.
     toml::from_str::<Settings>(&text).map_err(|e| {
         let start = e.span().map_or(0, |span| span.start);
@@ -99,7 +99,7 @@ const HEAD: &str = "# The settings of this run.";
 
 /// Whether a run wrote the file: then no comment of anybody's is lost where one writes it again.
 pub fn is_of_a_run(path: &Path) -> bool {
-    std::fs::read_to_string(path).is_ok_and(|text| text.starts_with(HEAD))
+    input::read_text(path).is_ok_and(|text| text.starts_with(HEAD))
 }
 
 /// Writes all settings, so that `vlm train --config` of that file does the same again. Errors: a path that is not

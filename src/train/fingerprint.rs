@@ -7,11 +7,11 @@
 use crate::base::{Error, Result};
 use crate::data::dataset::Sample;
 use crate::data::messages::ImageSource;
+use crate::io::input;
 use crate::qwen3vl::checkpoint;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -40,7 +40,7 @@ pub type Fingerprints = BTreeMap<String, String>;
 
 /// A file's content.
 pub fn of_file(path: &Path) -> Result<String> {
-    let mut file = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    let mut file = input::open(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {

@@ -13,6 +13,7 @@ pub mod events;
 pub mod examples;
 pub mod features;
 pub mod fingerprint;
+pub mod forms;
 mod inputs;
 pub mod lora;
 pub mod metrics;

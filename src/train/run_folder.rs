@@ -20,9 +20,9 @@ use super::metrics::{self, Record};
 use super::settings::Settings;
 use super::{config_file, events};
 use crate::base::{Error, Precision, Result};
-use crate::io::json;
 use crate::io::lock::FolderLock;
 use crate::io::log_file::LogFile;
+use crate::io::{input, json};
 use serde_json::{Map, Value, json};
 use std::fs;
 use std::io::ErrorKind;
@@ -119,7 +119,7 @@ pub fn training_samples(run: &Path) -> Option<usize> {
 
 /// The settings of the run in a folder as they stand there, of whatever version; none where there is no run.
 fn settings_in(dir: &Path) -> toml::Table {
-    std::fs::read_to_string(dir.join(CONFIG)).ok().and_then(|text| text.parse().ok()).unwrap_or_default()
+    input::read_text(&dir.join(CONFIG)).ok().and_then(|text| text.parse().ok()).unwrap_or_default()
 }
 
 /// Whether a run may begin in `dir`: asked before what takes long. Errors: another process writes into the folder; it is

@@ -2,6 +2,7 @@
 //!
 //! Start at [`Settings`]; [`super::config_file`] reads and writes it as TOML, the flags on top.
 
+use super::forms;
 use super::order::{Length, Sequence};
 use super::schedule::{Decay, Schedule, WarmUp};
 use crate::base::{Error, Precision, Result};
@@ -51,6 +52,7 @@ pub struct Settings {
     /// None: what suits the device.
     pub precision: Option<Precision>,
     /// Bytes of the device's memory that may be used.
+    #[serde(deserialize_with = "forms::bytes_in_file")]
     pub memory: Option<u64>,
     pub min_pixels: Option<u64>,
     pub max_pixels: Option<u64>,
@@ -71,6 +73,7 @@ pub struct Settings {
     /// Of the tower and the mergers; None: `learning_rate`.
     pub vision_learning_rate: Option<f64>,
     pub weight_decay: f64,
+    #[serde(deserialize_with = "forms::betas_in_file")]
     pub betas: [f64; 2],
     pub schedule: Decay,
     /// At most one of the two.

@@ -280,6 +280,8 @@ fn photos_that_cannot_be_read_stop_a_split_or_are_left_out() {
     let (code, said, stderr) = vlm(&[&arguments[..], &["--overwrite", "--skip-bad", "--json"]].concat());
     assert_eq!(code, Some(0), "{stderr}");
     assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["left_out"], 2);
+    let (_, said, _) = vlm(&[&arguments[..], &["--overwrite", "--skip-bad"]].concat());
+    assert!(said.contains("\n2 samples that cannot be read are left out\nin "), "{said}");
 }
 
 /// 猫 takes two columns of a terminal.

@@ -470,15 +470,16 @@ fn what_cannot_be_read_is_in_no_cleaned_set() {
     for line in ["train.jsonl, line 2: ", "test.jsonl, line 3: ", "test.jsonl, line 5: not UTF-8"] {
         assert!(stderr.contains(line), "{stderr}");
     }
-    assert!(said.contains("train: 0 of 3 samples removed; 1 with a photo that cannot be read is left out\n"), "{said}");
-    assert!(said.contains("test: 1 of 4 samples removed; 1 with a photo that cannot be read is left out\n"), "{said}");
+    assert!(said.contains("train: 0 of 2 samples removed; 1 sample that cannot be read is left out\n"), "{said}");
+    assert!(said.contains("test: 1 of 3 samples removed; 2 samples that cannot be read are left out\n"), "{said}");
     let kept = |name: &str| fs::read_to_string(out.join(name)).unwrap();
     assert_eq!(kept("train.jsonl").lines().count(), 2);
     // 0.png is in train; 2.png is not, since its sample went
     assert_eq!(kept("test.jsonl").matches(".png").count(), 2, "{}", kept("test.jsonl"));
     assert!(kept("test.jsonl").contains("3.png") && kept("test.jsonl").contains("2.png"));
     let summary: Value = serde_json::from_str(&kept("summary.json")).unwrap();
-    assert_eq!(summary["sets"][1], json!({"name": "test", "samples": 4, "removed": 1, "skipped": 1}));
+    assert_eq!(summary["sets"][1], json!({"name": "test", "samples": 3, "removed": 1, "skipped": 2}));
+    assert_eq!(summary["skipped"], 3);
     let damaged = write_set(root, "damaged", &["cut.png"]);
     let (code, _, said) = run(&[
         train,

@@ -6,6 +6,8 @@ mod batches;
 mod bench_ops;
 mod checkpoint;
 mod commands;
+mod commands_eval;
+mod commands_refused;
 mod config;
 mod curve;
 mod data_import;

@@ -1,12 +1,16 @@
 //! Merged checkpoints: every number recomputed in f64, every file in its place, and nothing half done.
 
+use crate::commands::{arguments, program, works};
 use crate::folders::{
     Tensor, change_tensors, entries, model, read_tensors, set, shared, small_config, values, write_json, write_tensors,
 };
+use crate::golden_cases::cases;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use tempfile::TempDir;
 use vlm::base::DType;
 use vlm::qwen3vl::adapter::Adapter;
@@ -248,4 +252,36 @@ fn what_cannot_be_merged_leaves_nothing() {
     assert!(error.contains("the folder is not empty"), "{error}");
     let error = run(base.path(), None, Path::new("/proc/nowhere/out"), Options::default()).unwrap_err().to_string();
     assert!(error.starts_with("cannot create /proc/nowhere"), "{error}");
+}
+
+/// Killed on the way, as by SIGKILL: by the signal of a file that gets longer than the shell lets it.
+#[test]
+fn what_a_killed_merge_left_goes_with_the_next_to_the_same_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, out) = (cases().join("uneven"), dir.path().join("out"));
+    let (adapter, line) = (cases().join("uneven.train.mixed/final_adapter"), "merge --model {} --adapter {} --out {}");
+    let paths: &[&Path] = &[&base, &adapter, &out];
+    for folder_is_there in [false, true] {
+        let left_in = if folder_is_there { &out } else { dir.path() };
+        if folder_is_there {
+            fs::create_dir(&out).unwrap();
+        }
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "ulimit -c 0; ulimit -f 16; exec \"$0\" \"$@\""]).arg(program().get_program());
+        let killed = shell.args(arguments(line, paths)).output().unwrap();
+        assert!(killed.status.signal().is_some(), "{killed:?}");
+        let left = entries(left_in);
+        assert!(left.len() == 1 && left[0].contains(".partial-"), "{left:?}");
+        let half = left_in.join(&left[0]);
+        assert!(!entries(&half).is_empty());
+        // to another place it is somebody's
+        let other = dir.path().join("other");
+        works(line, &[&base, &adapter, &other]);
+        assert!(half.exists());
+        works(line, paths);
+        assert_eq!(entries(dir.path()), ["other", "out"]);
+        assert_eq!(entries(&out), entries(&other));
+        fs::remove_dir_all(&out).unwrap();
+        fs::remove_dir_all(&other).unwrap();
+    }
 }

@@ -60,6 +60,14 @@ fn a_grid_is_every_combination() {
     assert_eq!(sweep.trials[2].settings.out, dir.path().join("runs/trial-003"));
     assert_eq!(sweep.trials[0].settings.data, dir.path().join("train.jsonl"));
     assert_eq!(sweep.trials[0].varied.len(), 2);
+    // in the flags' forms too
+    let spelt = "memory = [\"24G\", 1000]\nbetas = [\"0.9,0.95\", [0.9, 0.95]]";
+    let sweep = read(dir.path(), "search = \"grid\"", spelt);
+    let got = sweep.trials.iter().map(|t| (t.settings.memory, t.settings.betas));
+    let want = [24 << 30, 24 << 30, 1000, 1000].map(|bytes| (Some(bytes), [0.9, 0.95]));
+    let mut got: Vec<_> = got.collect();
+    got.sort_by_key(|(memory, _)| std::cmp::Reverse(*memory));
+    assert_eq!(got, want);
 }
 
 #[test]
@@ -103,6 +111,13 @@ fn files_that_mean_no_sweep_are_refused() {
     refused(grid, EVAL, "rank = 4", "vary.rank: wanted a list of values");
     refused(grid, EVAL, "rank = { from = 1, to = 2 }", "a range is for search = \"random\"");
     refused(grid, EVAL, "rang = [4]", "rang");
+    refused(
+        grid,
+        EVAL,
+        "memory = [\"24Q\"]",
+        "trial 1: the settings do not fit together: wanted bytes, or a number with",
+    );
+    refused(grid, EVAL, "memory = [\"24Q\"]", "in `memory`");
     refused(grid, EVAL, "rank = [0]", "trial 1: --rank 0: wanted 1 or more");
     refused(grid, EVAL, "batch-size = [1]", "batch-size is in [train] and in [vary]");
     refused(grid, EVAL, "eval-data = [\"test.jsonl\"]", "[vary] has eval-data");

@@ -134,6 +134,29 @@ fn what_a_run_writes_reads_back_the_same() {
     assert!(std::fs::read_to_string(&path).unwrap().starts_with("# The settings of this run."));
 }
 
+/// A recipe takes what the flag takes, beside TOML's own numbers, and a run writes these down whatever it was given.
+#[test]
+fn a_recipe_spells_bytes_and_betas_as_the_flags_do() {
+    let dir = tempfile::tempdir().unwrap();
+    for (memory, betas, flags) in [
+        ("25769803776", "[0.9, 0.95]", ["--memory", "24G", "--betas", "0.9,0.95"]),
+        ("\"24G\"", "\"0.9,0.95\"", ["--memory", "25769803776", "--betas", "0.9, 0.95"]),
+        ("\"24 GiB\"", "\"0.9, 0.95\"", ["--memory", "24GiB", "--betas", "0.9,0.95"]),
+        ("\"1000000\"", "[0, 0.5]", ["--memory", "1MB", "--betas", "0,0.5"]),
+    ] {
+        let said = recipe(&format!("memory = {memory}\nbetas = {betas}\n"), &[]).unwrap();
+        assert_eq!(said, settings(&flags).unwrap(), "{memory} {betas}");
+        let path = dir.path().join("config.toml");
+        config_file::write(&path, &said).unwrap();
+        let written = std::fs::read_to_string(&path).unwrap();
+        let number = format!("memory = {}\n", said.memory.unwrap());
+        assert!(written.contains(&number) && written.contains("betas = ["), "{written}");
+    }
+    // the flag wins over either form
+    let said = recipe("memory = \"24G\"\nbetas = \"0.9,0.95\"\n", &["--memory", "1K", "--betas", "0,0"]).unwrap();
+    assert_eq!((said.memory, said.betas), (Some(1024), [0.0, 0.0]));
+}
+
 #[test]
 fn flags_win_over_a_recipe_and_displace_its_alternatives() {
     let text = "rank = 4\nepochs = 9\nwarmup-ratio = 0.5\nlearning-rate = 1\n";
@@ -251,6 +274,19 @@ fn a_wrong_recipe_is_named_with_line_and_key() {
     assert!(said.contains("line 1") && said.contains("unknown variant `cosin`, expected one of `cosine`"), "{said}");
     let said = error("betas = [0.9]\n");
     assert!(said.contains("r.toml, line 1: betas = [0.9]"), "{said}");
+    for value in ["[0.9]", "[0.9, 0.99, 0.5]", "0.9", "\"0.9\"", "\"0.9;0.99\"", "[\"0.9\", \"0.99\"]", "{ a = 1 }"] {
+        let said = error(&format!("rank = 4\nbetas = {value}\n"));
+        let wanted = format!("r.toml, line 2: betas = {value}: wanted two numbers, such as 0.9,0.999");
+        assert!(said.ends_with(&wanted), "{said}");
+    }
+    for value in ["\"24Q\"", "\"\"", "-1", "1.5", "true", "[24]"] {
+        let said = error(&format!("memory = {value}\n"));
+        let wanted =
+            format!("r.toml, line 1: memory = {value}: wanted bytes, or a number with K, M, G or T such as 24G");
+        assert!(said.contains(&wanted), "{said}");
+    }
+    let said = error("memory = \"0\"\n");
+    assert_eq!(said, "--memory 0: wanted 1 or more");
     let said = error("rank = = 4\n");
     assert!(said.contains("r.toml, line 1: rank = = 4: "), "{said}");
     let said = error("rank = -4\n");

@@ -2,6 +2,7 @@
 
 use super::chat::{self, Answer};
 use crate::base::{Error, Result};
+use crate::io::input;
 use std::path::Path;
 use std::time::Duration;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
@@ -103,7 +104,7 @@ impl Client {
 
 /// The certificates of a PEM file.
 fn trusted(file: &Path) -> Result<RootCerts> {
-    let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+    let bytes = input::read(file)?;
     let mut certificates = Vec::new();
     for item in parse_pem(&bytes) {
         match item {

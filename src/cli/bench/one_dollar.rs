@@ -11,8 +11,8 @@ use crate::cli::{interrupt, values};
 use crate::data::dataset::{OnBad, read_dataset};
 use crate::data::drawn::photos::{Set, write_set};
 use crate::data::import;
-use crate::io::atomic;
 use crate::io::lock::FolderLock;
+use crate::io::{atomic, input};
 use crate::qwen3vl::config::Config;
 use crate::qwen3vl::init::{self, Options};
 use crate::qwen3vl::names::Counts;
@@ -96,11 +96,8 @@ const HEAD: &str = "date,device,model,photos,test,width,height,epochs,rank,batch
 fn check_table(file: &Path) -> Result<()> {
     let error = |e| Error::io("read", file, e);
     let mut head = Vec::new();
-    match std::fs::File::open(file) {
-        Ok(found) => found.take(HEAD.len() as u64).read_to_end(&mut head).map_err(error)?,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(error(e)),
-    };
+    let Some(found) = input::if_there(input::open(file))? else { return Ok(()) };
+    found.take(HEAD.len() as u64).read_to_end(&mut head).map_err(error)?;
     match head == HEAD.as_bytes() {
         true => Ok(()),
         false => {

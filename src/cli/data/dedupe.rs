@@ -9,6 +9,7 @@ use crate::cli::progress::Progress;
 use crate::cli::values::pixels;
 use crate::cli::{print, print_json};
 use crate::data::dataset::OnBad;
+use crate::data::whole;
 use crate::dedupe::cache::Cache;
 use crate::dedupe::calibrate::{Calibration, Plan};
 use crate::dedupe::embed::{Embedder, Watch};
@@ -143,7 +144,7 @@ impl Dedupe {
         let out = self.out.canonicalize().map_err(|e| Error::io("use as a folder", &self.out, e))?;
         let mut embedder = self.tower.open(&self.model, &out)?;
         let outcome = search(&sets, &mut embedder, &options, &out)?;
-        let skipped = sets.iter().flat_map(|set| &set.data.skipped).chain(&outcome.skipped);
+        let skipped = sets.iter().flat_map(|set| &set.data.skipped).chain(&outcome.damaged);
         skipped.for_each(|e| notice(format_args!("left out: {e}")));
         leaks::write(&sets, &outcome, &out)?;
         if self.json {
@@ -206,12 +207,7 @@ fn table(outcome: &Outcome) -> String {
     for set in &outcome.sets {
         let all = counted(set.samples, "sample", "samples");
         _ = write!(said, "{}: {} of {all} removed", set.name, set.removed);
-        if set.skipped > 0 {
-            let skipped =
-                counted(set.skipped, "with a photo that cannot be read is", "with photos that cannot be read are");
-            _ = write!(said, "; {skipped} left out");
-        }
-        said += "\n";
+        said += &whole::left_out(set.skipped).map_or("\n".into(), |left_out| format!("; {left_out}\n"));
     }
     said
 }

@@ -7,6 +7,7 @@
 
 use super::{Rgb, jpeg};
 use crate::base::{Error, Result};
+use crate::io::input;
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageResult};
@@ -149,14 +150,11 @@ impl jpeg::Header {
 }
 
 fn open(path: &Path) -> Result<(File, u64)> {
-    // before it is opened: that waits for ever where it is a pipe
     let meta = std::fs::metadata(path).map_err(|e| Error::io("open", path, e))?;
     if meta.is_dir() {
         return Err(Error::file(path, "is a folder; an image file was wanted"));
     }
-    if !meta.is_file() {
-        return Err(Error::file(path, "is a pipe or a device; an image file was wanted"));
-    }
+    input::plain(path)?;
     if meta.len() > MAX_FILE_BYTES {
         return Err(too_many_bytes(path, meta.len()));
     }

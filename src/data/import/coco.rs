@@ -9,6 +9,7 @@ use super::place::place;
 use super::{Imported, Named, Options, Photo, Place, images_folder, take};
 use crate::base::{Error, Result};
 use crate::data::messages::json_error;
+use crate::io::input;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -61,7 +62,7 @@ struct Seen {
 
 /// Reads the annotations `file`. Errors: unreadable, not JSON (with its line), not of this format.
 pub fn annotations(file: &Path, options: &Options) -> Result<Imported> {
-    let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+    let bytes = input::read(file)?;
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     if text.trim_ascii().is_empty() {
         return Err(Error::file(file, "is empty; wanted COCO annotations"));

@@ -6,11 +6,12 @@
 use super::place::place;
 use super::{Imported, Named, Options, Photo, Place, images_folder, take};
 use crate::base::{Error, Result, counted};
+use crate::io::input;
 use std::path::Path;
 
 /// Reads the table `file`. Errors: unreadable, empty, UTF-16, no such columns, a header alone.
 pub fn table(file: &Path, options: &Options) -> Result<Imported> {
-    let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+    let bytes = input::read(file)?;
     if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
         return Err(Error::file(file, "is UTF-16; save it as CSV UTF-8"));
     }

@@ -9,6 +9,7 @@ mod source;
 pub use source::ImageSource;
 
 use crate::base::{Error, Result};
+use crate::io::input;
 use serde_json::{Map, Value};
 use std::path::Path;
 
@@ -127,7 +128,7 @@ impl Conversation {
 /// Errors name the file, and the line where the JSON itself is broken: unreadable file, not JSON, an unknown role or
 /// item, an image file that does not exist, an http(s) image, images and `<image>` marks that differ in number.
 pub fn read_messages(file: &Path) -> Result<Conversation> {
-    let bytes = std::fs::read(file).map_err(|e| Error::io("read", file, e))?;
+    let bytes = input::read(file)?;
     let value = from_bytes(&bytes).map_err(|(line, reason)| Error::line(file, line, reason))?;
     let object = match value {
         Value::Object(object) => object,

@@ -17,6 +17,7 @@
 
 use crate::base::rng::Stream;
 use crate::base::{Error, Result};
+use crate::io::input;
 use crate::train::config_file;
 use crate::train::settings::{Settings, writable};
 use serde::Deserialize;
@@ -91,7 +92,7 @@ pub struct Sweep {
 /// Reads a sweep's file; `out` replaces the file's. Errors name the file and what is wrong in it: all trials are checked
 /// before any runs.
 pub fn read(path: &Path, out: Option<&Path>) -> Result<Sweep> {
-    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let text = input::read_text(path)?;
     let mut file: File = toml::from_str(&text).map_err(|e| {
         let start = e.span().map_or(0, |span| span.start);
         let line = text.as_bytes().iter().take(start).filter(|b| **b == b'\n').count();

@@ -1,0 +1,157 @@
+//! Evaluations as their user meets them: scores, refusals, going on, comparisons and the page.
+
+use crate::commands::{copy, fails, image, json_of, misused, single, vlm, works};
+use crate::commands_refused::png;
+use crate::golden_cases::cases;
+use serde_json::{Value, json};
+use std::fs;
+use std::path::Path;
+
+#[test]
+fn an_evaluation_that_is_finished_is_shown_again() {
+    let (model, dir, data) = (single(), tempfile::tempdir().unwrap(), cases().join("train.jsonl"));
+    let out = dir.path().join("out");
+    let paths: &[&Path] = &[&model, &data, &out];
+    let line = "eval --model {} --data {} --out {}";
+    let first = works(line, paths);
+    let files = ["summary.json", "predictions.jsonl"].map(|name| fs::read(out.join(name)).unwrap());
+    let again = vlm(&format!("{line} --resume"), paths);
+    assert_eq!((again.code, again.stdout), (Some(0), first));
+    assert!(again.stderr.contains("this evaluation is finished; --overwrite"), "{}", again.stderr);
+    let said = json_of(&format!("{line} --resume --json"), paths);
+    assert_eq!(said, serde_json::from_slice::<Value>(&files[0]).unwrap());
+    assert_eq!(files, ["summary.json", "predictions.jsonl"].map(|name| fs::read(out.join(name)).unwrap()));
+    // another question is not answered by it
+    fails(
+        &format!("{line} --resume --max-pixels 4096"),
+        paths,
+        &["cannot go on: ", "--max-pixels was ", " and is 4096"],
+    );
+    fails(&format!("{line} --resume --batch-size 2"), paths, &["cannot go on: --batch-size was 4 and is 2"]);
+    let other = copy("single");
+    let template = other.path().join("chat_template.jinja");
+    fs::write(&template, fs::read_to_string(&template).unwrap() + "{# the same #}").unwrap();
+    let words = ["cannot go on: the tokenizer, templates or processor changed;", "--overwrite"];
+    fails(&format!("{line} --resume"), &[other.path(), &data, &out], &words);
+    let written = format!("{line} --resume --generate --max-new-tokens 2 --temperature");
+    fails(&format!("{written} 0.5"), paths, &["cannot go on: there was no sampling, and now there is;"]);
+    let out = dir.path().join("written");
+    let paths: &[&Path] = &[&model, &data, &out];
+    works(&format!("{written} 0.5"), paths);
+    let again = vlm(&format!("{written} 0.5"), paths);
+    assert!(again.stderr.contains("this evaluation is finished; --overwrite"), "{}", again.stderr);
+    fails(&format!("{written} 0.7"), paths, &["cannot go on: --temperature was 0.5 and is 0.7;"]);
+}
+
+#[test]
+fn evaluation_and_its_refusals() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let (data, out) = (dir.path().join("set.jsonl"), dir.path().join("out"));
+    let image = image();
+    let line = |label: &str| json!({"image": image, "label": label}).to_string();
+    let write = |lines: &[&str]| fs::write(&data, lines.join("\n")).unwrap();
+    let score = "eval --model {} --data {} --out {}";
+    let paths = [model.as_path(), &data, &out];
+    write(&[&line("dent"), "{\"image\": 5", &line("scratch")]);
+    fails(&format!("{score} --prompt Which?"), &paths, &["set.jsonl, line 2"]);
+    assert!(!out.exists());
+    let said = json_of(&format!("{score} --prompt Which? --skip-bad --json"), &paths);
+    assert_eq!((&said["skipped"], &said["metrics"]["n"], &said["method"]), (&json!(1), &json!(2), &json!("choices")));
+    assert_eq!(said["choices"], json!(["dent", "scratch"]));
+    let shown = works(&format!("{score} --prompt Which? --skip-bad --resume"), &paths);
+    assert!(shown.contains("\n1 sample that cannot be read is left out\n"), "{shown}");
+    let predictions = fs::read_to_string(out.join("predictions.jsonl")).unwrap();
+    let predictions: Vec<Value> = predictions.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert_eq!(predictions.iter().map(|p| p["line"].clone()).collect::<Vec<_>>(), [1, 3]);
+    for p in &predictions {
+        let probabilities = p["probabilities"].as_object().unwrap();
+        assert!((probabilities.values().map(|v| v.as_f64().unwrap()).sum::<f64>() - 1.0).abs() < 1e-9);
+        assert_eq!(p["right"], json!(p["label"] == p["prediction"]));
+        assert_eq!(out.join(p["image"].as_str().unwrap()).canonicalize().unwrap(), image.canonicalize().unwrap());
+    }
+    let summary: Value = serde_json::from_slice(&fs::read(out.join("summary.json")).unwrap()).unwrap();
+    assert_eq!(summary["metrics"], said["metrics"]);
+    write(&[&line("dent"), &line("scratch")]);
+    fails(&format!("{score} --prompt Which?"), &paths, &["earlier run", "--overwrite"]);
+    let again = format!("{score} --prompt Which? --overwrite");
+    fails(&format!("{again} --choices dent,rust"), &paths, &["set.jsonl, line 2", "\"scratch\"", "--choices"]);
+    let said = json_of(&format!("{again} --choices dent,rust,scratch --batch-size 1 --json"), &paths);
+    assert_eq!(said["choices"], json!(["dent", "rust", "scratch"]));
+    // a photo that cannot be decoded stops it before anything is done, and leaves an earlier result alone
+    let (broken, good) = (dir.path().join("broken.png"), line("dent"));
+    fs::write(&broken, png(100_000, 100_000)).unwrap();
+    write(&[&good, &json!({"image": broken, "label": "dent"}).to_string()]);
+    let before = fs::read(out.join("summary.json")).unwrap();
+    fails(&format!("{again} --batch-size 1"), &paths, &["set.jsonl, line 2", "broken.png", "--skip-bad"]);
+    assert_eq!(fs::read(out.join("summary.json")).unwrap(), before);
+    let done = vlm(&format!("{again} --skip-bad --json"), &paths);
+    let said: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!((&said["skipped"], &said["metrics"]["n"]), (&json!(1), &json!(1)));
+    let left_out = done.stderr.lines().find(|l| l.starts_with("vlm: left out: ")).unwrap();
+    assert!(left_out.contains("set.jsonl, line 2: ") && left_out.contains("broken.png"), "{left_out}");
+    write(&[&json!({"image": broken, "label": "dent"}).to_string()]);
+    fails(&format!("{again} --skip-bad"), &paths, &["set.jsonl: of its 1 sample none has whole photos"]);
+    // labels that are compared as one are one class
+    write(&[&line("dent"), &line("Dent."), &line("scratch")]);
+    let done = vlm(&format!("{again} --json"), &paths);
+    let said: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(said["choices"], json!(["Dent.", "scratch"]));
+    assert!(done.stderr.contains("the set has 3 labels of 2 classes: "), "{}", done.stderr);
+    misused(&format!("{again} --choices dent,DENT,scratch"), &paths, &["--choices", "are one answer"]);
+    write(&[&line("dent"), &line("scratch")]);
+    let said = json_of(&format!("{again} --generate --max-new-tokens 2 --temperature 0 --json"), &paths);
+    assert_eq!((&said["method"], &said["choices"]), (&json!("generate"), &Value::Null));
+    fails(&format!("{score} --overwrite"), &paths, &["set.jsonl, line 1"]);
+    write(&[]);
+    fails(&again, &paths, &["no samples"]);
+    write(&[&json!({"messages": [{"role": "user", "content": "hi"}]}).to_string()]);
+    fails(&again, &paths, &["set.jsonl, line 1", "no label"]);
+}
+
+/// Lines of photos with labels, and what the program says of them: several labels a photo, a comparison, a page.
+#[test]
+fn scores_are_compared_and_shown() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let (data, base, generated) = (dir.path().join("set.jsonl"), dir.path().join("base"), dir.path().join("written"));
+    let line = |label: Value| json!({"image": image(), "label": label}).to_string();
+    let labels = [json!("dent"), json!(["scratch", "dent"]), json!("crack, dent"), json!(["crack"])];
+    fs::write(&data, labels.map(line).join("\n")).unwrap();
+    let score = "eval --model {} --data {} --out {} --prompt Which? --multi-label --json --dollars-per-hour 36";
+    let said = json_of(score, &[&model, &data, &base]);
+    assert_eq!((&said["method"], &said["choices"]), (&json!("lists"), &json!(["crack", "dent", "scratch"])));
+    let metrics = &said["metrics"];
+    assert_eq!((&metrics["per_class"]["dent"]["n"], &metrics["confusion"]), (&json!(3), &Value::Null));
+    let map = metrics["mean_average_precision"].as_f64().unwrap();
+    assert!((0.0..=1.0).contains(&map) && metrics["baselines"]["random"]["accuracy"] == 0.125, "{metrics}");
+    let (dollars, seconds) = (said["dollars"].as_f64().unwrap(), said["seconds"].as_f64().unwrap());
+    assert!((dollars - seconds / 100.0).abs() <= 1e-9, "{dollars} {seconds}");
+    let first: Value =
+        serde_json::from_str(fs::read_to_string(base.join("predictions.jsonl")).unwrap().lines().nth(1).unwrap())
+            .unwrap();
+    assert_eq!((&first["label"], &first["labels"]), (&json!("dent, scratch"), &json!(["dent", "scratch"])));
+    assert!(
+        first["predictions"].as_array().unwrap().len() == first["prediction"].as_str().unwrap().split(", ").count()
+    );
+    let written = format!("{score} --generate --temperature 0 --max-new-tokens 3");
+    let said = json_of(&written, &[&model, &data, &generated]);
+    assert_eq!((&said["method"], &said["metrics"]["mean_average_precision"]), (&json!("generate"), &Value::Null));
+    let out = dir.path().join("compared");
+    let said = json_of("compare {} {} --out {} --json", &[&base, &generated, &out]);
+    assert_eq!((&said["n"], said["groups"].as_object().unwrap().len()), (&json!(4), 4));
+    let tagged = fs::read_to_string(out.join("predictions.jsonl")).unwrap();
+    for line in tagged.lines() {
+        let record: Value = serde_json::from_str(line).unwrap();
+        let tag = record["tags"][0].as_str().unwrap();
+        assert!(said["groups"][tag]["n"].as_u64() > Some(0), "{line}");
+        assert!(out.join(record["image"].as_str().unwrap()).exists(), "{line}");
+    }
+    fails("compare {} {} --out {}", &[&base, &generated, &out], &["earlier comparison", "--overwrite"]);
+    assert!(works("compare {} {}", &[&base, &generated]).contains("McNemar's exact test: p = "));
+    fails("compare {} {}", &[&base, dir.path()], &["summary.json", "vlm eval"]);
+    let page = dir.path().join("page.html");
+    // the comparison's folder brings both evaluations
+    let said = json_of("report {} --out {} --json", &[&out, &page]);
+    assert_eq!((&said["photos"], &said["evaluations"]), (&json!(4), &json!(2)));
+    fails("report {} --out {}", &[&out, &page], &["--overwrite"]);
+    fails("report {} --out {}", &[&model, &dir.path().join("no.html")], &["holds no evaluation"]);
+}
