@@ -104,9 +104,9 @@
 //! | 3 | `device` | arenas, launchers, what machine there is | `tensor`, `base` |
 //! | 2 | `tensor` | handles of values and weights | `base` |
 //! | 1 | `host` | the words' loops: the specification | `base` |
-//! | 1 | `data` | photos and text to arrays, datasets | `io`, `base` |
-//! | 1 | `io` | files that are read, memory maps, safetensors, JSON, atomic files, locks | `base` |
-//! | 0 | `base` | errors, shapes, element types, environment, random numbers, the date | nothing |
+//! | 1 | `data` | photos and text to arrays, datasets | `base` |
+//! | 1 | `io` | memory maps, safetensors, JSON, atomic files, locks | `base` |
+//! | 0 | `base` | errors, shapes, element types, environment, files that are read, random numbers, the date | nothing |
 
 // stdout and stderr are src/cli's: a write that fails must not end the program, as these macros do
 #![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]

@@ -1,5 +1,5 @@
-//! What every room may use: the error, shapes, element types, environment variables, random numbers, the date,
-//! the width of text, numbers in a sentence.
+//! What every room may use: the error, shapes, element types, environment variables, files that are read, random numbers,
+//! the date, the width of text, numbers in a sentence.
 //!
 //! Floor 0: uses nothing of this crate. Start at [`error`].
 
@@ -8,6 +8,7 @@ pub mod date;
 pub mod dtype;
 pub mod env;
 pub mod error;
+pub mod input;
 pub mod rng;
 pub mod shape;
 pub mod width;

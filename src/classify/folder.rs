@@ -7,10 +7,10 @@
 //! ```
 
 use super::records::{PREDICTIONS, Record, SUMMARY, written};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, input};
 use crate::io::lock::FolderLock;
 use crate::io::log_file::LogFile;
-use crate::io::{atomic, input, json};
+use crate::io::{atomic, json};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

@@ -10,8 +10,7 @@
 use super::messages::{
     Content, Conversation, ImageSource, Message, Part, Role, conversation, folder_of, images, json_error,
 };
-use crate::base::{Error, Result, counted};
-use crate::io::input;
+use crate::base::{Error, Result, counted, input};
 use serde_json::{Map, Value};
 use std::path::Path;
 

@@ -2,7 +2,7 @@
 //! read conversations, [`import`] makes datasets of folders, tables and annotations, [`census`] says what is in one,
 //! [`whole`] whether its photos are, [`split`] cuts it into parts, [`pairs`] holds near-duplicates.
 //!
-//! Floor 1: uses `io` and `base`. Start at [`image`].
+//! Floor 1: uses `base` only. Start at [`image`].
 
 pub mod alike;
 pub mod census;

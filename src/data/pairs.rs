@@ -1,8 +1,7 @@
 //! Near-duplicates as records, an object a line: what finding them writes, and what pages and splits read.
 
 use super::messages::json_error;
-use crate::base::{Error, Result};
-use crate::io::input;
+use crate::base::{Error, Result, input};
 use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
 use std::path::Path;

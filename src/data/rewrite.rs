@@ -2,8 +2,7 @@
 
 use super::messages::json_error;
 use super::paths;
-use crate::base::{Error, Result};
-use crate::io::input;
+use crate::base::{Error, Result, input};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 

@@ -8,8 +8,7 @@
 //! Records are only ever appended. A file that was cut within one (a full disk, a power cut) is read up to there, and goes
 //! on from there. One program at a time has the file: two would each write at the end that it knows.
 
-use crate::base::{Error, Result};
-use crate::io::input;
+use crate::base::{Error, Result, input};
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};

@@ -1,8 +1,7 @@
 //! Files and folders that appear whole or not at all: written beside their place, flushed to disk, renamed into it.
 
-use super::input;
 use super::lock::FolderLock;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, input};
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions};

@@ -1,7 +1,7 @@
 //! JSON objects whose fields are taken one by one, so that what nobody asked for is known at the end.
 
-use super::{atomic, input};
-use crate::base::{Error, Result};
+use super::atomic;
+use crate::base::{Error, Result, input};
 use serde_json::{Map, Value};
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,6 @@
 //! A file as a slice of memory, read by the operating system when a page is first touched.
 
-use super::input;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, input};
 use memmap2::Mmap;
 use std::fs::File;
 use std::ops::Deref;

@@ -1,12 +1,11 @@
 //! Files: memory maps, safetensors, JSON with sentences for errors, writing that never leaves half a file, and one writer
 //! a folder.
 //!
-//! Floor 1: uses `base` only. Start at [`safetensors`]; every file that is read is opened by [`input`], what a command leaves is written by [`atomic`], and by [`log_file`]
+//! Floor 1: uses `base` only. Start at [`safetensors`]; what a command leaves is written by [`atomic`], and by [`log_file`]
 //! what grows line by line.
 
 pub mod atomic;
 pub mod host_tensor;
-pub mod input;
 pub mod json;
 pub mod lock;
 pub mod log_file;

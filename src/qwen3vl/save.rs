@@ -1,9 +1,9 @@
 //! Writing a checkpoint folder: weights in shards with their index, the config, and the files that go along.
 
 use super::checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE, StoredTensor};
-use crate::base::{DType, Error, Result};
+use crate::base::{DType, Error, Result, input};
 use crate::io::safetensors::{self, TensorOutput, TensorSpec};
-use crate::io::{atomic, input, json};
+use crate::io::{atomic, json};
 use half::{bf16, f16};
 use rayon::prelude::*;
 use serde_json::{Map, Value, json};

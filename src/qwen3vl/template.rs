@@ -4,9 +4,9 @@
 //! conversation up to that turn, never by looking for markers, which a user can type.
 
 use super::jinja;
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, input};
 use crate::data::messages::{Content, Conversation, Message, Part, Role};
-use crate::io::{input, json};
+use crate::io::json;
 use minijinja::value::Serde;
 use minijinja::{Environment, Value, context};
 use serde_json::{Map, Value as Json, json};

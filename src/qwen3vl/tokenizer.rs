@@ -3,8 +3,7 @@
 //! Byte-level BPE after NFC, as `tokenizer.json` says. Special tokens in the text are recognised wherever they stand,
 //! typed by a user or not, as transformers does; nothing is added before or after.
 
-use crate::base::{Error, Result};
-use crate::io::input;
+use crate::base::{Error, Result, input};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 

@@ -4,8 +4,8 @@
 //! reruns the run from anywhere.
 
 use super::settings::Settings;
-use crate::base::{Error, Result};
-use crate::io::{atomic, input};
+use crate::base::{Error, Result, input};
+use crate::io::atomic;
 use serde::Serialize;
 use std::path::Path;
 use toml::{Table, Value};

@@ -4,10 +4,9 @@
 //! step, on all threads. That costs a small part of decoding them, which every epoch does, it finds a missing photo
 //! before the run and not within it, and nothing less is sure: a photo edited in place often keeps its length.
 
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, input};
 use crate::data::dataset::Sample;
 use crate::data::messages::ImageSource;
-use crate::io::input;
 use crate::qwen3vl::checkpoint;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};

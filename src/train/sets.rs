@@ -3,10 +3,9 @@
 use super::fingerprint;
 use super::session::{Said, Watch};
 use super::settings::Settings;
-use crate::base::Result;
+use crate::base::{Result, input};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::data::whole::whole;
-use crate::io::input;
 use std::path::{Path, PathBuf};
 
 /// What was read, and how.

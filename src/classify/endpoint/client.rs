@@ -1,8 +1,7 @@
 //! One request, and what came of it.
 
 use super::chat::{self, Answer};
-use crate::base::{Error, Result};
-use crate::io::input;
+use crate::base::{Error, Result, input};
 use std::path::Path;
 use std::time::Duration;
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};

@@ -3,7 +3,7 @@
 use super::job::{self, Job, Times};
 use super::shapes::Shape;
 use crate::base::date::today;
-use crate::base::{DType, Error, Precision, Result, counted};
+use crate::base::{DType, Error, Precision, Result, counted, input};
 use crate::cli::compute::Compute;
 use crate::cli::output;
 use crate::cli::progress::Progress;
@@ -11,8 +11,8 @@ use crate::cli::{interrupt, values};
 use crate::data::dataset::{OnBad, read_dataset};
 use crate::data::drawn::photos::{Set, write_set};
 use crate::data::import;
+use crate::io::atomic;
 use crate::io::lock::FolderLock;
-use crate::io::{atomic, input};
 use crate::qwen3vl::config::Config;
 use crate::qwen3vl::init::{self, Options};
 use crate::qwen3vl::names::Counts;

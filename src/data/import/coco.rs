@@ -7,9 +7,8 @@
 
 use super::place::place;
 use super::{Imported, Named, Options, Photo, Place, images_folder, take};
-use crate::base::{Error, Result};
+use crate::base::{Error, Result, input};
 use crate::data::messages::json_error;
-use crate::io::input;
 use serde::Deserialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap, HashSet};

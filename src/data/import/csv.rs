@@ -5,8 +5,7 @@
 
 use super::place::place;
 use super::{Imported, Named, Options, Photo, Place, images_folder, take};
-use crate::base::{Error, Result, counted};
-use crate::io::input;
+use crate::base::{Error, Result, counted, input};
 use std::path::Path;
 
 /// Reads the table `file`. Errors: unreadable, empty, UTF-16, no such columns, a header alone.

@@ -8,8 +8,7 @@ mod source;
 
 pub use source::ImageSource;
 
-use crate::base::{Error, Result};
-use crate::io::input;
+use crate::base::{Error, Result, input};
 use serde_json::{Map, Value};
 use std::path::Path;
 

@@ -16,8 +16,7 @@
 //! ```
 
 use crate::base::rng::Stream;
-use crate::base::{Error, Result};
-use crate::io::input;
+use crate::base::{Error, Result, input};
 use crate::train::config_file;
 use crate::train::settings::{Settings, writable};
 use serde::Deserialize;

@@ -1,7 +1,7 @@
 //! Files that are read. What somebody names may be a pipe or a device, which waits for a writer or has no end: that is said
 //! before it is opened.
 
-use crate::base::{Error, Result};
+use super::{Error, Result};
 use std::fs::{self, File, FileType};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt;
@@ -64,7 +64,7 @@ pub fn twice(path: &Path) -> Result<()> {
 }
 
 /// What to call something that is no plain file.
-pub(super) fn name(kind: FileType) -> &'static str {
+pub fn name(kind: FileType) -> &'static str {
     match kind {
         kind if kind.is_dir() => "a folder",
         kind if kind.is_fifo() => "a pipe",
