@@ -33,7 +33,7 @@ DEV Span find_ranked_tile(const int32_t* starts, int sequences, int tokens, int 
   const bool valid = lane < window && b < sequences;
   const int from = valid ? start_of(starts, b, tokens) : 0, n = valid ? start_of(starts, b + 1, tokens) - from : 0;
   const int tiles = (max(n, 0) + kWide - 1) / kWide;
-  int rank = slot - first_slot(low * window), tile = 0, last = (tokens + kWide - 1) / kWide;
+  int rank = slot - first_slot(low * window), tile = 0, last = tokens / kWide;
   while (tile < last) {                    // the largest for which no more than `rank` tiles have a smaller number
     const int middle = (tile + last + 1) / 2;
     if (warp_sum(min(tiles, middle)) <= rank) tile = middle; else last = middle - 1;
