@@ -91,6 +91,7 @@ impl Eval {
         files.iter().try_for_each(|file| output::not_an_input(file, [self.data.as_path()]))?;
         let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
         let data = read_dataset(&self.data, self.prompt.as_deref(), on_bad)?;
+        // its fingerprint asks, too, but only when all photos have been looked at
         input::twice(&self.data)?;
         let mut bar = Progress::new("photos checked");
         let data = whole(&self.data, data, on_bad, &mut |n, all| {
@@ -364,7 +365,7 @@ impl Eval {
         let number = |key: &str| summary[key].as_f64();
         let mut said = table::metrics(metrics);
         let skipped = summary["skipped"].as_u64().unwrap_or(0);
-        said += &left_out(skipped as usize).map_or(String::new(), |left_out| format!("{left_out}\n"));
+        said.extend(left_out(skipped as usize).map(|left_out| left_out + "\n"));
         let [seconds, rate] = ["seconds", "images_per_second"].map(|key| number(key).unwrap_or(f64::NAN));
         _ = write!(said, "{seconds:.1} s, {rate:.2} images/s");
         if let Some(dollars) = number("dollars") {

@@ -37,9 +37,10 @@ pub const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensor
 /// By what they say of it, e.g. "the training set".
 pub type Fingerprints = BTreeMap<String, String>;
 
-/// A file's content.
+/// A file's content. Errors: it cannot be read, or is a pipe, of which whoever else reads it has the other part.
 pub fn of_file(path: &Path) -> Result<String> {
     let mut file = input::open(path)?;
+    input::twice(path)?;
     let mut hash = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {

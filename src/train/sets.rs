@@ -3,7 +3,7 @@
 use super::fingerprint;
 use super::session::{Said, Watch};
 use super::settings::Settings;
-use crate::base::{Result, input};
+use crate::base::Result;
 use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::data::whole::whole;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,6 @@ impl Sets {
     pub fn samples(&mut self, file: &Path, settings: &Settings, watch: &mut Watch) -> Result<Vec<Sample>> {
         let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
         let data = read_dataset(file, settings.prompt.as_deref(), on_bad)?;
-        input::twice(file)?;
         let reading = Reading {
             file: file.into(),
             hash: fingerprint::of_file(file)?,

@@ -3,6 +3,7 @@
 use crate::folders::{entries, model, sharded_model, small_config};
 use std::collections::HashSet;
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use vlm::base::DType;
 use vlm::data::dataset::{OnBad, read_dataset};
@@ -19,6 +20,10 @@ fn files_have_their_sha_256() {
     assert_eq!(of_file(&path).unwrap(), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
     let error = of_file(Path::new("/nowhere")).unwrap_err().to_string();
     assert!(error.starts_with("cannot open /nowhere"), "{error}");
+    // what a shell pipes in gives its bytes once, and whoever reads the set had them
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let error = of_file(Path::new(&format!("/proc/self/fd/{}", reader.as_raw_fd()))).unwrap_err().to_string();
+    assert!(error.contains("has to be read twice here"), "{error}");
 }
 
 /// A set of two photos in files and one within the line, and its fingerprint.

@@ -207,7 +207,8 @@ fn table(outcome: &Outcome) -> String {
     for set in &outcome.sets {
         let all = counted(set.samples, "sample", "samples");
         _ = write!(said, "{}: {} of {all} removed", set.name, set.removed);
-        said += &whole::left_out(set.skipped).map_or("\n".into(), |left_out| format!("; {left_out}\n"));
+        said.extend(whole::left_out(set.skipped).map(|left_out| format!("; {left_out}")));
+        said += "\n";
     }
     said
 }

@@ -238,7 +238,7 @@ impl Split {
             let samples = counted(unused, "sample is", "samples are");
             _ = writeln!(said, "{samples} in no part");
         }
-        said += &whole::left_out(left_out).map_or(String::new(), |left_out| format!("{left_out}\n"));
+        said.extend(whole::left_out(left_out).map(|left_out| left_out + "\n"));
         _ = writeln!(said, "in {}", self.out.display());
         print(&said)?;
         for (label, c) in counts.iter().filter(|(_, c)| c[Part::Test as usize] == 0 && of(Part::Test) > 0) {
