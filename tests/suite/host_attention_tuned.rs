@@ -179,6 +179,8 @@ proptest! {
         seed in any::<u64>(),
     ) {
         let precision = Precision::Bf16;
+        // enough rows for a tie or two to be few
+        let lengths = [lengths, vec![61]].concat();
         let mut i = Inputs::new(heads, &lengths, mask, seed);
         [&mut i.q, &mut i.k, &mut i.v, &mut i.dy].into_iter().flatten().for_each(|x| *x = precision.round(*x));
         let (stride, starts) = (heads.keys * heads.width, &i.starts[..]);
@@ -192,20 +194,24 @@ proptest! {
         let [mut want_q, mut want_k, mut want_v] = gradients();
         let (to_k, to_v) = (into(&mut want_k[..], 0, stride), into(&mut want_v[..], 1, i.v_stride));
         attention::attention_backward(&i.q, k, v, starts, heads, mask, i.scale, precision, &i.dy, &mut want_q, to_k, to_v);
-        let stored: Vec<f32> = y.iter().map(|y| precision.round(*y)).collect();
+        let stored: Vec<f32> = want_y.iter().map(|y| precision.round(*y)).collect();
         let [mut dq, mut dk, mut dv] = gradients();
         let (to_k, to_v) = (into(&mut dk[..], 0, stride), into(&mut dv[..], 1, i.v_stride));
         let left = Some(Left { y: &stored, lse: &lse });
         attention_backward(&i.q, k, v, starts, heads, mask, i.scale, left, &i.dy, &mut dq, to_k, to_v);
-        // Were something rounded elsewhere, all would be off by about 2e-3; a number that two orders of summing leave on
-        // different sides of a tie is one in thousands.
+        // Were something rounded elsewhere, most rows would be off by 1e-4 to 1e-3 of a row's usual length. A number that
+        // two orders of summing leave on different sides of a tie moves its own row that far, but few rows have one.
+        let heads_of = |v: &[f32]| v.chunks_exact(i.v_stride).flat_map(|row| row[1..][..stride].to_vec()).collect();
+        let [dv, want_v]: [Vec<f32>; 2] = [heads_of(&dv), heads_of(&want_v)];
         for (what, got, want) in [("y", y, want_y), ("dq", dq, want_q), ("dk", dk, want_k), ("dv", dv, want_v)] {
             let length = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-            let error = length(&mut got.iter().zip(&want).map(|(g, w)| g - w));
-            let of = length(&mut want.iter().copied());
-            // of one token per sequence the gradients of q and k are zero but for the order of sums
-            let noise = 1e-5 * f64::from(i.scale) * (i.q.len() as f64).sqrt() * heads.width as f64;
-            prop_assert!(error <= 4e-4 * of + noise, "{what}: off by {error:e} beside {of:e}");
+            let rows = want.len() / heads.width;
+            let usual = length(&mut want.iter().copied()) / (rows as f64).sqrt();
+            let pairs = got.chunks(heads.width).zip(want.chunks(heads.width));
+            let mut errors: Vec<f64> = pairs.map(|(got, want)| length(&mut got.iter().zip(want).map(|(g, w)| g - w))).collect();
+            errors.sort_by(f64::total_cmp);
+            let most = errors[rows * 3 / 4];
+            prop_assert!(most <= 1e-5 * usual, "{what}: a quarter of the rows is off by {most:e} or more beside {usual:e}");
         }
     }
 
