@@ -154,7 +154,9 @@ impl Cuda {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whatever is asked of it after a kernel has failed, a GPU answers with that failure.
     fn error(&self, doing: &str, e: DriverError) -> Error {
+        let doing = if is_fault(e) { "a kernel or a copy failed (VLM_SYNC_LAUNCHES=1 names it)" } else { doing };
         device_error(&self.facts.name, doing, e)
     }
 
@@ -180,7 +182,7 @@ impl Cuda {
     fn settle(&self, state: &mut State) -> Result<()> {
         // SAFETY: the stream is ours and alive.
         unsafe { result::stream::synchronize(self.stream.cu_stream()) }
-            .map_err(|e| self.error("a kernel or a copy failed (VLM_SYNC_LAUNCHES=1 names it)", e))?;
+            .map_err(|e| self.error("cannot wait for the GPU", e))?;
         state.staged = 0;
         Ok(())
     }
@@ -193,10 +195,13 @@ impl Cuda {
                 let name = CString::new(launch.kernel).map_err(|e| Error::Unsupported(e.to_string()))?;
                 // SAFETY: the modules stay loaded until `drop`.
                 let mut found = state.modules.iter().map(|m| unsafe { result::module::get_function(*m, name.clone()) });
-                let handle = found.find_map(Result::ok).ok_or_else(|| Error::Device {
+                let absent =
+                    |r: &Result<_, DriverError>| matches!(r, Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NOT_FOUND);
+                let handle = found.find(|r| !absent(r)).ok_or_else(|| Error::Device {
                     device: self.facts.name.clone(),
                     reason: format!("this build of vlm has no kernel {} for it", launch.kernel),
                 })?;
+                let handle = handle.map_err(|e| self.error(&format!("cannot load kernel {}", launch.kernel), e))?;
                 Function { handle, shared_bytes: 0 }
             }
         };
@@ -216,6 +221,24 @@ fn device_error(device: &str, doing: &str, e: DriverError) -> Error {
     let name = e.error_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let said = e.error_string().map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|_| format!("{e:?}"));
     Error::Device { device: device.into(), reason: format!("{doing}: {said} ({name})") }
+}
+
+/// Whether a kernel or the hardware failed, some time before the call that returns this: nothing works from then on.
+fn is_fault(e: DriverError) -> bool {
+    use sys::CUresult as code;
+    matches!(
+        e.0,
+        code::CUDA_ERROR_ECC_UNCORRECTABLE
+            | code::CUDA_ERROR_ILLEGAL_ADDRESS
+            | code::CUDA_ERROR_LAUNCH_TIMEOUT
+            | code::CUDA_ERROR_ASSERT
+            | code::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | code::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | code::CUDA_ERROR_MISALIGNED_ADDRESS
+            | code::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | code::CUDA_ERROR_INVALID_PC
+            | code::CUDA_ERROR_LAUNCH_FAILED
+    )
 }
 
 /// Waits until the stream has come to `end`.
@@ -253,7 +276,11 @@ impl Launcher for Cuda {
         // SAFETY: the context is current; what is there is written before it is read.
         unsafe { result::malloc_sync(bytes) }.map_err(|e| {
             let (free, total) = self.memory_bytes().unwrap_or_default();
-            self.error(&format!("cannot allocate {bytes} bytes; {free} of {total} are free"), e)
+            let error = self.error(&format!("cannot allocate {bytes} bytes; {free} of {total} are free"), e);
+            match e.0 {
+                sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::OutOfMemory(error.to_string()),
+                _ => error,
+            }
         })
     }
 
@@ -380,6 +407,8 @@ impl Launcher for Cuda {
             let device_error = device_error(&self.facts.name, "launch", e);
             Error::Launch { op, kernel: launch.kernel, reason: device_error.to_string() }
         };
+        // where none is waited for, a fault is of a kernel before
+        let refused = |e| if is_fault(e) && !self.every_launch { self.error("launch", e) } else { named(e) };
         // SAFETY: the function is loaded; the driver copies the one argument before the call returns, and the caller
         // promises what it points to.
         unsafe {
@@ -392,7 +421,7 @@ impl Launcher for Cuda {
                 &mut parameters,
             )
         }
-        .map_err(named)?;
+        .map_err(refused)?;
         if self.every_launch {
             // SAFETY: the stream is ours and alive.
             unsafe { result::stream::synchronize(self.stream.cu_stream()) }.map_err(named)?;

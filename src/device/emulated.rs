@@ -298,7 +298,7 @@ impl Launcher for Emulated {
         self.recording().refuse("an allocation")?;
         // SAFETY: has no preconditions.
         match unsafe { (self.functions.alloc)(self.number, bytes as u64) } {
-            0 => Err(self.failed(&format!("cannot allocate {bytes} bytes"))),
+            0 => Err(Error::OutOfMemory(self.failed(&format!("cannot allocate {bytes} bytes")).to_string())),
             address => Ok(address),
         }
     }

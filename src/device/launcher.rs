@@ -158,7 +158,7 @@ pub trait Launcher: Send + Sync {
     /// Free and total bytes; None where only the host's memory is the limit.
     fn memory_bytes(&self) -> Option<(usize, usize)>;
 
-    /// New bytes, aligned to 16 at the least. `bytes` is above 0.
+    /// New bytes, aligned to 16 at the least. `bytes` is above 0. Errors: [`Error::OutOfMemory`] where there is no room.
     fn allocate(&self, bytes: usize) -> Result<u64>;
 
     /// # Safety

@@ -115,7 +115,10 @@ impl Memory {
             region.storage = match launcher {
                 Some(launcher) => {
                     let allocation = Allocation::new(&launcher, layout.bytes);
-                    Storage::Device(allocation.map_err(|e| out_of_memory(arena, layout.bytes, Some(e)))?)
+                    Storage::Device(allocation.map_err(|e| match e {
+                        Error::OutOfMemory(why) => out_of_memory(arena, layout.bytes, Some(why)),
+                        other => other,
+                    })?)
                 }
                 None => {
                     let (mut lines, n) = (Vec::new(), layout.bytes.div_ceil(ALIGNMENT));
@@ -454,8 +457,8 @@ fn new_stamp() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-fn out_of_memory(arena: Arena, bytes: usize, why: Option<Error>) -> Error {
-    let why = why.map_or(String::new(), |e| format!(" ({e})"));
+fn out_of_memory(arena: Arena, bytes: usize, why: Option<String>) -> Error {
+    let why = why.map_or(String::new(), |why| format!(" ({why})"));
     Error::OutOfMemory(format!(
         "out of memory: the {arena:?} arena needs {bytes} bytes{why}; use a smaller batch, a shorter prompt or smaller \
          pictures"

@@ -29,14 +29,19 @@ pub fn probe() -> Probe {
     if !unsafe { sys::is_culib_present() } {
         return found;
     }
-    if let Err(e) = result::init() {
-        found.driver_error = Some(format!("cuInit failed: {e:?}"));
-        return found;
-    }
     let mut version = 0;
-    // SAFETY: `version` outlives the call, which writes one integer to it.
+    // SAFETY: `version` outlives the call, which writes one integer to it and works before cuInit does.
     if unsafe { sys::cuDriverGetVersion(&mut version) } == sys::CUresult::CUDA_SUCCESS {
         found.driver_cuda_version = Some(version);
+    }
+    match result::init() {
+        Ok(()) => (),
+        // as a driver says where it may show no GPU
+        Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => return found,
+        Err(e) => {
+            found.driver_error = Some(format!("cuInit failed: {e:?}"));
+            return found;
+        }
     }
     for ordinal in 0..result::device::get_count().unwrap_or(0) {
         let Ok(device) = result::device::get(ordinal) else { continue };

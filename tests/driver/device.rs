@@ -68,6 +68,7 @@ impl Driver {
 
     pub fn init(&mut self) -> Done<()> {
         match self.settings.init {
+            0 if self.settings.gpus == 0 => refused(CUresult::CUDA_ERROR_NO_DEVICE, "as the test asks"),
             0 => {
                 self.initialised = true;
                 Ok(())

@@ -127,7 +127,11 @@ impl Driver {
                 return Ok(());
             }
         }
-        if when == When::Soon { self.settle(stream) } else { Ok(()) }
+        match if when == When::Soon { self.settle(stream) } else { Ok(()) } {
+            // a kernel fails on the device: whoever calls next is told
+            Err(_) if self.lost.is_some() => Ok(()),
+            done => done,
+        }
     }
 
     /// Has a stream do all that it was given.

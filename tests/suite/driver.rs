@@ -217,6 +217,13 @@ fn a_gpu_that_fails_loses_nothing_that_was_saved() {
     let line = training("cuda", &broken.path("run"));
     let said = broken.fails(&line);
     assert!(said.contains("CUDA_ERROR_LAUNCH_FAILED") && said.contains("VLM_SYNC_LAUNCHES=1 names it"), "{said}");
+    // the next call of any kind is told, be it the first look for a kernel, its launch or an allocation
+    let line_of_answer = format!("generate --model {} --prompt hail --device cuda", model());
+    for fail in [1, 2, 3, 5, 8, 13, 21] {
+        let said = Machine::new(&format!("when=soon,fail={fail}")).fails(&line_of_answer);
+        assert!(said.contains("a kernel or a copy failed (VLM_SYNC_LAUNCHES=1 names it)"), "{fail}: {said}");
+        assert!(said.contains("CUDA_ERROR_LAUNCH_FAILED") && !said.contains("memory"), "{fail}: {said}");
+    }
     fs::remove_dir_all(broken.path("run")).expect("a run");
     let done = broken.program(&line).env("VLM_SYNC_LAUNCHES", "1").output().expect("the program");
     let said = String::from_utf8(done.stderr).expect("text");
