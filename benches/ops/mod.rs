@@ -8,7 +8,9 @@
 //! * Numbers are normal, and every row has copies of its tensors and weights that together are far larger than an L2
 //!   cache and are used in turn. The host runs ahead: while it gives the calls to the device, the device copies.
 //! * cuBLASLt takes the first algorithm that it proposes itself, with 32 MiB to work in. Its library is loaded when the
-//!   bench runs (LD_LIBRARY_PATH may name its folder); where it is absent, rows have neither it nor a roof of FLOP.
+//!   bench runs, as libcublasLt.so or .so.12 (a folder with a link of that name in LD_LIBRARY_PATH will do, as
+//!   tools/gpu-check makes one); where it is absent, rows have neither it nor a roof of FLOP.
+//! * A row that fails is named, and the others are timed.
 //! * Without a GPU the bench says so and is done. `--device emulated` runs tiny shapes in the emulator, for the code's
 //!   sake.
 
@@ -27,7 +29,7 @@ use rows::Row;
 use std::path::PathBuf;
 use std::sync::Arc;
 use table::{Line, Roofs, Table};
-use vlm::base::{Result, date::today};
+use vlm::base::{Error, Result, date::today};
 use vlm::device::accelerator::scratch_bytes;
 use vlm::device::cuda::Cuda;
 use vlm::device::emulated::Emulated;
@@ -87,12 +89,27 @@ impl Bench {
             Roofs { bytes: self.clock.bytes_per_second, flops: flops.map(|seconds| 2.0 * 8192f64.powi(3) / seconds) };
         let gpu = self.clock.launcher().facts().name.clone();
         table.begin(&gpu, &roofs);
+        let mut failed = 0;
         for row in rows.iter().filter(|row| filter.is_none_or(|text| row.name().contains(text))) {
-            let (cost, seconds, kernels) = self.row(row)?;
-            let peer = row.product.as_ref().map_or(Ok(None), |product| self.peer(product))?;
-            table.add(&Line { gpu: &gpu, row, cost, seconds, peer, kernels }, &roofs)?;
+            let timed = self.row(row).and_then(|(cost, seconds, kernels)| {
+                let peer = row.product.as_ref().map_or(Ok(None), |product| self.peer(product))?;
+                Ok(Line { gpu: &gpu, row, cost, seconds, peer, kernels })
+            });
+            match timed {
+                Ok(line) => table.add(&line, &roofs)?,
+                // others may fit, or have a kernel
+                Err(why) => {
+                    println!("failed: {}: {why}", row.name());
+                    failed += 1;
+                    self.clock.launcher().synchronise()?;
+                }
+            }
         }
-        Ok(())
+        match failed {
+            0 => Ok(()),
+            1 => Err(Error::Unsupported("1 row failed".into())),
+            n => Err(Error::Unsupported(format!("{n} rows failed"))),
+        }
     }
 
     /// Cost and median seconds of a row's operation, and the kernels that it runs.

@@ -6,8 +6,9 @@
 use crate::support::kernels::has_gpu;
 use crate::support::repository;
 use half::bf16;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use vlm::base::rng::{Stream, philox};
 use vlm::device::conformance::{Case, MapOver, UNTOUCHED, cases, run};
 use vlm::device::launcher::{Launcher, Swizzle};
@@ -79,34 +80,65 @@ fn checked_builds_agree() {
 }
 
 /// A GPU gives the emulator's outputs. Each case has a process of its own: after an illegal instruction the GPU answers
-/// nothing more to the one that gave it.
+/// nothing more to the one that gave it, and one that waits for ever is ended. `VLM_CONFORMANCE_CASE=all` has them in this
+/// process: a tool that watches it needs minutes for each.
 #[test]
 fn a_gpu_agrees_with_the_emulator() {
     const ONE: &str = "VLM_CONFORMANCE_CASE";
-    if let Ok(name) = std::env::var(ONE) {
-        return on_gpu(cases().iter().find(|c| c.name == name).expect("a case of this name"));
-    }
+    /// Of a case; the emulator's, on slow cores, too.
+    const SECONDS: u64 = 120;
     if !has_gpu() || emulator().is_none() {
         return;
     }
     let hopper = vlm::device::probe::probe().gpus.first().is_some_and(|gpu| gpu.capability == (9, 0));
+    let all = cases();
+    let mut runnable = all.iter().filter(|c| !c.hopper || hopper);
+    if let Ok(name) = std::env::var(ONE) {
+        let gpu: Arc<dyn Launcher> = cuda::Cuda::open(0).expect("a GPU");
+        return match name.as_str() {
+            "all" => runnable.for_each(|case| on_gpu(&gpu, case)),
+            name => on_gpu(&gpu, runnable.find(|c| c.name == name).expect("a case of this name")),
+        };
+    }
     let mut wrong = Vec::new();
-    for case in cases().iter().filter(|c| !c.hopper || hopper) {
+    for case in runnable {
         let mut again = Command::new(std::env::current_exe().expect("this test"));
         again.args(["--exact", "emulator_conformance::a_gpu_agrees_with_the_emulator"]).env(ONE, &case.name);
-        let done = again.output().expect("it starts");
-        let said = String::from_utf8_lossy(&done.stdout) + String::from_utf8_lossy(&done.stderr);
-        if !done.status.success() || !said.contains("1 passed") {
+        let done = within(Duration::from_secs(SECONDS), &mut again);
+        let said = done.as_ref().map_or(format!("not done after {SECONDS} s"), |done| {
+            format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr))
+        });
+        if !done.is_some_and(|done| done.status.success()) || !said.contains("1 passed") {
             wrong.push(format!("{}: {said}", case.name));
         }
     }
     assert!(wrong.is_empty(), "{} cases differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-fn on_gpu(case: &Case) {
-    let gpu: Arc<dyn Launcher> = cuda::Cuda::open(0).expect("a GPU");
+/// What a program says, which is little; None where it is not done by then, and ended.
+fn within(limit: Duration, command: &mut Command) -> Option<Output> {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let start = Instant::now();
+    while child.try_wait().expect("it can be asked").is_none() {
+        if start.elapsed() > limit {
+            child.kill().expect("it can be ended");
+            child.wait().expect("it ends");
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Some(child.wait_with_output().expect("it has ended"))
+}
+
+#[test]
+fn what_waits_for_ever_is_ended() {
+    assert!(within(Duration::from_millis(50), Command::new("sleep").arg("60")).is_none());
+    assert_eq!(within(Duration::from_secs(60), Command::new("echo").arg("hail")).expect("an end").stdout, b"hail\n");
+}
+
+fn on_gpu(gpu: &Arc<dyn Launcher>, case: &Case) {
     let emulator = emulator().expect("an emulator");
-    let on_gpu = run(&gpu, case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let on_gpu = run(gpu, case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
     if let Some(folder) = std::env::var_os("VLM_WRITE_CONFORMANCE").map(std::path::PathBuf::from) {
         std::fs::create_dir_all(&folder).expect("the folder");
         std::fs::write(folder.join(format!("{}.bin", case.name)), &on_gpu).expect("the output");
