@@ -17,8 +17,9 @@
 //    turns (FlashAttention-3, arXiv 2407.08608, section 3.1), so that one's exponentials run under the other's products.
 // 2. m is a whole number (attention.cuh) and rises seldom: while no row's does, y stays as it is.
 // 3. ptxas moves a wait for products up as far as it can, and arithmetic down: one's own exponentials would begin when the
-//    second product has ended. So the wait stands behind a branch that asks for all sums. To multiply y by `shrink` is
-//    always right: what the branch asks of them changes nothing. A test reads the order of the machine's instructions.
+//    second product has ended. So the wait stands behind a branch on all sums, which no warp takes: sums of exponentials are not
+//    below 0, but ptxas does not know it. (One that some warps take would leave them at two waits, where PTX wants one.)
+//    A test reads the order of the machine's instructions.
 // 4. Registers: 24 for a copying thread, 240 for the others.
 // 5. The rows behind a sequence's last key belong to another sequence: their values are cleared before the product, so
 //    that no number of it, NaN or not, gets in.
@@ -116,11 +117,14 @@ DEV void compute(const AttentionArgs& a, const Span& span, const Barriers& bars,
     wgmma_wait<1>();
     leave(bars.keys_free, j + 1);
     weigh(j + 1);
-    if (__any_sync(0xffffffffu, shrink[0] != 1.f || shrink[1] != 1.f || !(l[0] + l[1] + r[0] + r[1] >= 0.f))) {
+    // never, but ptxas has the exponentials before it
+    if (__any_sync(0xffffffffu, l[0] + l[1] + r[0] + r[1] < 0.f)) {
       wgmma_wait<0>();
-      UNROLL for (int i = 0; i < W / 2; i++) y[i] *= shrink[i >> 1 & 1];
     } else {
       wgmma_wait<0>();
+      if (__any_sync(0xffffffffu, shrink[0] != 1.f || shrink[1] != 1.f)) {
+        UNROLL for (int i = 0; i < W / 2; i++) y[i] *= shrink[i >> 1 & 1];
+      }
     }
     leave(bars.values_free, j);
     p = Weights<kWide>(s);
