@@ -383,6 +383,8 @@ fn contracts_name_operation_argument_wanted_and_got() {
         contract(plain.apply(&mut tape, x, None, Activation::None, Some(narrow))),
         ["linear", "residual", "[5, 72]", "[2, 71]"],
     );
+    let empty = linear(0, D, 1);
+    is(contract(empty.apply(&mut tape, x, None, Activation::None, None)), ["linear", "weight", "rows and", "[0, 72]"]);
     let none = Linear { segments: Vec::new() };
     is(contract(none.apply(&mut tape, x, None, Activation::None, None)), ["linear", "segments", "at least one", "[]"]);
     let (seen, uniform) = (tape.input(DType::I32, [T, 3]), tape.input(DType::F32, [T]));

@@ -97,6 +97,8 @@ impl Op for Linear {
         require("linear", "segments", !self.segments.is_empty(), || "at least one weight".into(), &self.segments)?;
         for seg in &self.segments {
             let n = seg.weight.shape().rows();
+            // a tile of a kernel that sums nothing would store what its registers held
+            require("linear", "weight", n > 0 && k > 0, || "rows and columns".into(), &seg.weight.shape())?;
             weight_shape("linear", "weight", &seg.weight, [n, k])?;
             if let Some(bias) = &seg.bias {
                 weight_shape("linear", "bias", bias, [n])?;
