@@ -16,9 +16,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 static GENERATION: LazyLock<Regex> =
     LazyLock::new(|| Regex::new(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})").expect("a constant pattern is valid"));
 
+/// Steps that a template may take: a message takes about a hundred, and so many end after seconds.
+pub(super) const STEPS: u64 = 50_000_000;
+
 /// An environment with one template, `name`.
 pub(super) fn environment(name: &str, source: &str) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
+    environment.set_fuel(Some(STEPS));
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_formatter(print);

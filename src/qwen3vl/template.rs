@@ -3,12 +3,12 @@
 //! The checkpoint's own Jinja is what is rendered. Where a turn's words lie in the text is learnt by rendering the
 //! conversation up to that turn, never by looking for markers, which a user can type.
 
-use super::jinja;
+use super::jinja::{self, STEPS};
 use crate::base::{Error, Result, input};
 use crate::data::messages::{Content, Conversation, Message, Part, Role};
 use crate::io::json;
 use minijinja::value::Serde;
-use minijinja::{Environment, Value, context};
+use minijinja::{Environment, ErrorKind, Value, context};
 use serde_json::{Map, Value as Json, json};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,10 @@ struct Place {
 
 impl Place {
     fn error(&self, error: &minijinja::Error) -> Error {
-        let mut reason = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+        let mut reason = match error.kind() {
+            ErrorKind::OutOfFuel => format!("not done after {STEPS} steps; does a loop in it end?"),
+            kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
+        };
         let mut source = std::error::Error::source(error);
         while let Some(cause) = source {
             reason = format!("{reason}: {cause}");

@@ -4,6 +4,8 @@
 //! typed by a user or not, as transformers does; nothing is added before or after.
 
 use crate::base::{Error, Result, input};
+use serde::Deserialize;
+use serde_json::Value;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -29,6 +31,16 @@ pub struct Tokenizer {
     n_tokens: usize,
 }
 
+/// What the library reads as JSON and takes for granted that it is: damaged, it panics.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "that it can be read is what is asked")]
+struct Unwrapped {
+    #[serde(default)]
+    decoder: Value,
+    #[serde(default)]
+    normalizer: Value,
+}
+
 impl Tokenizer {
     /// Reads `tokenizer.json` of a checkpoint folder.
     pub fn from_folder(folder: &Path) -> Result<Self> {
@@ -37,8 +49,9 @@ impl Tokenizer {
 
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = input::read(path)?;
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|e| Error::file(path, format!("is not a tokenizer of Hugging Face's tokenizers: {e}")))?;
+        let wrong = |e: String| Error::file(path, format!("is not a tokenizer of Hugging Face's tokenizers: {e}"));
+        serde_json::from_slice::<Unwrapped>(&bytes).map_err(|e| wrong(e.to_string()))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(e.to_string()))?;
         // A file may hold the truncation of its author's last call, and a post-processor that trims the offsets.
         inner
             .with_truncation(None)

@@ -291,6 +291,11 @@ fn template_errors_name_file_and_line() {
         ("{{ 1|tojson(wrong=1) }}", 1, "wrong"),
         ("{{ strftime_now('%Q') }}", 1, "%Q"),
         ("{% for x in messages[0].missing_method() %}{% endfor %}", 1, "missing_method"),
+        (
+            "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
+            1,
+            "does a loop in it end?",
+        ),
     ] {
         let error = failing(template);
         assert!(error.contains(&format!("chat_template.jinja, line {line}: ")), "{error}");

@@ -18,6 +18,10 @@ fn a_tokenizer_that_cannot_be_used_is_an_error() {
         assert!(error.contains("tokenizer.json") && error.contains(wanted), "{error}");
     };
     fails("{}", "is not a tokenizer of Hugging Face's tokenizers");
+    let whole = std::fs::read_to_string(golden().join("tokenizer.json")).unwrap();
+    let damaged = whole.replace("\"decoder\":", "\"decoder\": \"\\ud800\", \"was\":");
+    assert_ne!(damaged, whole);
+    fails(&damaged, "is not a tokenizer of Hugging Face's tokenizers: unexpected end of hex escape");
     let mut tokenizer = read_json(&golden().join("tokenizer.json"));
     tokenizer["added_tokens"].as_array_mut().unwrap().retain(|token| token["content"] != IMAGE_PAD);
     fails(&tokenizer.to_string(), "has no token <|image_pad|>");
