@@ -84,19 +84,18 @@ struct Bench {
 
 impl Bench {
     fn run(&self, rows: Vec<Row>, filter: Option<&str>, mut table: Table) -> Result<()> {
-        let flops = self.peer(&Product { form: Form::Forward, m: 8192, n: 8192, k: 8192 })?;
+        let flops = self.peer(&Product { form: Form::Forward, m: 8192, n: 8192, k: 8192 });
         let roofs =
             Roofs { bytes: self.clock.bytes_per_second, flops: flops.map(|seconds| 2.0 * 8192f64.powi(3) / seconds) };
         let gpu = self.clock.launcher().facts().name.clone();
         table.begin(&gpu, &roofs);
         let mut failed = 0;
         for row in rows.iter().filter(|row| filter.is_none_or(|text| row.name().contains(text))) {
-            let timed = self.row(row).and_then(|(cost, seconds, kernels)| {
-                let peer = row.product.as_ref().map_or(Ok(None), |product| self.peer(product))?;
-                Ok(Line { gpu: &gpu, row, cost, seconds, peer, kernels })
-            });
-            match timed {
-                Ok(line) => table.add(&line, &roofs)?,
+            match self.row(row) {
+                Ok((cost, seconds, kernels)) => {
+                    let peer = row.product.as_ref().and_then(|product| self.peer(product));
+                    table.add(&Line { gpu: &gpu, row, cost, seconds, peer, kernels }, &roofs)?;
+                }
                 // others may fit, or have a kernel
                 Err(why) => {
                     println!("failed: {}: {why}", row.name());
@@ -130,12 +129,12 @@ impl Bench {
         Ok((cost, seconds, device.launches().into_keys().collect()))
     }
 
-    /// Median seconds of cuBLASLt, where there is one.
-    fn peer(&self, product: &Product) -> Result<Option<f64>> {
-        let Some(peer) = &self.peer else { return Ok(None) };
+    /// Median seconds of cuBLASLt, where there is one and it does the product.
+    fn peer(&self, product: &Product) -> Option<f64> {
+        let peer = self.peer.as_ref()?;
         let launcher: Arc<dyn Launcher> = self.clock.launcher().clone();
         let copies = ROTATED.div_ceil(product.bytes()).clamp(2, MOST_COPIES) as usize;
-        let prepared = peer.prepare(&launcher, product, copies)?;
-        self.clock.time(copies, &mut |i| prepared.run(i)).map(Some)
+        let timed = peer.prepare(&launcher, product, copies).and_then(|p| self.clock.time(copies, &mut |i| p.run(i)));
+        timed.inspect_err(|why| println!("skipped: {why}: {product:?}")).ok()
     }
 }

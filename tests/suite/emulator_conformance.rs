@@ -6,7 +6,8 @@
 use crate::support::kernels::has_gpu;
 use crate::support::repository;
 use half::bf16;
-use std::process::{Command, Output, Stdio};
+use std::io::{Read, Seek};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vlm::base::rng::{Stream, philox};
@@ -96,55 +97,69 @@ fn a_gpu_agrees_with_the_emulator() {
     if let Ok(name) = std::env::var(ONE) {
         let gpu: Arc<dyn Launcher> = cuda::Cuda::open(0).expect("a GPU");
         return match name.as_str() {
-            "all" => runnable.for_each(|case| on_gpu(&gpu, case)),
-            name => on_gpu(&gpu, runnable.find(|c| c.name == name).expect("a case of this name")),
+            "all" => {
+                let wrong: Vec<String> = runnable.filter_map(|case| on_gpu(&gpu, case).err()).collect();
+                assert!(wrong.is_empty(), "{} cases differ:\n{}", wrong.len(), wrong.join("\n"));
+            }
+            name => {
+                let case = runnable.find(|c| c.name == name).expect("a case of this name");
+                on_gpu(&gpu, case).unwrap_or_else(|said| panic!("{said}"));
+            }
         };
     }
     let mut wrong = Vec::new();
     for case in runnable {
         let mut again = Command::new(std::env::current_exe().expect("this test"));
         again.args(["--exact", "emulator_conformance::a_gpu_agrees_with_the_emulator"]).env(ONE, &case.name);
-        let done = within(Duration::from_secs(SECONDS), &mut again);
-        let said = done.as_ref().map_or(format!("not done after {SECONDS} s"), |done| {
-            format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr))
-        });
-        if !done.is_some_and(|done| done.status.success()) || !said.contains("1 passed") {
+        let (done, said) = within(Duration::from_secs(SECONDS), &mut again);
+        if !done || !said.contains("1 passed") {
             wrong.push(format!("{}: {said}", case.name));
         }
     }
     assert!(wrong.is_empty(), "{} cases differ:\n{}", wrong.len(), wrong.join("\n"));
 }
 
-/// What a program says, which is little; None where it is not done by then, and ended.
-fn within(limit: Duration, command: &mut Command) -> Option<Output> {
-    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+/// Whether a program ends well within a time, and what it says; one that takes longer is ended.
+fn within(limit: Duration, command: &mut Command) -> (bool, String) {
+    let mut file = tempfile::tempfile().expect("a file");
+    let [out, err] = [(); 2].map(|()| file.try_clone().expect("its handle"));
+    let mut child = command.stdout(out).stderr(err).spawn().expect("it starts");
     let start = Instant::now();
-    while child.try_wait().expect("it can be asked").is_none() {
-        if start.elapsed() > limit {
-            child.kill().expect("it can be ended");
-            child.wait().expect("it ends");
-            return None;
+    let done = loop {
+        match child.try_wait().expect("it can be asked") {
+            Some(status) => break status.success(),
+            None if start.elapsed() > limit => {
+                child.kill().expect("it can be ended");
+                child.wait().expect("it ends");
+                break false;
+            }
+            None => std::thread::sleep(Duration::from_millis(5)),
         }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Some(child.wait_with_output().expect("it has ended"))
+    };
+    file.rewind().expect("its start");
+    let mut said = Vec::new();
+    file.read_to_end(&mut said).expect("what it said");
+    let late = if start.elapsed() > limit { format!("not done after {limit:?}\n") } else { String::new() };
+    (done, late + &String::from_utf8_lossy(&said))
 }
 
 #[test]
 fn what_waits_for_ever_is_ended() {
-    assert!(within(Duration::from_millis(50), Command::new("sleep").arg("60")).is_none());
-    assert_eq!(within(Duration::from_secs(60), Command::new("echo").arg("hail")).expect("an end").stdout, b"hail\n");
+    let (done, said) = within(Duration::from_millis(500), Command::new("sh").args(["-c", "echo hail; exec sleep 60"]));
+    assert!(!done && said == "not done after 500ms\nhail\n", "{said}");
+    assert_eq!(within(Duration::from_secs(60), Command::new("echo").arg("hail")), (true, "hail\n".into()));
 }
 
-fn on_gpu(gpu: &Arc<dyn Launcher>, case: &Case) {
+fn on_gpu(gpu: &Arc<dyn Launcher>, case: &Case) -> Result<(), String> {
     let emulator = emulator().expect("an emulator");
-    let on_gpu = run(gpu, case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let named = |said: String| format!("{}: {said}", case.name);
+    let on_gpu = run(gpu, case).map_err(|e| named(e.to_string()))?;
     if let Some(folder) = std::env::var_os("VLM_WRITE_CONFORMANCE").map(std::path::PathBuf::from) {
         std::fs::create_dir_all(&folder).expect("the folder");
         std::fs::write(folder.join(format!("{}.bin", case.name)), &on_gpu).expect("the output");
     }
-    let wanted = run(&emulator, case).unwrap_or_else(|e| panic!("{}: {e}", case.name));
-    conformance::compare(case, &on_gpu, &wanted).unwrap_or_else(|said| panic!("{}: {said}", case.name));
+    let wanted = run(&emulator, case).map_err(|e| named(e.to_string()))?;
+    conformance::compare(case, &on_gpu, &wanted).map_err(|said| named(said.to_string()))
 }
 
 /// The committed outputs of a GPU, where there are any.

@@ -158,7 +158,7 @@ fn counter(e: &Emulator, kernel: &str) -> Result<(), String> {
 
 /// Sums over blocks of fractions, bit for bit only in the order of the numbers that blocks draw.
 fn ordered(e: &Emulator, kernel: &str) -> Result<(), String> {
-    let (blocks, threads) = (9, 64);
+    let (blocks, threads) = (24, 64); // few would begin in their order by chance
     let x: Vec<f32> = (0..blocks * threads).map(|i| (i * 7 % 1009) as f32 / 13.0 + 0.1).collect();
     let wanted: Vec<f32> = (0..threads).map(|t| (1..blocks).fold(x[t], |sum, b| sum + x[b * threads + t])).collect();
     let x = e.buffer(&x, x.len() * 4);

@@ -261,14 +261,24 @@ impl Case {
     #[track_caller]
     pub fn agrees_within(&self, op: &dyn Op, bound: f64) {
         for capability in [(8, 6), (9, 0)] {
-            self.agrees_on(op, capability, bound);
+            self.agrees_emulated(op, capability, bound);
         }
         on_gpu(|gpu| self.agrees_in(op, 2, bound, &mut |_, run| run(gpu)));
     }
 
-    /// The same on one kind of emulated GPU.
+    /// The same on one kind of GPU: emulated, and this machine's where it is of that kind.
     #[track_caller]
     pub fn agrees_on(&self, op: &dyn Op, capability: (i32, i32), bound: f64) {
+        self.agrees_emulated(op, capability, bound);
+        on_gpu(|gpu| {
+            if gpu.facts().is_some_and(|facts| facts.capability == capability) {
+                self.agrees_in(op, 2, bound, &mut |_, run| run(gpu));
+            }
+        });
+    }
+
+    #[track_caller]
+    fn agrees_emulated(&self, op: &dyn Op, capability: (i32, i32), bound: f64) {
         self.agrees_in(op, seeds(), bound, &mut |seed, run| {
             order(seed).expect("an emulator");
             run(&mut Device::emulated(capability).expect("an emulator"));
