@@ -154,9 +154,7 @@ impl Cuda {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whatever is asked of it after a kernel has failed, a GPU answers with that failure.
     fn error(&self, doing: &str, e: DriverError) -> Error {
-        let doing = if is_fault(e) { "a kernel or a copy failed (VLM_SYNC_LAUNCHES=1 names it)" } else { doing };
         device_error(&self.facts.name, doing, e)
     }
 
@@ -217,7 +215,13 @@ impl Cuda {
     }
 }
 
+/// Whatever is asked of it after a kernel has failed, a GPU answers with that failure.
 fn device_error(device: &str, doing: &str, e: DriverError) -> Error {
+    refusal(device, if is_fault(e) { "a kernel or a copy failed (VLM_SYNC_LAUNCHES=1 names it)" } else { doing }, e)
+}
+
+/// Of what is known to have failed.
+fn refusal(device: &str, doing: &str, e: DriverError) -> Error {
     let name = e.error_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let said = e.error_string().map(|s| s.to_string_lossy().into_owned()).unwrap_or_else(|_| format!("{e:?}"));
     Error::Device { device: device.into(), reason: format!("{doing}: {said} ({name})") }
@@ -404,8 +408,8 @@ impl Launcher for Cuda {
         let [x, y, z] = launch.grid;
         let mut parameters = [arguments.cast_mut()];
         let named = |e: DriverError| {
-            let device_error = device_error(&self.facts.name, "launch", e);
-            Error::Launch { op, kernel: launch.kernel, reason: device_error.to_string() }
+            let reason = refusal(&self.facts.name, "launch", e).to_string();
+            Error::Launch { op, kernel: launch.kernel, reason }
         };
         // where none is waited for, a fault is of a kernel before
         let refused = |e| if is_fault(e) && !self.every_launch { self.error("launch", e) } else { named(e) };
