@@ -3,7 +3,7 @@
 
 use crate::base::{Error, Result};
 use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug)]
@@ -43,19 +43,14 @@ impl LogFile {
         self.file.sync_data().map_err(|e| Error::io("flush", &self.path, e))
     }
 
-    /// Ends a line that someone cut short, so that the next begins on its own.
-    pub fn end_line(&mut self) -> Result<()> {
-        let mut last = [0];
-        let mut read = |file: &mut File| {
-            file.seek(SeekFrom::End(-1))?;
-            file.read_exact(&mut last)
-        };
-        match read(&mut self.file) {
-            Ok(()) if last != *b"\n" => self.append(b"\n"),
-            Ok(()) => Ok(()),
-            // An empty file has no byte before its end.
-            Err(e) if e.kind() == ErrorKind::InvalidInput => Ok(()),
-            Err(e) => Err(Error::io("read", &self.path, e)),
-        }
+    /// Cuts off what stands behind the last line's end: a line that someone cut short, which no reader could use.
+    pub fn keep_lines(&mut self) -> Result<()> {
+        let mut text = Vec::new();
+        let read = self.file.rewind().and_then(|()| self.file.read_to_end(&mut text));
+        read.map_err(|e| Error::io("read", &self.path, e))?;
+        let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at as u64 + 1);
+        self.file.set_len(whole).map_err(|e| Error::io("cut back", &self.path, e))?;
+        self.bytes = whole;
+        Ok(())
     }
 }

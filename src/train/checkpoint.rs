@@ -17,8 +17,9 @@ use std::path::{Path, PathBuf};
 const KEPT: usize = 2;
 /// The metadata's key.
 const ABOUT: &str = "vlm_run";
-/// Other versions are refused by number: 1 held neither all that a run reads, nor in which precision, nor why it ended.
-const VERSION: u32 = 2;
+/// Other versions are refused by number: 1 held neither all that a run reads, nor in which precision, nor why it ended; 2 not
+/// what the best evaluation left.
+const VERSION: u32 = 3;
 
 /// Where a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

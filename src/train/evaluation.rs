@@ -74,16 +74,19 @@ impl Session<'_> {
         };
         self.folder.log(&metrics, now())?;
         (watch.said)(Said::Eval(metrics));
-        let better = self.state.best.is_none_or(|best| correct > best.correct);
-        self.state.best = Some(match self.state.best {
-            Some(best) if !better => Best { since: best.since + 1, ..best },
-            _ => Best { step: step.number, correct, since: 0 },
-        });
-        if better {
-            self.write_result()?;
-        }
-        let since = self.state.best.map(|b| b.since);
-        Ok(since.filter(|since| self.settings.early_stop.is_some_and(|n| *since >= n)))
+        let since = match &mut self.state.best {
+            Some(best) if correct <= best.correct => {
+                best.since += 1;
+                best.since
+            }
+            _ => {
+                self.write_result()?;
+                let result = self.result_fingerprint()?;
+                self.state.best = Some(Best { step: step.number, correct, since: 0, result });
+                0
+            }
+        };
+        Ok(self.settings.early_stop.is_some_and(|most| since >= most).then_some(since))
     }
 }
 

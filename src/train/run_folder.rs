@@ -182,12 +182,17 @@ impl RunFolder {
         let mut metrics = LogFile::open(&dir.join(METRICS), logs.metrics_bytes)?;
         let mut events = LogFile::open(&dir.join(EVENTS), logs.events_bytes)?;
         if metrics.bytes() < logs.metrics_bytes {
-            metrics.end_line()?;
-            warnings.push(lost(METRICS, metrics.bytes(), logs.metrics_bytes));
+            warnings.push(lost(
+                METRICS,
+                metrics.bytes(),
+                logs.metrics_bytes,
+                "it goes on with the lines that are whole",
+            ));
+            metrics.keep_lines()?;
         }
         if events.bytes() < logs.events_bytes {
             // A record cut in half would end the file for its readers.
-            warnings.push(lost(EVENTS, events.bytes(), logs.events_bytes) + "; it is begun again");
+            warnings.push(lost(EVENTS, events.bytes(), logs.events_bytes, "it is begun again"));
             events = LogFile::open(&dir.join(EVENTS), 0)?;
         }
         if events.bytes() == 0 {
@@ -251,8 +256,8 @@ impl Drop for RunFolder {
     }
 }
 
-fn lost(name: &str, is: u64, was: u64) -> String {
-    format!("{name} has {is} bytes and had {was} when the checkpoint was written: someone cut it, lines are missing")
+fn lost(name: &str, is: u64, was: u64, so: &str) -> String {
+    format!("{name} has {is} bytes and had {was} when the checkpoint was written: someone cut it; {so}")
 }
 
 /// The names in a folder; none where it is missing.

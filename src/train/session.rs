@@ -89,17 +89,19 @@ pub enum Why {
 }
 
 /// Where the best evaluation was.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Best {
     pub step: u64,
     pub correct: u64,
     /// Evaluations since.
     pub since: u64,
+    /// The fingerprint of the result that was written then.
+    pub result: String,
 }
 
 /// What a checkpoint holds beside the numbers.
-#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct State {
     pub best: Option<Best>,
@@ -126,7 +128,7 @@ pub(super) struct Session<'a> {
     /// `seconds` are those of earlier processes.
     pub state: State,
     /// Steps so far, and those of them that had photos.
-    done: u64,
+    pub done: u64,
     vision_steps: u32,
     started: Instant,
     dollars_per_hour: Option<f64>,
@@ -283,6 +285,7 @@ fn is_due(step: &Step, every: Option<u64>, per_epoch: u64) -> bool {
 
 impl Session<'_> {
     fn run(&mut self, samples: &Samples, order: &Order, begin: &Begin, watch: &mut Watch) -> Result<End> {
+        self.look_for_best(watch)?;
         if self.state.unjudged
             && let Some(last) = order.steps_after(self.done.saturating_sub(1)).next()
             && self.after(samples, order, &last, watch)?
@@ -364,10 +367,11 @@ impl Session<'_> {
     }
 
     /// The result of a run that has ended, in this process or in an earlier one that was killed before it was written.
-    /// Errors: the overfit check failed.
+    /// Errors: the overfit check failed; what the best evaluation left is not there any more.
     fn finish(&mut self, samples: &Samples, watch: &Watch) -> Result<End> {
-        if self.state.best.is_none() {
-            self.write_result()?;
+        match &self.state.best {
+            Some(best) => self.check_best(best)?,
+            None => self.write_result()?,
         }
         self.folder.saved()?;
         self.summary(samples)?;
@@ -386,7 +390,7 @@ impl Session<'_> {
                 counted(steps, "step", "steps")
             )));
         }
-        Ok(End::Done { steps, loss, why, best: self.state.best.map(|best| best.step) })
+        Ok(End::Done { steps, loss, why, best: self.state.best.as_ref().map(|best| best.step) })
     }
 
     /// Seconds of this run, of its earlier processes too.
@@ -403,7 +407,7 @@ impl Session<'_> {
             summary["dollars_per_hour"] = rate.into();
             summary["dollars"] = (rate * seconds / 3600.0).into();
         }
-        if let Some(best) = self.state.best {
+        if let Some(best) = &self.state.best {
             summary["best_step"] = best.step.into();
         }
         self.folder.write_result(&summary)
@@ -480,7 +484,7 @@ impl Session<'_> {
         let (values, first, second) =
             (memory.read_f32(t.values)?, memory.read_f32(t.first)?, memory.read_f32(t.second)?);
         let position = Position { step: step.number, epoch: step.epoch, in_epoch: step.in_epoch };
-        let state = json!(State { seconds: self.seconds(), ..self.state });
+        let state = json!(State { seconds: self.seconds(), ..self.state.clone() });
         self.folder.save(position, state, vec![("values", values), ("first", first), ("second", second)])
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::commands::copy;
 use crate::support::run::{Bench, adapter, log};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -81,6 +82,88 @@ fn a_run_that_is_stopped_within_an_evaluation_goes_on_to_the_same_bits() {
     assert_eq!(bench.run(&parts, Start::New, Some(steps)).unwrap(), End::Interrupted { steps });
     assert_eq!(bench.run(&parts, Start::Resume, None).unwrap(), end);
     assert_eq!(log(&bench.path("check")), log(&parts.out));
+}
+
+/// The best evaluation's adapter lies in the run's folder alone: whoever removes or changes it while the run is stopped is
+/// told, and gets no other for it.
+#[test]
+fn a_best_adapter_that_is_gone_is_not_said_to_be_there() {
+    let bench = Bench::new();
+    bench.write("eval.jsonl", &fs::read_to_string(bench.path("train.jsonl")).unwrap());
+    let settings = |rate: f32, out: &str| {
+        bench.settings(|s| {
+            (s.eval_data, s.eval_every, s.save_every) = (Some(bench.path("eval.jsonl")), Some(1), Some(1));
+            (s.learning_rate, s.out) = (rate.into(), bench.path(out));
+        })
+    };
+    let notes = |settings: &Settings| {
+        let mut notes = Vec::new();
+        let mut said = |said: Said| {
+            if let Said::Note(text) = said {
+                notes.push(text);
+            }
+        };
+        let mut watch = Watch { said: &mut said, interrupted: &|| false };
+        let begin = Begin { start: Start::Resume, first_gradients: None, dollars_per_hour: None };
+        let end = train(settings, Device::host(), Precision::F32, &begin, &mut Sets::default(), &mut watch);
+        (end.map_err(|e| e.to_string()), notes.join("\n"))
+    };
+    // the first evaluation stays the best of a run that learns nothing
+    let still = settings(1e-30, "still");
+    assert_eq!(bench.run(&still, Start::New, Some(3)).unwrap(), End::Interrupted { steps: 3 });
+    let file = still.out.join("adapter_model.safetensors");
+    let before = fs::read(&file).unwrap();
+    let mut flipped = before.clone();
+    flipped[before.len() - 1] ^= 1;
+    let ended = Cell::new(false);
+    let damages: [&dyn Fn(); 3] = [&|| fs::remove_file(&file).unwrap(), &|| fs::create_dir(&file).unwrap(), &|| {
+        fs::write(&file, &flipped).unwrap()
+    }];
+    for damage in damages {
+        damage();
+        let (end, notes) = notes(&still);
+        let wanted =
+            "was removed or changed since it was written at step 1, the best evaluation; put it back and give --resume";
+        assert!(end.unwrap_err().contains(wanted));
+        // before the steps that are left
+        let told = "is not that of step 1, the best evaluation so far: unless a later one is better";
+        assert_eq!(notes.contains(told), !ended.replace(true), "{notes}");
+        if file.is_dir() {
+            fs::remove_dir(&file).unwrap();
+        }
+    }
+    fs::write(&file, before).unwrap();
+    let (end, notes_now) = notes(&still);
+    assert!(matches!(end, Ok(End::Done { steps: 6, best: Some(1), .. })), "{end:?}");
+    assert!(!notes_now.contains("best evaluation"), "{notes_now}");
+    // a kill after a better evaluation, before the checkpoint that knows of it, leaves that one's adapter
+    let whole = settings(3e-2, "whole");
+    let end = bench.run(&whole, Start::New, None).unwrap();
+    let End::Done { best: Some(best), .. } = end else { panic!("{end:?}") };
+    assert!(best > 2, "{best}");
+    let parts = settings(3e-2, "parts");
+    assert_eq!(bench.run(&parts, Start::New, Some(best - 1)).unwrap(), End::Interrupted { steps: best - 1 });
+    fs::write(parts.out.join("adapter_model.safetensors"), adapter(&whole.out)).unwrap();
+    let (again, notes_now) = notes(&parts);
+    assert!(again == Ok(end) && notes_now.contains("the best evaluation so far"), "{again:?} {notes_now}");
+    assert!(adapter(&parts.out) == adapter(&whole.out) && log(&parts.out) == log(&whole.out));
+    // that of the last step is in the checkpoint
+    for full in [false, true] {
+        let last =
+            Settings { full, rank: (!full).then_some(2), epochs: None, max_steps: Some(1), ..settings(1e-3, "last") };
+        let end = bench.run(&last, Start::Overwrite, None).unwrap();
+        let (folder, file) = match full {
+            true => (last.out.join("model"), last.out.join("model/model.safetensors")),
+            false => (last.out.clone(), last.out.join("adapter_model.safetensors")),
+        };
+        let before = fs::read(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        let (again, notes) = notes(&last);
+        assert_eq!(again, Ok(end));
+        let wanted =
+            format!("in {} was not that of step 1, the best evaluation; it is written again", folder.display());
+        assert!(notes.contains(&wanted) && fs::read(&file).unwrap() == before, "{notes}");
+    }
 }
 
 /// Before the first step there is nothing to save, and what lies in the folder is not touched.

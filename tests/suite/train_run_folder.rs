@@ -379,7 +379,7 @@ fn a_resumed_run_must_be_the_same_run() {
 }
 
 #[test]
-fn logs_that_someone_cut_are_said_and_go_on_with_whole_lines() {
+fn logs_that_someone_cut_are_said_and_go_on_with_the_lines_that_are_whole() {
     let (states, _) = whole();
     let mut state = states.last().unwrap().clone();
     let metrics = state.get_mut(Path::new("run/metrics.jsonl")).unwrap();
@@ -394,9 +394,19 @@ fn logs_that_someone_cut_are_said_and_go_on_with_whole_lines() {
     let mut toy = Toy { values: vec![1.0], moments: vec![0.0], best: 0.0 };
     folder.log(&toy.step(12), 1.0).unwrap();
     let text = fs::read_to_string(folder.dir().join("metrics.jsonl")).unwrap();
-    assert_eq!(text.lines().count(), 3);
-    assert!(text.lines().nth(2).unwrap().starts_with(r#"{"step":12,"#), "{text}");
-    // All gone is no line to end.
+    let steps: Vec<u64> = metrics::read(folder.dir()).unwrap().steps.iter().map(|s| s.step).collect();
+    assert!(steps == [1, 12] && text.lines().count() == 2, "{text}");
+    // one byte is told as one byte
+    let mut state = states.last().unwrap().clone();
+    let metrics = state.get_mut(Path::new("run/metrics.jsonl")).unwrap();
+    let n = metrics.len();
+    metrics.truncate(n - 1);
+    let dir = restore(&state);
+    let Opened { folder, warnings, .. } = open(dir.path(), Start::Resume).unwrap();
+    let wanted = format!("metrics.jsonl has {} bytes and had {n} when", n - 1);
+    assert!(warnings.len() == 1 && warnings[0].starts_with(&wanted), "{warnings:?}");
+    assert_eq!(metrics::read(folder.dir()).unwrap().steps.len() as u64, STEPS - 1);
+    // All gone is no line to keep.
     let mut state = states.last().unwrap().clone();
     state.insert("run/metrics.jsonl".into(), Vec::new());
     let dir = restore(&state);
@@ -437,7 +447,7 @@ fn files_that_are_no_checkpoint_are_named() {
         assert!(error.contains(wanted), "{error}");
     };
     refused("vlm_run", "vlm_ran", "is no checkpoint of a run");
-    refused(r#"\"version\":2"#, r#"\"version\":1"#, "its version is 1, this program reads 2; resume with the one");
+    refused(r#"\"version\":3"#, r#"\"version\":2"#, "its version is 2, this program reads 3; resume with the one");
     refused(r#"\"version\""#, r#"\"varsion\""#, "its version is none");
     refused(r#"\"position\""#, r#"\"pasition\""#, "its metadata is wrong: missing field `position`");
     refused(r#"\"moments\":"#, r#"\"momenta\":"#, "tensor momenta: it is missing");
