@@ -105,6 +105,12 @@ impl<T> Context<T> for Result<T> {
     }
 }
 
+/// Lines of a file as a message has them, after the file's name.
+pub fn lines_of(lines: &[usize]) -> String {
+    let of = if lines.len() == 1 { "line" } else { "lines" };
+    format!("{of} {}", first_of(lines))
+}
+
 /// The first eight of `items` for a sentence, and how many there are where that is not all.
 pub fn first_of<T: std::fmt::Display>(items: &[T]) -> String {
     const SHOWN: usize = 8;
@@ -122,6 +128,7 @@ mod tests {
     #[test]
     fn long_lists_are_cut_and_counted() {
         assert_eq!(first_of(&[1, 2]), "1, 2");
+        assert_eq!([lines_of(&[7]), lines_of(&[7, 9])], ["line 7", "lines 7, 9"]);
         assert_eq!(first_of(&(1..9).collect::<Vec<_>>()), "1, 2, 3, 4, 5, 6, 7, 8");
         assert_eq!(first_of(&(1..10).collect::<Vec<_>>()), "1, 2, 3, 4, 5, 6, 7, 8, … (9 in all)");
     }

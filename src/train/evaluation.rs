@@ -60,8 +60,7 @@ impl Session<'_> {
             n += 1;
             watch.go_on().map(|()| true)
         })?;
-        let most_tokens = self.checkpoint.config.text.max_position_embeddings;
-        let samples = Samples { file, all: samples, preparer, most_tokens };
+        let samples = Samples { file, all: samples, preparer };
         let eval_loss = mean_loss(&mut self.trainer, &mut self.features, &samples, batch, watch)?;
         let metrics = EvalMetrics {
             step: step.number,

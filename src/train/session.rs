@@ -152,8 +152,7 @@ pub fn train(
     let evaluated = inputs.measured_evaluation()?;
     watch.go_on()?;
     let Inputs { checkpoint, preparer, samples: all, evaluation, kind, init, trainable, order } = inputs;
-    let most_tokens = checkpoint.config.text.max_position_embeddings;
-    let samples = Samples { file: &settings.data, all: &all, preparer: &preparer, most_tokens };
+    let samples = Samples { file: &settings.data, all: &all, preparer: &preparer };
     let facts = device.facts().cloned();
     let batch = settings.batch_size;
     let planner = Planner {

@@ -249,7 +249,7 @@ fn what_cannot_be_learnt_is_refused_with_its_line() {
         r#"{{"messages": [{{"role": "user", "content": "{}"}}, {{"role": "assistant", "content": "no"}}]}}"#,
         "word after word ".repeat(3000)
     ));
-    says(&["train.jsonl, line 4", "tokens, and the model positions for 4096", "cut off"]);
+    says(&["train.jsonl, line 4", "the conversation has ", " tokens, and the model positions for 4096: lower"]);
 }
 
 #[test]
