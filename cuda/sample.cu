@@ -14,9 +14,10 @@
 // | keys, ids       | [B, V]        | u32   | the tokens that may be chosen, in the order of their ids     |
 // | parts           | [B, chunks]   | Part  | what each chunk of V came to                                 |
 // | counters        | [B]           | u32   | 0 before and after                                           |
-// | y               | [B]           | i32   | -1 where a logit is NaN, or none is a number                 |
+// | y               | [B]           | i32   | -1 where a logit is NaN or +infinity, or none is a number    |
 //
-// Numerics: penalties in f32, probabilities and their sums in f64. A NaN among the logits gives -1.
+// Numerics: penalties in f32, probabilities and their sums in f64. NaN or +infinity among the logits gives -1;
+// -infinity is never chosen.
 //
 // Ownership: a block owns a chunk of a sequence's V and keeps its logits in shared memory; the last to come to an end owns
 // the sequence. Logits cross device memory once. With top_k each chunk lists its own k largest, since those of the whole
@@ -37,9 +38,10 @@ constexpr int THREADS = 256;
 
 constexpr int CHUNK = 4096;
 
-// What a chunk came to: key and id of its largest, the first of equals; how many may be chosen, and how many it listed.
+// What a chunk came to: key and id of its largest, the first of equals; how many may be chosen, and how many it listed;
+// whether one is NaN or +infinity.
 struct Part {
-  uint32_t key, id, count, listed, nan;
+  uint32_t key, id, count, listed, wrong;
 };
 
 struct SampleArgs {
@@ -92,7 +94,7 @@ DEV void mark(uint32_t* bits, const int32_t* of, int64_t n, int64_t begin, int64
 // The larger key, of equals the smaller id; sums of the rest.
 DEV Part join(const Part& a, const Part& b) {
   const bool take = b.key > a.key || (b.key == a.key && b.id < a.id);
-  return {take ? b.key : a.key, take ? b.id : a.id, a.count + b.count, a.listed + b.listed, a.nan | b.nan};
+  return {take ? b.key : a.key, take ? b.id : a.id, a.count + b.count, a.listed + b.listed, a.wrong | b.wrong};
 }
 // Of all threads, in every thread. Between two calls the block waits for all to have read the first's.
 DEV Part join_all(const Part& mine) {
@@ -257,7 +259,7 @@ KERNEL(sample_fwd_f32, 256, 1, const __grid_constant__ sample::SampleArgs a) {
     mark(s_generated, a.generated + b * a.n_generated, a.n_generated, begin, begin + n);
     __syncthreads();
   }
-  // of the numbers each that may be chosen has a key: those that are finite, and where the largest is wanted +infinity
+  // of the numbers each that may be chosen has a key: those that are finite
   Part part{0, 0xffffffffu, 0, 0, 0};
   UNROLL4 for (int i = threadIdx.x; i < n; i += THREADS) {
     float l = logits[i];
@@ -265,10 +267,10 @@ KERNEL(sample_fwd_f32, 256, 1, const __grid_constant__ sample::SampleArgs a) {
       if (s_seen[i >> 5] >> (i & 31) & 1u) l = l < 0.0f ? l * a.repetition : l / a.repetition;
       if (s_generated[i >> 5] >> (i & 31) & 1u) l -= a.presence;
     }
-    const bool may = finite(l) || (a.greedy && l > 0.0f);
+    const bool may = finite(l);
     const uint32_t key = may ? key_of(l) : 0u;
     s_keys[i] = key;
-    part.nan |= l != l;
+    part.wrong |= !may && !(l < 0.0f);
     part.count += may;
     if (key > part.key) part.key = key, part.id = (uint32_t)(begin + i);
   }
@@ -290,7 +292,7 @@ KERNEL(sample_fwd_f32, 256, 1, const __grid_constant__ sample::SampleArgs a) {
   Part top{0, 0xffffffffu, 0, 0, 0};
   for (int c = threadIdx.x; c < (int)gridDim.x; c += THREADS) top = join(top, parts[c]);
   top = join_all(top);
-  int32_t chosen = top.nan || !top.key ? -1 : (int32_t)top.id;
+  int32_t chosen = top.wrong || !top.key ? -1 : (int32_t)top.id;
   if (!a.greedy && chosen >= 0) {
     int64_t listed = top.listed;
     gather(row, parts, listed);

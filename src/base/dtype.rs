@@ -154,6 +154,26 @@ pub fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Option<()> {
     Some(())
 }
 
+/// Whether every one is a finite number. Nothing stops early, so that the compiler can look at several at a time.
+pub fn all_finite(values: &[f32]) -> bool {
+    values.iter().fold(true, |all, x| all & x.is_finite())
+}
+
+/// The first of some numbers that is NaN or infinite.
+pub fn not_finite(values: &[f32]) -> Option<f32> {
+    values.iter().copied().find(|x| !x.is_finite())
+}
+
+/// The first of stored elements that is NaN or infinite; looked for on all cores. None for the integer types.
+pub fn stored_not_finite(dtype: DType, bytes: &[u8]) -> Option<f32> {
+    const PART: usize = 1 << 18;
+    bytes.par_chunks(PART * dtype.bytes()).find_map_first(|part| {
+        let mut wide = vec![0.0; part.len() / dtype.bytes()];
+        widen(dtype, part, &mut wide)?;
+        not_finite(&wide)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,13 +33,10 @@ pub enum Error {
     /// A folder that another process writes into.
     #[error("another vlm is writing into {}: wait for it, or choose another --out", folder.display())]
     Busy { folder: PathBuf },
-    /// Training ran away: the loss of a sample, at its line, is no number any more. `kept`: the step of the last checkpoint,
-    /// where there is one.
-    #[error(
-        "{}, line {line}: the loss of this sample is {loss} at step {step}: {}",
-        path.display(), after_divergence(*step, *kept)
-    )]
-    Diverged { path: PathBuf, line: usize, loss: f64, step: u64, kept: Option<u64> },
+    /// Training ran away: `what`, a loss or another result of a step, is no number any more. `kept`: the step of the last
+    /// checkpoint, where there is one.
+    #[error("{what} at step {step}: {advice}{}", kept.map_or(String::new(), still_there))]
+    Diverged { what: String, step: u64, advice: &'static str, kept: Option<u64> },
     /// What was asked for does not fit into the memory that there is; says what would.
     #[error("{0}")]
     OutOfMemory(String),
@@ -83,15 +80,8 @@ impl Error {
     }
 }
 
-/// What to do about it, and what is left.
-fn after_divergence(step: u64, kept: Option<u64>) -> String {
-    let advice = match step {
-        // nothing is learnt yet, at whatever rate
-        1 => "training has changed nothing yet, so look at the weights that it starts from, and at the sample",
-        _ => "lower --learning-rate, or look at the sample",
-    };
-    let kept = kept.map_or(String::new(), |step| format!("; the last checkpoint, of step {step}, is kept"));
-    format!("{advice}{kept}")
+fn still_there(step: u64) -> String {
+    format!("; the last checkpoint, of step {step}, is kept")
 }
 
 /// Adds what was being done to an error on its way up.
@@ -103,6 +93,12 @@ impl<T> Context<T> for Result<T> {
     fn context(self, doing: impl Into<String>) -> Result<T> {
         self.map_err(|source| Error::While { doing: doing.into(), source: Box::new(source) })
     }
+}
+
+/// Lines of a file as a message has them, after the file's name.
+pub fn lines_of(lines: &[usize]) -> String {
+    let of = if lines.len() == 1 { "line" } else { "lines" };
+    format!("{of} {}", first_of(lines))
 }
 
 /// The first eight of `items` for a sentence, and how many there are where that is not all.
@@ -122,6 +118,7 @@ mod tests {
     #[test]
     fn long_lists_are_cut_and_counted() {
         assert_eq!(first_of(&[1, 2]), "1, 2");
+        assert_eq!([lines_of(&[7]), lines_of(&[7, 9])], ["line 7", "lines 7, 9"]);
         assert_eq!(first_of(&(1..9).collect::<Vec<_>>()), "1, 2, 3, 4, 5, 6, 7, 8");
         assert_eq!(first_of(&(1..10).collect::<Vec<_>>()), "1, 2, 3, 4, 5, 6, 7, 8, … (9 in all)");
     }

@@ -2,7 +2,8 @@
 
 use super::metrics::{OTHER, distinct, normalised, parts};
 use super::records::Record;
-use crate::base::{Error, Result, error::Context};
+use crate::base::error::{Context, lines_of};
+use crate::base::{Error, Result};
 use crate::data::dataset::Sample;
 use crate::data::messages::{Conversation, ImageSource, Message, Role};
 use crate::data::paths;
@@ -10,6 +11,7 @@ use crate::infer::choices;
 use crate::infer::engine::Engine;
 use crate::infer::generate::{self, Settings};
 use crate::infer::lists::{self, Labels};
+use crate::io::json::brief;
 use crate::qwen3vl::pack::Sequence;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::template::{END_OF_TURN, Ending};
@@ -124,6 +126,23 @@ pub fn question(conversation: &Conversation) -> Conversation {
     question
 }
 
+/// That all samples can be predicted, before one is: of their photos only the headers are read. Errors name the line: a
+/// prompt that cannot be built, or is too long together with the longest label; a label that cannot be tokenised.
+pub fn check(preparer: &Preparer, data: &Path, samples: &[Sample], method: &Method) -> Result<()> {
+    let longest = Tokens::of(preparer, data, samples, method)?.longest();
+    let check = |s: &Sample| {
+        let prompt = preparer.measure(&question(&s.conversation), Ending::GenerationPrompt);
+        prompt.and_then(|p| preparer.fits(p.sequence.ids.len() + longest)).context(place(data, s))
+    };
+    // all at once; what is said of is the first that failed
+    let checked: Vec<Result<()>> = samples.par_iter().map(check).collect();
+    checked.into_iter().collect()
+}
+
+fn place(data: &Path, sample: &Sample) -> String {
+    format!("{}, line {}", data.display(), sample.line)
+}
+
 /// Predicts all samples in order; `done` is told each prediction as soon as its batch is computed, and ends it with false.
 pub fn evaluate(
     engine: &mut Engine,
@@ -134,20 +153,13 @@ pub fn evaluate(
     batch: usize,
     done: &mut dyn FnMut(Record) -> Result<bool>,
 ) -> Result<()> {
-    let first = samples.first().map(|s| question(&s.conversation));
-    let place = |line: usize| format!("{}, line {line}", data.display());
-    let labels = match (method, &first) {
-        (Method::Choices(names), Some(first)) => label_tokens(preparer, first, names).map(Tokens::Choices),
-        (Method::Lists(names), Some(first)) => list_tokens(preparer, first, names).map(Tokens::Lists),
-        _ => Ok(Tokens::None),
-    };
-    let labels = labels.context(place(samples.first().map_or(0, |s| s.line)))?;
+    let labels = Tokens::of(preparer, data, samples, method)?;
     std::thread::scope(|scope| {
         let (send, receive) = sync_channel::<Result<(&[Sample], Vec<Sequence>)>>(1);
         scope.spawn(move || {
             let prepare = |s: &Sample| {
                 let prepared = preparer.prepare(&question(&s.conversation), Ending::GenerationPrompt);
-                prepared.map(|p| p.sequence).context(format!("{}, line {}", data.display(), s.line))
+                prepared.map(|p| p.sequence).context(place(data, s))
             };
             for chunk in samples.chunks(batch.max(1)) {
                 // all at once; what is said of is the first that failed
@@ -162,7 +174,13 @@ pub fn evaluate(
         for prepared in receive {
             let (chunk, sequences) = prepared?;
             let sequences: Vec<&Sequence> = sequences.iter().collect();
-            for prediction in predict(engine, preparer, chunk, &sequences, method, &labels)? {
+            let lines: Vec<usize> = chunk.iter().map(|s| s.line).collect();
+            let predictions = predict(engine, preparer, chunk, &sequences, method, &labels).context(format!(
+                "{}, {}",
+                data.display(),
+                lines_of(&lines)
+            ))?;
+            for prediction in predictions {
                 if !done(prediction)? {
                     return Ok(());
                 }
@@ -177,6 +195,50 @@ enum Tokens {
     Choices(Vec<Vec<u32>>),
     Lists(Labels),
     None,
+}
+
+impl Tokens {
+    /// After the first sample's prompt: tokens of a label are those of any other's. Errors name the line: of that sample
+    /// where its prompt cannot be built, else of the first with the label that cannot be.
+    fn of(preparer: &Preparer, data: &Path, samples: &[Sample], method: &Method) -> Result<Tokens> {
+        let Some(first) = samples.first() else { return Ok(Tokens::None) };
+        let prompt = question(&first.conversation);
+        if !matches!(method, Method::Generate { .. }) {
+            preparer.measure(&prompt, Ending::GenerationPrompt).context(place(data, first))?;
+        }
+        let at_fault = |names: &[String], several: bool, e: Error| {
+            // each alone, to know which one it is
+            let refused = |name: &&String| label_tokens(preparer, &prompt, std::slice::from_ref(*name)).is_err();
+            let class = names.iter().find(refused).map(|name| Classes { names: vec![name.clone()], several });
+            let has = |s: &&Sample| {
+                let label = s.label.as_deref().unwrap_or_default();
+                class.as_ref().is_some_and(|class| class.read(label).iter().any(|name| name != OTHER))
+            };
+            match samples.iter().find(has) {
+                Some(sample) => Err(e).context(place(data, sample)),
+                None => Err(e),
+            }
+        };
+        match method {
+            Method::Choices(names) => {
+                label_tokens(preparer, &prompt, names).map(Tokens::Choices).or_else(|e| at_fault(names, false, e))
+            }
+            Method::Lists(names) => {
+                list_tokens(preparer, &prompt, names).map(Tokens::Lists).or_else(|e| at_fault(names, true, e))
+            }
+            Method::Generate { .. } => Ok(Tokens::None),
+        }
+    }
+
+    /// Tokens of the longest label.
+    fn longest(&self) -> usize {
+        let of = |labels: &[Vec<u32>]| labels.iter().map(Vec::len).max().unwrap_or(0);
+        match self {
+            Tokens::Choices(labels) => of(labels),
+            Tokens::Lists(labels) => of(&labels.first).max(of(&labels.later)),
+            Tokens::None => 0,
+        }
+    }
 }
 
 fn predict(
@@ -239,14 +301,17 @@ fn list_tokens(preparer: &Preparer, prompt: &Conversation, names: &[String]) -> 
 }
 
 /// The tokens of each label as an answer, without the token that closes it: tokenised where they will stand, after the
-/// prompt's own text.
+/// prompt's own text. Errors name the label.
 pub fn label_tokens(preparer: &Preparer, prompt: &Conversation, names: &[String]) -> Result<Vec<Vec<u32>>> {
     let close = preparer.prompts.tokenizer().need_token(END_OF_TURN)?;
     let rows = vec![1; prompt.images().count()];
     let tokens = |name: &String| {
         let mut answered = prompt.clone();
         answered.messages.push(Message::text(Role::Assistant, name.as_str()));
-        let prompt = preparer.prompts.build(&answered, &rows, Ending::Complete)?;
+        let prompt = preparer.prompts.build(&answered, &rows, Ending::Complete);
+        let prompt = prompt
+            .and_then(|prompt| preparer.fits(prompt.ids.len()).map(|()| prompt))
+            .context(format!("the label {}", brief(&name.as_str().into())))?;
         // of all assistant turns the last is the label
         let end = prompt.labels.iter().rposition(|l| *l).unwrap_or(0);
         let start = prompt.labels[..end].iter().rposition(|l| !*l).map_or(0, |before| before + 1);

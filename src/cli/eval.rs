@@ -107,6 +107,7 @@ impl Eval {
         }
         let mut opened = model::open(model, self.adapter.as_deref(), &self.pixels, &self.compute)?;
         let method = self.method(&classes, &opened)?;
+        evaluate::check(&opened.preparer, &self.data, &data.samples, &method)?;
         let mut folder = self.open_folder(self.identity(model, &data, &classes, &opened)?)?;
         if let Some(summary) = folder.finished(&lines(&data))? {
             return self.say_finished(folder, &classes, &summary);

@@ -218,6 +218,8 @@ impl Generate {
     ) -> Result<()> {
         let prompts = &opened.preparer.prompts;
         let labels = label_tokens(&opened.preparer, conversation, &self.choices)?;
+        let longest = labels.iter().map(Vec::len).max().unwrap_or(0);
+        opened.preparer.fits(sequence.ids.len() + longest)?;
         let close = prompts.tokenizer().need_token(END_OF_TURN)?;
         let mut bar = Progress::new("prompt");
         let mut progress = |done: usize, all: usize| bar.at(done as u64, all as u64);

@@ -50,6 +50,14 @@ pub fn load(source: &ImageSource) -> Result<Rgb> {
     }
 }
 
+/// Width and height of a photo as [`load`] would return it, from the header alone.
+pub fn dimensions(source: &ImageSource) -> Result<(usize, usize)> {
+    match source {
+        ImageSource::File(path) => image::dimensions(path),
+        ImageSource::Bytes { name, bytes } => image::dimensions_of(bytes, Path::new(name)),
+    }
+}
+
 /// A photo's encoded bytes, and what to call it in messages. Errors: those of [`image::read`].
 pub fn content(source: &ImageSource) -> Result<(Cow<'_, [u8]>, PathBuf)> {
     Ok(match source {

@@ -76,13 +76,17 @@ pub fn distribution(logits: &[f32], choice: &Choice) -> Vec<(usize, f64)> {
     scores
 }
 
-/// The next token. `uniform` in [0, 1) decides among the distribution; the first of equals wins when greedy. None where
-/// no logit is a number.
+/// The next token. `uniform` in [0, 1) decides among the distribution; the first of equals wins when greedy. Those at
+/// minus infinity are never chosen. None where no logit is a number, or one is NaN or plus infinity: nothing can be said
+/// of the others then.
 pub fn sample(logits: &[f32], choice: &Choice, uniform: f32) -> Option<usize> {
+    if logits.iter().any(|l| l.is_nan() || *l == f32::INFINITY) {
+        return None;
+    }
     if choice.temperature.is_none() {
         let best = logits.iter().enumerate().fold(None, |best: Option<(usize, f32)>, (i, l)| match best {
             Some((_, max)) if max >= *l => best,
-            _ if l.is_nan() || *l == f32::NEG_INFINITY => best,
+            _ if *l == f32::NEG_INFINITY => best,
             _ => Some((i, *l)),
         });
         return best.map(|(i, _)| i);

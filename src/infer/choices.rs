@@ -4,9 +4,8 @@
 //! labels. Where one label's tokens begin another's ("dent", "dented"), the token that closes an answer counts for all
 //! of them, so that the shorter one has no unfair advantage. The prompt is computed once: labels are forks of its cache.
 
-use super::engine::{Answer, Engine, Progress, Read};
+use super::engine::{Engine, Progress, Read};
 use crate::base::{Error, Result};
-use crate::ops::sample;
 use crate::qwen3vl::model::Rows;
 use crate::qwen3vl::pack::Sequence;
 
@@ -41,7 +40,7 @@ pub fn score(
     let forks = prompts.iter().flat_map(|_| labels.iter().map(|l| l.len() + super::cache::BLOCK));
     engine.reserve(prompts.iter().map(|p| p.ids.len() + longest).chain(forks))?;
     let (cached, first) = engine.prefill(prompts, Read::Logits(Rows::Last), progress)?;
-    let first = numbers(first)?;
+    let first = engine.numbers(first)?;
     let first: Vec<Vec<f64>> = first.iter().map(|row| log_softmax(row)).collect();
     let mut scores: Vec<Vec<f64>> =
         first.iter().map(|row| labels.iter().map(|l| row[l[0] as usize]).collect()).collect();
@@ -58,7 +57,8 @@ pub fn score(
             }
         }
         let mut sequences: Vec<_> = forks.iter_mut().collect();
-        let rows = numbers(engine.extend(&mut sequences, &new, Read::Logits(Rows::All))?)?;
+        let answer = engine.extend(&mut sequences, &new, Read::Logits(Rows::All))?;
+        let rows = engine.numbers(answer)?;
         let mut rows = rows.iter();
         for (p, i) in places {
             for (token, row) in labels[i][1..].iter().zip(&mut rows) {
@@ -74,17 +74,6 @@ pub fn score(
 /// The likeliest of some probabilities, by its place: the first where several are.
 pub fn likeliest(p: &[f64]) -> usize {
     p.iter().enumerate().fold(0, |best, (i, x)| if *x > p[best] { i } else { best })
-}
-
-/// The rows of logits that a pass answered with. Errors: one of them is no number, so that there is nothing to score by.
-pub(super) fn numbers(answer: Answer) -> Result<Vec<Vec<f32>>> {
-    let Answer::Logits(rows) = answer else { return Ok(Vec::new()) };
-    for (i, row) in rows.iter().enumerate() {
-        if let Some(value) = row.iter().find(|l| !l.is_finite()) {
-            return Err(sample::no_number(i, *value));
-        }
-    }
-    Ok(rows)
 }
 
 pub(super) fn log_softmax(logits: &[f32]) -> Vec<f64> {

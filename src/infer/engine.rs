@@ -1,7 +1,7 @@
 //! A model on a device with a cache: prompts in, logits out, one pass at a time.
 
 use super::cache::{self, BLOCK, Cache, CachedSequence};
-use crate::base::{Error, Precision, Result};
+use crate::base::{Error, Precision, Result, dtype};
 use crate::device::{Clock, Device};
 use crate::ops::sample::{self, Choice};
 use crate::qwen3vl::model::{Model, Rows, SamplePass, Sampling, StepPass, StepSizes, StepValues};
@@ -149,11 +149,39 @@ impl Engine {
     fn answer(&mut self, logits: Tensor, sample: Option<&SamplePass>) -> Result<Answer> {
         let memory = self.device.memory();
         Ok(match sample {
-            Some(pass) => Answer::Tokens(sample::chosen(memory, pass.tokens)?),
+            Some(pass) => {
+                let tokens = sample::chosen(memory, pass.tokens)?.into_iter().enumerate();
+                let token = |(row, token): (usize, Option<u32>)| token.ok_or_else(|| self.no_number(row, "NaN or inf"));
+                Answer::Tokens(tokens.map(token).collect::<Result<_>>()?)
+            }
             None => {
                 let all = memory.read_f32(logits)?;
                 Answer::Logits(all.chunks_exact(logits.shape.width()).map(<[f32]>::to_vec).collect())
             }
+        })
+    }
+
+    /// The rows of logits of an answer. Errors: one of them is no number, so that there is nothing to score by.
+    pub(super) fn numbers(&self, answer: Answer) -> Result<Vec<Vec<f32>>> {
+        let Answer::Logits(rows) = answer else { return Ok(Vec::new()) };
+        for (i, row) in rows.iter().enumerate() {
+            if let Some(value) = dtype::not_finite(row) {
+                return Err(self.no_number(i, &value.to_string()));
+            }
+        }
+        Ok(rows)
+    }
+
+    /// What is said of logits that nothing can be chosen by: the tensor at fault, where it is one of the model's.
+    fn no_number(&self, row: usize, got: &str) -> Error {
+        self.model.not_finite().unwrap_or_else(|| Error::Contract {
+            op: "sample",
+            argument: "logits",
+            wanted: "numbers".into(),
+            got: format!(
+                "{got} in row {row}: the model's files hold numbers only, which overflow with this prompt; vlm dump writes \
+                 what each layer makes of it"
+            ),
         })
     }
 

@@ -6,7 +6,7 @@
 //! the likeliest choice is taken. A label is in the list with probability 1 - prod_k (1 - p_k), along the list written.
 //! The prompt is computed once: choices are forks of its cache.
 
-use super::choices::{likeliest, log_softmax, normalise, numbers};
+use super::choices::{likeliest, log_softmax, normalise};
 use super::engine::{Engine, Read};
 use crate::base::{Error, Result};
 use crate::qwen3vl::model::Rows;
@@ -46,7 +46,7 @@ pub fn list(engine: &mut Engine, prompts: &[&Sequence], labels: &Labels) -> Resu
     let forks = labels.first.iter().map(|_| longest + 2 * super::cache::BLOCK);
     engine.reserve(prompts.iter().map(|p| p.ids.len() + whole).chain(forks))?;
     let (cached, answer) = engine.prefill(prompts, Read::Logits(Rows::Last), &mut |_, _| ())?;
-    let rows = numbers(answer)?;
+    let rows = engine.numbers(answer)?;
     let mut lists = Vec::new();
     for (mut at, row) in cached.into_iter().zip(rows) {
         let mut row = log_softmax(&row);
@@ -58,7 +58,8 @@ pub fn list(engine: &mut Engine, prompts: &[&Sequence], labels: &Labels) -> Resu
             let mut forks = left.iter().map(|_| engine.fork(&at)).collect::<Result<Vec<_>>>()?;
             let new: Vec<&[u32]> = left.iter().map(|i| &tokens[*i][..]).collect();
             let mut running: Vec<_> = forks.iter_mut().collect();
-            let rows = numbers(engine.extend(&mut running, &new, Read::Logits(Rows::All))?)?;
+            let answer = engine.extend(&mut running, &new, Read::Logits(Rows::All))?;
+            let rows = engine.numbers(answer)?;
             let (mut rows, mut scores, mut ends) = (rows.iter(), Vec::new(), Vec::new());
             for new in &new {
                 let (mut score, mut before) = (0.0, row.clone());

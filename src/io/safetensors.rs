@@ -3,7 +3,7 @@
 //! The format: <https://github.com/huggingface/safetensors#format>. Reading maps the file and checks the whole header
 //! before any tensor is used; writing streams, so that a file may be larger than memory.
 
-use crate::base::{DType, Error, Result, counted};
+use crate::base::{DType, Error, Result, counted, dtype};
 use crate::io::atomic::{self, Output};
 use crate::io::mapped::MappedFile;
 use serde::de::{MapAccess, Visitor};
@@ -35,7 +35,7 @@ impl TensorEntry {
 }
 
 /// An open file, its header read and checked.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SafetensorsFile {
     pub path: PathBuf,
     pub file: Arc<MappedFile>,
@@ -103,6 +103,16 @@ impl SafetensorsFile {
     /// The data of a tensor: little-endian elements, the last axis contiguous.
     pub fn bytes(&self, name: &str) -> Option<&[u8]> {
         self.entry(name).map(|entry| &self.file[entry.range.clone()])
+    }
+
+    /// The first tensor that holds NaN or an infinity, as an error. Reads the whole file where there is none.
+    pub fn not_finite(&self) -> Option<Error> {
+        self.tensors().find_map(|(name, entry)| {
+            let value = dtype::stored_not_finite(entry.dtype, &self.file[entry.range.clone()])?;
+            let reason =
+                format!("it holds {value}, and nothing can be computed with that: copy or make the file again");
+            Some(Error::tensor(&self.path, name, reason))
+        })
     }
 }
 

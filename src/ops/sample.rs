@@ -1,7 +1,7 @@
 //! `sample`: the next token of each sequence. Specification: `host/sample.rs`; kernel: `cuda/sample.cu`.
 
 use super::{Op, THREADS, require, shape, whole};
-use crate::base::{DType, Error, Result};
+use crate::base::{DType, Result};
 use crate::device::accelerator::COUNTERS;
 use crate::device::{Device, Facts, Launch, Memory};
 use crate::host;
@@ -35,25 +35,14 @@ crate::arguments! {
     }
 }
 
-/// What is said of logits that nothing can be chosen by.
-pub fn no_number(row: usize, value: f32) -> Error {
-    Error::Contract {
-        op: "sample",
-        argument: "logits",
-        wanted: "numbers".into(),
-        got: format!("{value} in row {row}: the weights or the picture hold values that overflow"),
-    }
-}
-
-/// The tokens that y holds after the run. Errors: one is -1.
-pub fn chosen(memory: &mut Memory, y: Tensor) -> Result<Vec<u32>> {
-    let token = |(row, token): (usize, i32)| u32::try_from(token).map_err(|_| no_number(row, f32::NAN));
-    memory.read_i32(y)?.into_iter().enumerate().map(token).collect()
+/// The tokens that y holds after the run; None where it is -1.
+pub fn chosen(memory: &mut Memory, y: Tensor) -> Result<Vec<Option<u32>>> {
+    Ok(memory.read_i32(y)?.into_iter().map(|token| u32::try_from(token).ok()).collect())
 }
 
 /// logits [B, V] (f32) to y [B] (i32). seen [B, any] and generated [B, any] (i32, -1 pads): tokens of prompt and answer,
 /// and of the answer alone. uniform [B] (f32) in [0, 1). Ids from `n_valid` on are never chosen; -1 is, where a
-/// logit is NaN or none is a number: [`chosen`] reads y.
+/// logit is NaN or plus infinity, or none is a number: [`chosen`] reads y.
 #[derive(Debug, Clone)]
 pub struct Sample {
     pub logits: Tensor,
@@ -129,10 +118,7 @@ impl Op for Sample {
                     let seen = &seen[row(&self.seen)];
                     host::sample::penalise(&mut logits, seen, &generated[row(&self.generated)], &self.choice);
                     let chosen = host::sample::sample(&logits, &self.choice, uniform[b]);
-                    y[b] = match chosen {
-                        Some(token) if !logits.iter().any(|l| l.is_nan()) => token as i32,
-                        _ => -1,
-                    };
+                    y[b] = chosen.map_or(-1, |token| token as i32);
                 }
                 Ok(())
             }

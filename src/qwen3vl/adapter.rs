@@ -274,8 +274,8 @@ enum Side {
 
 impl Adapter {
     /// Reads the adapter in `dir` for a model of `config`. Errors: what [`AdapterConfig::read`] refuses; a tensor that
-    /// belongs to no linear module of the model or has another shape; A without B; modules in the file that are not
-    /// those that the config selects.
+    /// belongs to no linear module of the model, has another shape, or holds NaN or an infinity; a scale beyond f32; A
+    /// without B; modules in the file that are not those that the config selects.
     pub fn open(dir: &Path, model: &Config) -> Result<Self> {
         let config = AdapterConfig::read(dir)?;
         let path = dir.join(WEIGHTS_FILE);
@@ -295,6 +295,10 @@ impl Adapter {
             let Some(about) = linear.get(&module) else { continue };
             let rank = config.rank_of(&module).map_err(|e| Error::file(&path, e))?;
             let scale = config.scale_of(&module).map_err(|e| Error::file(&path, e))?;
+            if !scale.is_finite() {
+                let said = format!("lora_alpha: the scale of {module} is beyond what f32 can hold");
+                return Err(Error::file(dir.join(CONFIG_FILE), said));
+            }
             let shapes = [vec![rank, about.inputs], vec![about.outputs, rank]];
             let mut matrices = Vec::with_capacity(2);
             for ((name, side), shape) in pair.iter().zip(["lora_A", "lora_B"]).zip(shapes) {
@@ -306,7 +310,14 @@ impl Adapter {
                     ));
                 };
                 match read_matrix(&file, name, &shape) {
-                    Ok(matrix) => matrices.push(matrix),
+                    Ok(matrix) => match dtype::not_finite(&matrix) {
+                        None => matrices.push(matrix),
+                        Some(value) => {
+                            let reason =
+                                format!("it holds {value}: the training that wrote it ran away; train it again");
+                            return Err(Error::tensor(&path, name, reason));
+                        }
+                    },
                     Err(reason) => misfits.push(format!("{name} {reason}")),
                 }
             }

@@ -27,7 +27,7 @@ impl Default for Options {
 
 /// Writes `base` with `adapter` (none: only the type changes) into the folder `out`: published tensor names, config,
 /// tokenizer, processor, templates. Errors: `out` holds anything or cannot be written; the adapter names a module
-/// that the base lacks; a value is too large for the type.
+/// that the base lacks; a value is too large for the type, or a sum with the adapter for any.
 pub fn merge(
     base: &Checkpoint,
     adapter: Option<&Adapter>,
@@ -74,22 +74,21 @@ pub fn merge(
             pieces.write(elements.div_ceil(piece), output, |i, out| {
                 let range = i * piece..elements.min((i + 1) * piece);
                 out.resize(range.len() * spec.dtype.bytes(), 0);
-                merge_rows(stored, module, width, range, spec.dtype, out).ok_or_else(|| too_large(&stored, spec))
+                merge_rows(stored, module, width, range, spec.dtype, out)
+                    .map_err(|reason| Error::tensor(&stored.file.path, &spec.name, reason))
             })
         })
     })
 }
 
-fn too_large(stored: &StoredTensor, spec: &TensorSpec) -> Error {
-    Error::tensor(
-        &stored.file.path,
-        &spec.name,
-        format!("it has values that {} cannot hold; choose bf16 or f32", spec.dtype),
-    )
+fn too_large(dtype: DType) -> String {
+    let others = if dtype == DType::F16 { "bf16 or f32" } else { "f32" };
+    format!("it has values that {dtype} cannot hold; choose {others}")
 }
 
 /// Elements `range` of W + scale B A, rows of `width` each, as bytes of `to`: for each the sum over the rank, in order,
-/// in f32.
+/// in f32. Errors, the reason only: a finite value that `to` cannot hold; a sum that is not finite. What no adapter
+/// touches stays as it is.
 fn merge_rows(
     stored: StoredTensor,
     module: Option<&AdapterModule>,
@@ -97,7 +96,7 @@ fn merge_rows(
     range: Range<usize>,
     to: DType,
     out: &mut [u8],
-) -> Option<()> {
+) -> Result<(), String> {
     let from = stored.entry.dtype;
     let bytes = &stored.bytes()[range.start * from.bytes()..range.end * from.bytes()];
     let mut values = vec![0.0; width];
@@ -105,7 +104,7 @@ fn merge_rows(
     let rows = bytes.chunks(width * from.bytes()).zip(out.chunks_mut(width * to.bytes()));
     for ((bytes, out), row) in rows.zip(range.start / width..) {
         let values = &mut values[..bytes.len() / from.bytes()];
-        dtype::widen(from, bytes, values)?;
+        dtype::widen(from, bytes, values).ok_or_else(|| too_large(to))?;
         if let Some(module) = module {
             delta.fill(0.0);
             let b = &module.b[row * module.rank..(row + 1) * module.rank];
@@ -113,10 +112,17 @@ fn merge_rows(
                 add_scaled(*b, a, &mut delta);
             }
             add_scaled(module.scale, &delta, values);
+            if !dtype::all_finite(values) {
+                return Err(match dtype::stored_not_finite(from, bytes) {
+                    Some(value) => format!("it holds {value}, to which no adapter can be added; copy the base again"),
+                    None => "its sum with the adapter's scale B A is beyond what f32 can hold; train the adapter again"
+                        .into(),
+                });
+            }
         }
-        narrow(to, values, out)?;
+        narrow(to, values, out).ok_or_else(|| too_large(to))?;
     }
-    Some(())
+    Ok(())
 }
 
 /// y += factor x, product and sum rounded each: the same on every processor.

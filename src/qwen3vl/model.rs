@@ -10,8 +10,9 @@ use super::text::{self, Attend, CacheInputs, TextModel, Visual};
 use super::trainable::Trainable;
 use super::vision::{self, Features, VisionTower};
 use crate::base::rng::Stream;
-use crate::base::{DType, Result};
+use crate::base::{DType, Error, Result};
 use crate::device::Device;
+use crate::io::safetensors::SafetensorsFile;
 use crate::ops::sample::{Choice, Sample};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
@@ -28,6 +29,8 @@ pub struct Model {
     frequencies: Frequencies,
     /// Whether a pass that is learnt from needs keys for a dropout.
     drops_out: bool,
+    /// Where its weights come from; none of a dry one.
+    files: Vec<SafetensorsFile>,
 }
 
 /// For which tokens logits are wanted.
@@ -181,26 +184,34 @@ pub struct StepSizes {
 
 impl Model {
     pub fn load(checkpoint: &Checkpoint, adapter: Option<&Adapter>) -> Result<Model> {
-        Model::build(&checkpoint.config, &Parameters::new(checkpoint, adapter), false)
+        Model::build(&checkpoint.config, &Parameters::new(checkpoint, adapter), false, checkpoint.files())
     }
 
     /// A model of which some parameters are trained.
     pub fn training(checkpoint: &Checkpoint, trainable: &Trainable) -> Result<Model> {
-        Model::build(&checkpoint.config, &Parameters::training(checkpoint, trainable), trainable.drops_out())
+        let parameters = Parameters::training(checkpoint, trainable);
+        Model::build(&checkpoint.config, &parameters, trainable.drops_out(), checkpoint.files())
     }
 
     /// A model without weights: its tapes can be planned, costed and printed, and not run.
     pub fn dry(config: &Config, dtype: DType) -> Result<Model> {
-        Model::build(config, &Parameters::dry(config, dtype), false)
+        Model::build(config, &Parameters::dry(config, dtype), false, &[])
     }
 
-    fn build(config: &Config, parameters: &Parameters, drops_out: bool) -> Result<Model> {
+    /// The first tensor of the model's files that holds NaN or an infinity, as an error: for whoever got no numbers. Reads
+    /// all of the files where there is none. What is trained is taken as it was at the start.
+    pub fn not_finite(&self) -> Option<Error> {
+        self.files.iter().find_map(SafetensorsFile::not_finite)
+    }
+
+    fn build(config: &Config, parameters: &Parameters, drops_out: bool, files: &[SafetensorsFile]) -> Result<Model> {
         Ok(Model {
             vision: VisionTower::load(parameters, &config.vision)?,
             text: TextModel::load(parameters, config)?,
             frequencies: Frequencies::text(&config.text),
             config: config.clone(),
             drops_out,
+            files: files.to_vec(),
         })
     }
 

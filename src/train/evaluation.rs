@@ -1,4 +1,5 @@
-//! What a run is judged by on the way: the score and the loss of a validation set, the answers of an overfit check.
+//! What a run is judged by on the way: the score and the loss of a validation set, the answers of an overfit check,
+//! whether a step came to numbers.
 //!
 //! A signal ends each of them after the batch that is computed, with [`crate::base::Error::Interrupted`] and nothing kept
 //! or logged: a run that goes on does it again from its start.
@@ -10,7 +11,8 @@ use super::metrics::EvalMetrics;
 use super::order::Step;
 use super::session::{Best, Said, Session, Watch, Why, now};
 use super::step::Trainer;
-use crate::base::Result;
+use crate::base::error::lines_of;
+use crate::base::{Error, Result};
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::qwen3vl::prepare::Preparer;
 use rayon::prelude::*;
@@ -60,8 +62,7 @@ impl Session<'_> {
             n += 1;
             watch.go_on().map(|()| true)
         })?;
-        let most_tokens = self.checkpoint.config.text.max_position_embeddings;
-        let samples = Samples { file, all: samples, preparer, most_tokens };
+        let samples = Samples { file, all: samples, preparer };
         let eval_loss = mean_loss(&mut self.trainer, &mut self.features, &samples, batch, watch)?;
         let metrics = EvalMetrics {
             step: step.number,
@@ -87,6 +88,23 @@ impl Session<'_> {
             }
         };
         Ok(self.settings.early_stop.is_some_and(|most| since >= most).then_some(since))
+    }
+
+    /// The error of a step that came to no numbers before anything was updated.
+    pub fn diverged(&mut self, samples: &Samples, of: &[usize], what: &str, step: &Step) -> Result<Error> {
+        let advice = match step.number {
+            // nothing is learnt yet, at whatever rate
+            1 => match self.trainer.engine.model.not_finite() {
+                Some(tensor) => return Ok(tensor),
+                None => {
+                    "training has changed nothing yet, so look at the weights that it starts from, and at the sample"
+                }
+            },
+            _ => "lower --learning-rate, or look at the sample",
+        };
+        let lines: Vec<usize> = of.iter().map(|at| samples.all[*at].line).collect();
+        let what = format!("{}, {}: {what}", samples.file.display(), lines_of(&lines));
+        Ok(Error::Diverged { what, step: step.number, advice, kept: self.folder.last_checkpoint()? })
     }
 }
 

@@ -23,8 +23,6 @@ pub struct Samples<'a> {
     pub file: &'a Path,
     pub all: &'a [Sample],
     pub preparer: &'a Preparer,
-    /// Positions that the model has.
-    pub most_tokens: usize,
 }
 
 impl Samples<'_> {
@@ -73,17 +71,9 @@ impl Samples<'_> {
         ))?;
         let id = sample.line as u64;
         let example = Example { id, sequence: prepared.sequence, labels: prepared.labels, features: None };
-        let refuse = |said: String| Err(Error::line(self.file, sample.line, said));
         if example.label_tokens() == 0 {
-            return refuse("has no token to learn: no assistant turn, or an empty one".into());
-        }
-        let tokens = example.sequence.ids.len();
-        if tokens > self.most_tokens {
-            return refuse(format!(
-                "has {tokens} tokens, and the model positions for {}: the label would be cut off; lower --max-pixels, or \
-                 shorten its text",
-                self.most_tokens
-            ));
+            let said = "has no token to learn: no assistant turn, or an empty one";
+            return Err(Error::line(self.file, sample.line, said));
         }
         Ok(example)
     }

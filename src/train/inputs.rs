@@ -70,15 +70,13 @@ impl Inputs {
 
     /// The samples that a run learns from, `file` among its settings.
     pub fn learnt<'a>(&'a self, file: &'a Path) -> Samples<'a> {
-        let most_tokens = self.checkpoint.config.text.max_position_embeddings;
-        Samples { file, all: &self.samples, preparer: &self.preparer, most_tokens }
+        Samples { file, all: &self.samples, preparer: &self.preparer }
     }
 
     /// The samples that it is evaluated on, without pixels.
     pub fn measured_evaluation(&self) -> Result<Vec<Example>> {
         let Some(Evaluation { file, samples, .. }) = &self.evaluation else { return Ok(Vec::new()) };
-        let most_tokens = self.checkpoint.config.text.max_position_embeddings;
-        Samples { file, all: samples, preparer: &self.preparer, most_tokens }.measure()
+        Samples { file, all: samples, preparer: &self.preparer }.measure()
     }
 
     /// What must not change while a run is interrupted. Errors: what cannot be read; a signal.

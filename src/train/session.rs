@@ -13,7 +13,7 @@ use super::sets::Sets;
 use super::settings::Settings;
 use super::step::{Optimizer, Trainer};
 use crate::base::rng::Stream;
-use crate::base::{Error, Precision, Result, counted};
+use crate::base::{Error, Precision, Result, counted, dtype};
 use crate::device::{Device, Facts};
 use crate::infer::engine::Engine;
 use crate::io::host_tensor;
@@ -154,8 +154,7 @@ pub fn train(
     let evaluated = inputs.measured_evaluation()?;
     watch.go_on()?;
     let Inputs { checkpoint, preparer, samples: all, evaluation, kind, init, trainable, order } = inputs;
-    let most_tokens = checkpoint.config.text.max_position_embeddings;
-    let samples = Samples { file: &settings.data, all: &all, preparer: &preparer, most_tokens };
+    let samples = Samples { file: &settings.data, all: &all, preparer: &preparer };
     let facts = device.facts().cloned();
     let batch = settings.batch_size;
     let planner = Planner {
@@ -432,13 +431,17 @@ impl Session<'_> {
         for (examples, batch) in batches.iter().zip(&step.micro_batches) {
             let losses = self.trainer.micro_batch(examples, 1.0 / label_tokens as f32, random)?;
             if let Some(bad) = losses.iter().position(|l| !l.is_finite()) {
-                let (path, line) = (samples.file.into(), samples.all[batch[bad]].line);
-                let kept = self.folder.last_checkpoint()?;
-                return Err(Error::Diverged { path, line, loss: losses[bad], step: step.number, kept });
+                let what = format!("the loss of this sample is {}", losses[bad]);
+                return Err(self.diverged(samples, &batch[bad..=bad], &what, step)?);
             }
             loss += losses.iter().sum::<f64>();
         }
         let grad_norm = self.trainer.gradient_norm()?;
+        // with such gradients every parameter would be lost, and the checkpoint after them
+        if !grad_norm.is_finite() {
+            let what = format!("the norm of the gradients is {grad_norm}");
+            return Err(self.diverged(samples, &step.micro_batches.concat(), &what, step)?);
+        }
         if step.number == 1
             && let Some(file) = &begin.first_gradients
         {
@@ -483,6 +486,12 @@ impl Session<'_> {
         let t = &self.trainer.trainable;
         let (values, first, second) =
             (memory.read_f32(t.values)?, memory.read_f32(t.first)?, memory.read_f32(t.second)?);
+        // a checkpoint of these would push out one that is good
+        if let Some(bad) = [&values, &first, &second].into_iter().find_map(|of| dtype::not_finite(of)) {
+            let what = format!("a parameter or a moment of the optimiser is {bad}");
+            let (advice, kept) = ("lower --learning-rate", self.folder.last_checkpoint()?);
+            return Err(Error::Diverged { what, step: step.number, advice, kept });
+        }
         let position = Position { step: step.number, epoch: step.epoch, in_epoch: step.in_epoch };
         let state = json!(State { seconds: self.seconds(), ..self.state.clone() });
         self.folder.save(position, state, vec![("values", values), ("first", first), ("second", second)])

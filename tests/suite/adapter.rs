@@ -117,6 +117,22 @@ fn scales_follow_rslora_and_patterns() {
     refused(&config, &tensors, "rank_pattern: ( is no valid regex");
 }
 
+/// One such number would be in every answer, and in every weight that it is merged into.
+#[test]
+fn numbers_that_are_not_finite_are_refused_with_their_tensor() {
+    let name = "base_model.model.model.language_model.layers.1.self_attn.q_proj.lora_B.weight";
+    for (value, said) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+        let mut tensors = plain_tensors();
+        let tensor = tensors.iter_mut().find(|t| t.name == name).unwrap();
+        tensor.bytes[60..64].copy_from_slice(&value.to_le_bytes());
+        let wanted = format!("adapter_model.safetensors: tensor {name}: it holds {said}: the training that wrote it");
+        refused(&plain_config(), &tensors, &wanted);
+    }
+    let mut config = plain_config();
+    config["alpha_pattern"] = json!({"layers.1.self_attn.q_proj": 1e300});
+    refused(&config, &plain_tensors(), "adapter_config.json: lora_alpha: the scale of model.language_model.layers.1.");
+}
+
 #[test]
 fn names_regexes_exclusions_and_layers_select_as_peft_does() {
     let first = &plain_tensors()[..2];

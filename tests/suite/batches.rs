@@ -200,8 +200,11 @@ fn logits_that_are_no_numbers_are_refused() {
     });
     let mut opened = Opened::new(dir.path(), None, Precision::F32);
     let (prompt, engine) = (text(4), &mut opened.engine);
-    let wanted =
-        "sample: logits: wanted numbers, got NaN in row 0: the weights or the picture hold values that overflow";
+    let wanted = format!(
+        "{}: tensor model.language_model.norm.weight: it holds NaN, and nothing can be computed with that: copy or make the \
+         file again",
+        dir.path().join("model.safetensors").display()
+    );
     for labels in [vec![vec![5], vec![9]], vec![vec![5, 6], vec![9]]] {
         let error = choices::score(engine, &[&prompt], &labels, 421, &mut |_, _| ()).unwrap_err();
         assert_eq!(error.to_string(), wanted);
@@ -209,6 +212,34 @@ fn logits_that_are_no_numbers_are_refused() {
     let labels = Labels { first: vec![vec![70], vec![90]], later: vec![vec![11, 70], vec![11, 90]], close: 421 };
     assert_eq!(lists::list(engine, &[&prompt], &labels).unwrap_err().to_string(), wanted);
     assert_eq!([choices::likeliest(&[0.25, 0.5, 0.5]), choices::likeliest(&[1.0])], [1, 0]);
+}
+
+/// Infinities too, in answers as in scores; and where every weight is a number it is said how to go on.
+#[test]
+fn infinite_logits_are_refused_in_written_answers() {
+    let answer = |of: &str, change: &dyn Fn(&mut [u8])| {
+        let dir = copy("single");
+        change_tensors(&dir.path().join("model.safetensors"), |tensors| {
+            change(&mut tensors.iter_mut().find(|t| t.name == of).unwrap().bytes);
+        });
+        let mut opened = Opened::new(dir.path(), None, Precision::F32);
+        let (settings, prompt) = (greedy(&opened, 2), opened.prompt("text_only"));
+        let answer = generate(&mut opened.engine, &[&prompt], &settings, &mut |_, _| (), &mut |_, _| true);
+        answer.unwrap_err().to_string()
+    };
+    // bf16: an infinity of either sign in two rows of the head, so that one of two logits is plus infinity
+    let said = answer("lm_head.weight", &|bytes| {
+        for (row, infinity) in [(7, [0x80, 0x7f]), (8, [0x80, 0xff])] {
+            bytes[row * 104..row * 104 + 2].copy_from_slice(&infinity);
+        }
+    });
+    assert!(said.contains("model.safetensors: tensor lm_head.weight: it holds inf, and nothing"), "{said}");
+    let said = answer("model.language_model.norm.weight", &|bytes| {
+        bytes.chunks_mut(2).for_each(|x| x.copy_from_slice(&[0x7f, 0x7f]));
+    });
+    let wanted =
+        ["sample: logits: wanted numbers, got NaN or inf in row 0: the model's files hold numbers only", "vlm dump"];
+    assert!(wanted.iter().all(|w| said.contains(w)), "{said}");
 }
 
 #[test]

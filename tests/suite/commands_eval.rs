@@ -2,6 +2,7 @@
 
 use crate::commands::{copy, fails, image, json_of, misused, single, vlm, works};
 use crate::commands_refused::png;
+use crate::folders::change_tensors;
 use crate::golden_cases::cases;
 use serde_json::{Value, json};
 use std::fs;
@@ -154,4 +155,78 @@ fn scores_are_compared_and_shown() {
     assert_eq!((&said["photos"], &said["evaluations"]), (&json!(4), &json!(2)));
     fails("report {} --out {}", &[&out, &page], &["--overwrite"]);
     fails("report {} --out {}", &[&model, &dir.path().join("no.html")], &["holds no evaluation"]);
+}
+
+/// What the model has no positions for, in a prompt, in a label and in both together, is told by its line before anything
+/// is computed or made.
+#[test]
+fn what_is_too_long_for_the_model_is_refused_with_its_line() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let (data, out) = (dir.path().join("set.jsonl"), dir.path().join("out"));
+    let line = |question: &str, label: &str| {
+        let question = json!({"role": "user", "content": question});
+        json!({"messages": [question, {"role": "assistant", "content": label}]}).to_string()
+    };
+    let write = |lines: &[String]| fs::write(&data, lines.join("\n")).unwrap();
+    let (score, paths) = ("eval --model {} --data {} --out {}", [model.as_path(), &data, &out]);
+    let long = "word after word ".repeat(3000);
+    let wanted = ["the conversation has ", " tokens, and the model positions for 4096: lower --max-pixels"];
+    write(&[line("Hm?", "no"), line(&long, "no"), line("Hm?", "yes")]);
+    for flags in ["", " --generate --batch-size 1", " --multi-label"] {
+        fails(&format!("{score}{flags}"), &paths, &["set.jsonl, line 2: ", wanted[0], wanted[1]]);
+    }
+    write(&[line("Hm?", "no"), line("Hm?", "yes"), line("Hm?", &long)]);
+    let label = "set.jsonl, line 3: the label \"word after word ";
+    for flags in ["", " --multi-label"] {
+        fails(&format!("{score}{flags}"), &paths, &[label, "…: the conversation has ", wanted[1]]);
+    }
+    assert!(!out.exists());
+    // pictures of which only the headers are whole: nothing is decoded for what cannot be asked
+    fs::write(dir.path().join("header.png"), png(64, 64)).unwrap();
+    let images = vec![json!({"type": "image", "image": "header.png"}); 2100];
+    let messages = dir.path().join("chat.json");
+    fs::write(&messages, json!({"messages": [{"role": "user", "content": images}]}).to_string()).unwrap();
+    fails("generate --model {} --messages {}", &[&model, &messages], &wanted);
+    fails("dump --model {} --messages {} --out {}", &[&model, &messages, &out], &wanted);
+    // a prompt that just fits, and no answer after it
+    let asked = json_of("generate --model {} --prompt Hm? --max-new-tokens 1 --temperature 0 --json", &[&model]);
+    let small = copy("single");
+    let config = small.path().join("config.json");
+    let mut changed: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    changed["text_config"]["max_position_embeddings"] = asked["prompt_tokens"].clone();
+    fs::write(&config, changed.to_string()).unwrap();
+    works("generate --model {} --prompt Hm? --max-new-tokens 1 --temperature 0", &[small.path()]);
+    fails("generate --model {} --prompt Hm? --choices no,yes", &[small.path()], &["the model positions for "]);
+    write(&[line("Hm?", "no"), line("Hm?", "yes")]);
+    fails(score, &[small.path(), &data, &out], &["set.jsonl, line 1: ", "the model positions for "]);
+    assert!(!out.exists());
+}
+
+/// All labels are made tokens after the first line's prompt; what is wrong with one is its own line's fault.
+#[test]
+fn a_label_that_cannot_be_tokenised_is_told_with_its_line() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let (data, out) = (dir.path().join("set.jsonl"), dir.path().join("out"));
+    let line = |label: &str| json!({"image": image(), "label": label}).to_string();
+    let score = "eval --model {} --data {} --out {} --prompt Which?";
+    let paths = [model.as_path(), &data, &out];
+    fs::write(&data, ["dent", "crack", "dent", "a <|image_pad|>", "crack"].map(line).join("\n")).unwrap();
+    let wanted = ["set.jsonl, line 4: the label \"a <|image_pad|>\": message 2 (assistant) has the text <|image_pad|>"];
+    fails(score, &paths, &wanted);
+    fails(&format!("{score} --multi-label"), &paths, &wanted);
+    // a prompt that cannot be built is not the labels' fault
+    fs::write(&data, ["dent", "crack"].map(line).join("\n")).unwrap();
+    let said = ["set.jsonl, line 1: message 1 (user) has the text <|image_pad|>"];
+    fails(&score.replace("Which?", "<|image_pad|>"), &paths, &said);
+    let ask = "generate --model {} --image {} --prompt Which? --choices dent,<|image_pad|>";
+    fails(ask, &[&model, &image()], &["vlm: the label \"<|image_pad|>\": message 2 (assistant) has the text"]);
+    assert!(!out.exists());
+    // what fails in a batch is told with its lines
+    let broken = copy("single");
+    change_tensors(&broken.path().join("model.safetensors"), |tensors| {
+        let norm = tensors.iter_mut().find(|t| t.name == "model.language_model.norm.weight").unwrap();
+        norm.bytes[..2].copy_from_slice(&[0xc0, 0x7f]);
+    });
+    let wanted = ["set.jsonl, lines 1, 2: ", "tensor model.language_model.norm.weight: it holds NaN"];
+    fails(score, &[broken.path(), &data, &out], &wanted);
 }

@@ -49,8 +49,13 @@ fn greedy_takes_the_first_of_the_largest() {
     assert_eq!(greedy(&[f32::NEG_INFINITY, -5.0]), Some(1));
     assert_eq!(greedy(&[f32::NEG_INFINITY, f32::NEG_INFINITY]), None);
     assert_eq!(greedy(&[f32::NAN, f32::NAN]), None);
-    assert_eq!(greedy(&[f32::NAN, -1.0, 0.0]), Some(2));
     assert_eq!(greedy(&[]), None);
+    // beside NaN or plus infinity no number says anything
+    for choice in [Choice::GREEDY, Choice { temperature: Some(1.0), ..Choice::GREEDY }] {
+        assert_eq!(sample(&[f32::NAN, -1.0, 0.0], &choice, 0.7), None);
+        assert_eq!(sample(&[3.0, f32::INFINITY], &choice, 0.7), None);
+        assert_eq!(sample(&[f32::NEG_INFINITY, 0.0], &choice, 0.7), Some(1));
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use std::path::{Path, PathBuf};
-use vlm::data::image::{Rgb, decode, dimensions, load};
+use vlm::data::image::{Rgb, decode, dimensions, dimensions_of, load};
 use vlm::data::look::{self, content};
 use vlm::data::messages::ImageSource;
 
@@ -33,6 +33,7 @@ fn every_kind_of_file_gives_pillows_pixels() {
         assert_eq!((picture.width, picture.height), (width, height), "{name}");
         assert_eq!(format!("{:08x}", crc32fast::hash(&picture.pixels)), format!("{crc:08x}"), "{name}");
         assert_eq!(dimensions(&golden(&name)).unwrap(), (width, height), "{name}");
+        assert_eq!(dimensions_of(&bytes(&name), Path::new(&name)).unwrap(), (width, height), "{name}");
     }
 }
 
@@ -76,6 +77,7 @@ fn all_eight_orientations_turn_the_picture_upright() {
         let path = folder.path().join("a.jpg");
         std::fs::write(&path, file).unwrap();
         assert_eq!(dimensions(&path).unwrap(), size);
+        assert_eq!(dimensions_of(&std::fs::read(&path).unwrap(), &path).unwrap(), size);
     }
 }
 

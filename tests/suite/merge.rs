@@ -238,6 +238,46 @@ fn what_cannot_be_merged_leaves_nothing() {
         .to_string();
     assert!(error.contains("weights of type i32 are not written"), "{error}");
 
+    // Sums with the adapter: of what is no number already, and beyond f32 or bf16.
+    let q_proj = |adapter: &Path, value: f32| {
+        change_tensors(&adapter.join("adapter_model.safetensors"), |tensors| {
+            let of = |side: &str| format!("layers.1.self_attn.q_proj.lora_{side}.weight");
+            for side in ["A", "B"] {
+                let tensor = tensors.iter_mut().find(|t| t.name.ends_with(&of(side))).unwrap();
+                tensor.bytes.chunks_mut(4).for_each(|x| x.copy_from_slice(&value.to_le_bytes()));
+            }
+        });
+    };
+    let refused = |base: &Path, adapter: &Path, wanted: &str| {
+        let error = run(base, Some(adapter), &out, Options::default()).unwrap_err().to_string();
+        let tensor = "model.safetensors: tensor model.language_model.layers.1.self_attn.q_proj.weight: ";
+        assert!(error.contains(&format!("{tensor}{wanted}")), "{error}");
+    };
+    let adapter = small_adapter();
+    q_proj(adapter.path(), 1e20);
+    refused(base.path(), adapter.path(), "its sum with the adapter's scale B A is beyond what f32 can hold");
+    // 1.5 times two products of 1.0646e19 squared are 3.4e38: below f32's largest number, above bf16's
+    q_proj(adapter.path(), 1.064_6e19);
+    refused(
+        model(&small_config(), DType::Bf16).path(),
+        adapter.path(),
+        "it has values that bf16 cannot hold; choose f32",
+    );
+    let no_number = model(&small_config(), DType::F32);
+    let set_nan = |name: &str| {
+        change_tensors(&no_number.path().join("model.safetensors"), |tensors| {
+            let tensor = tensors.iter_mut().find(|t| t.name == name).unwrap();
+            tensor.bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        });
+    };
+    set_nan("model.language_model.norm.weight");
+    let copied = dir.path().join("copied");
+    let untouched = run(no_number.path(), Some(small_adapter().path()), &copied, Options::default());
+    assert!(untouched.is_ok(), "what no adapter touches is copied: {untouched:?}");
+    fs::remove_dir_all(&copied).unwrap();
+    set_nan("model.language_model.layers.1.self_attn.q_proj.weight");
+    refused(no_number.path(), small_adapter().path(), "it holds NaN, to which no adapter can be added");
+
     // An adapter read for another model.
     let mut larger = small_config();
     set(&mut larger, "/text_config/num_attention_heads", 8.into());

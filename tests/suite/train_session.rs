@@ -2,9 +2,11 @@
 //! was not.
 
 use crate::commands::copy;
+use crate::folders::{change_tensors, write_json};
 use crate::support::json_lines;
 use crate::support::run::{Bench, adapter, log};
 use crate::support::tiny::cases;
+use serde_json::Value;
 use std::cell::Cell;
 use std::fs;
 use std::path::Path;
@@ -192,7 +194,7 @@ fn a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_checkpoint
     let error = bench.run(&settings, Start::New, None).unwrap_err();
     assert!(matches!(error.cause(), Error::Diverged { .. }), "{error:?}");
     let said = error.to_string();
-    let named = said.contains("train.jsonl, line ") && said.contains("at step ") && said.contains("--learning-rate");
+    let named = said.contains("train.jsonl, line") && said.contains("at step ") && said.contains("--learning-rate");
     assert!(named, "{said}");
     let Error::Diverged { step, .. } = error.cause() else { panic!("{error:?}") };
     assert!(said.ends_with(&format!("; the last checkpoint, of step {}, is kept", step - 1)), "{said}");
@@ -220,10 +222,60 @@ fn a_loss_that_is_not_finite_at_the_first_step_is_the_weights_or_the_samples() {
     bytes[norm].fill(0xff);
     fs::write(&file, bytes).unwrap();
     let said = bench.refusal(&bench.settings(|s| s.model = model.clone()));
+    let wanted = "model.safetensors: tensor model.language_model.norm.weight: it holds NaN, ";
+    assert!(said.contains(wanted), "{said}");
+    // numbers all of them, and what they make of a sample is none
+    change_tensors(&file, |tensors| {
+        let norm = tensors.iter_mut().find(|t| t.name == "model.language_model.norm.weight").unwrap();
+        norm.bytes.chunks_mut(2).for_each(|x| x.copy_from_slice(&[0x7f, 0x7f]));
+    });
+    let said = bench.refusal(&bench.settings(|s| (s.model, s.out) = (model.clone(), bench.path("overflows"))));
     let wanted =
         ["train.jsonl, line ", "is NaN at step 1: ", "look at the weights that it starts from, and at the sample"];
     assert!(wanted.iter().all(|w| said.contains(w)), "{said}");
     assert!(!said.contains("--learning-rate") && !said.contains("checkpoint"), "{said}");
+}
+
+/// What is no number is never saved: a checkpoint of it would push a good one out, and nobody could go on from it.
+#[test]
+fn gradients_and_parameters_that_are_not_finite_stop_a_run_before_they_are_kept() {
+    let bench = Bench::new();
+    let checkpoints = |out: &Path| fs::read_dir(out.join("checkpoints")).map_or(0, |files| files.count());
+    let settings = bench.settings(|s| (s.learning_rate, s.save_every) = (1e300, Some(1)));
+    let said = bench.refusal(&settings);
+    let wanted = ["a parameter or a moment of the optimiser is ", " at step 1: lower --learning-rate"];
+    assert!(wanted.iter().all(|w| said.contains(w)) && !said.contains("is kept"), "{said}");
+    assert_eq!(checkpoints(&settings.out), 0);
+
+    // an adapter to start from: B is zero, so the loss is a number, and its gradient scale dy (A x) is none
+    let made = bench.settings(|s| (s.out, s.max_steps, s.epochs) = (bench.path("made"), Some(1), None));
+    bench.run(&made, Start::New, None).unwrap();
+    let (tensors, config) = (made.out.join("adapter_model.safetensors"), made.out.join("adapter_config.json"));
+    let fill = |a: f32, b: f32| {
+        change_tensors(&tensors, |all| {
+            for tensor in all {
+                let value = if tensor.name.contains("lora_A") { a } else { b };
+                tensor.bytes.chunks_mut(4).for_each(|x| x.copy_from_slice(&value.to_le_bytes()));
+            }
+        });
+    };
+    let mut changed: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    changed["lora_alpha"] = 1_000_000_000.into();
+    write_json(&config, &changed);
+    fill(1e36, 0.0);
+    let settings = bench.settings(|s| {
+        (s.init_adapter, s.out, s.save_every) = (Some(made.out.clone()), bench.path("steep"), Some(1));
+    });
+    let said = bench.refusal(&settings);
+    assert!(said.contains("train.jsonl, lines ") && said.contains(": the norm of the gradients is "), "{said}");
+    assert!(said.contains(" at step 1: ") && !said.contains("is kept"), "{said}");
+    assert_eq!(checkpoints(&settings.out), 0);
+    fill(f32::NAN, 0.0);
+    let said = bench.refusal(&bench.settings(|s| s.init_adapter = Some(made.out.clone())));
+    assert!(
+        said.contains("adapter_model.safetensors: tensor ") && said.contains("lora_A.weight: it holds NaN"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -249,7 +301,7 @@ fn what_cannot_be_learnt_is_refused_with_its_line() {
         r#"{{"messages": [{{"role": "user", "content": "{}"}}, {{"role": "assistant", "content": "no"}}]}}"#,
         "word after word ".repeat(3000)
     ));
-    says(&["train.jsonl, line 4", "tokens, and the model positions for 4096", "cut off"]);
+    says(&["train.jsonl, line 4", "the conversation has ", " tokens, and the model positions for 4096: lower"]);
 }
 
 #[test]

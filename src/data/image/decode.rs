@@ -90,25 +90,41 @@ pub fn dimensions(path: &Path) -> Result<(usize, usize)> {
     let mut head = Vec::new();
     let unread = |e| Error::io("read", path, e);
     file.by_ref().take(HEADER_BYTES).read_to_end(&mut head).map_err(unread)?;
-    let (width, height, orientation) = match format(&head).map_err(refuse)? {
+    match format(&head).map_err(refuse)? {
         Format::Jpeg => {
             let mut header = jpeg::header(&head);
             if header.is_err() {
                 file.read_to_end(&mut head).map_err(unread)?;
                 header = jpeg::header(&head);
             }
-            let header = header.map_err(refuse)?;
-            (header.width, header.height, header.orientation())
+            header.and_then(|header| header.upright_size()).map_err(refuse)
         }
         Format::Other(format) => {
-            let damaged = |e: image::ImageError| refuse(format!("the {format:?} file is truncated or damaged: {e}"));
             file.rewind().map_err(unread)?;
-            let mut decoder = decoder(format, BufReader::new(file)).map_err(damaged)?;
-            let (width, height) = decoder.dimensions();
-            (width as usize, height as usize, decoder.orientation().map_err(damaged)?)
+            other_size(format, BufReader::new(file)).map_err(refuse)
         }
-    };
-    check_size(width as u64, height as u64).map_err(refuse)?;
+    }
+}
+
+/// [`dimensions`] of an image in memory; `name` is for messages.
+pub fn dimensions_of(bytes: &[u8], name: &Path) -> Result<(usize, usize)> {
+    let size = format(bytes).and_then(|format| match format {
+        Format::Jpeg => jpeg::header(bytes)?.upright_size(),
+        Format::Other(format) => other_size(format, Cursor::new(bytes)),
+    });
+    size.map_err(|reason| Error::file(name, reason))
+}
+
+fn other_size<R: BufRead + Seek>(format: Other, file: R) -> Result<(usize, usize), String> {
+    let damaged = |e: image::ImageError| format!("the {format:?} file is truncated or damaged: {e}");
+    let mut decoder = decoder(format, file).map_err(damaged)?;
+    let (width, height) = decoder.dimensions();
+    upright_size(width as usize, height as usize, decoder.orientation().map_err(damaged)?)
+}
+
+/// Width and height after turning, of a picture that may be read.
+fn upright_size(width: usize, height: usize, orientation: Orientation) -> Result<(usize, usize), String> {
+    check_size(width as u64, height as u64)?;
     let lies = matches!(
         orientation,
         Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
@@ -143,6 +159,10 @@ pub fn kind(bytes: &[u8], name: &Path) -> Result<Kind> {
 }
 
 impl jpeg::Header {
+    fn upright_size(&self) -> Result<(usize, usize), String> {
+        upright_size(self.width, self.height, self.orientation())
+    }
+
     fn orientation(&self) -> Orientation {
         self.exif.as_deref().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
     }
