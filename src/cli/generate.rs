@@ -197,7 +197,7 @@ impl Generate {
         let Some(Generated { tokens, finish }) = answers.into_iter().next() else { return Ok(()) };
         let text = tokenizer.decode(&tokens, Specials::Skip)?;
         if !self.json {
-            return super::print(&format!("{}\n", text.strip_prefix(&printed).unwrap_or(&text)));
+            return super::print_exact(&format!("{}\n", text.strip_prefix(&printed).unwrap_or(&text)));
         }
         super::print_json(&json!({
             "text": text,
