@@ -1,5 +1,5 @@
 //! What every room may use: the error, shapes, element types, environment variables, files that are read, random numbers,
-//! the date, the width of text, numbers in a sentence.
+//! the date, text in a terminal, numbers in a sentence.
 //!
 //! Floor 0: uses nothing of this crate. Start at [`error`].
 

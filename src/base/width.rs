@@ -1,25 +1,71 @@
-//! How wide text is in a terminal: letters of China, Japan and Korea and most emoji take two columns, accents none.
+//! Text in a terminal: what of it is shown, and how wide that is. Letters of China, Japan and Korea and most emoji take two
+//! columns, accents none.
+//!
+//! Labels, paths and answers come from anywhere. A control character would move the cursor or change colours; the escape
+//! that stands for it is that of a JSON string.
 
+use std::borrow::Cow;
+use std::fmt::Write;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Columns of a terminal.
+/// Text as it may go to a terminal: without control characters, but that lines stay lines and tabs tabs.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    escaped(text, |c| c.is_control() && !matches!(c, '\n' | '\t'))
+}
+
+/// The same as a part of a line.
+pub fn in_line(text: &str) -> Cow<'_, str> {
+    escaped(text, char::is_control)
+}
+
+fn escaped(text: &str, goes: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&goes) {
+        return text.into();
+    }
+    let mut said = String::new();
+    for c in text.chars() {
+        match c {
+            c if !goes(c) => said.push(c),
+            '\n' => said += "\\n",
+            '\r' => said += "\\r",
+            '\t' => said += "\\t",
+            c => _ = write!(said, "\\u{:04x}", u32::from(c)),
+        }
+    }
+    said.into()
+}
+
+/// Columns of a terminal, as [`in_line`].
 pub fn width(text: &str) -> usize {
-    text.width()
+    in_line(text).width()
 }
 
-/// With spaces behind, `columns` wide; wider text stays as it is.
+/// [`in_line`] with spaces behind, `columns` wide; wider text stays as wide.
 pub fn left(text: &str, columns: usize) -> String {
-    format!("{text}{}", " ".repeat(columns.saturating_sub(width(text))))
+    format!("{}{}", in_line(text), " ".repeat(columns.saturating_sub(width(text))))
 }
 
-/// With spaces before, `columns` wide; wider text stays as it is.
+/// [`in_line`] with spaces before, `columns` wide; wider text stays as wide.
 pub fn right(text: &str, columns: usize) -> String {
-    format!("{}{text}", " ".repeat(columns.saturating_sub(width(text))))
+    format!("{}{}", " ".repeat(columns.saturating_sub(width(text))), in_line(text))
 }
 
-/// At most `columns` wide: an ellipsis stands for what was left out of the middle, since names often differ at an end.
+/// [`in_line`], at most `columns` wide: an ellipsis stands for what was left out of the middle, since names often differ at
+/// an end.
 pub fn shortened(text: &str, columns: usize) -> String {
-    if width(text) <= columns {
+    cut(&in_line(text), columns)
+}
+
+/// The columns of a sentence. None of the program's own comes near, and no path that a system opens is longer.
+const SENTENCE: usize = 4096;
+
+/// [`visible`], without the middle of what is longer than a sentence: one may quote a file.
+pub fn sentence(text: &str) -> String {
+    cut(&visible(text), SENTENCE)
+}
+
+fn cut(text: &str, columns: usize) -> String {
+    if text.width() <= columns {
         return text.to_owned();
     }
     let room = columns.saturating_sub(1);
@@ -42,6 +88,20 @@ fn fitting(text: impl Iterator<Item = char>, columns: usize) -> Vec<char> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_control_character_is_left() {
+        let text = "a\u{1b}[31mb\u{9b}0m\u{7f}\r\n\tc\0";
+        assert_eq!(visible(text), "a\\u001b[31mb\\u009b0m\\u007f\\r\n\tc\\u0000");
+        assert_eq!(in_line(text), "a\\u001b[31mb\\u009b0m\\u007f\\r\\n\\tc\\u0000");
+        assert_eq!((left("\n", 3), right("\n", 3), width("\u{1b}")), ("\\n ".into(), " \\n".into(), 6));
+        assert_eq!(shortened("\u{1b}[2J and more", 12), "\\u001b[2…ore");
+        assert!(matches!(visible("plain\n\tÄ 猫"), Cow::Borrowed(_)));
+        let long = format!("x.csv: {}: \u{1b} is too long\nfor that", "猫".repeat(1 << 20));
+        let said = sentence(&long);
+        assert!(width(&said) <= SENTENCE + 2 && said.starts_with("x.csv: 猫"), "{said}");
+        assert!(said.ends_with("猫: \\u001b is too long\nfor that"), "{said}");
+    }
 
     /// Unicode's East Asian Width: 猫 and 🐈 are wide; U+0301 is an accent of the letter before it.
     #[test]

@@ -1,7 +1,7 @@
 //! Class names in tables: short ones as they are. Where a name is long, or the confusion matrix would be wider than a
 //! terminal, classes have numbers, which stand for them over the matrix, and long names stand in full below.
 
-use crate::base::width::{left, right, shortened, width};
+use crate::base::width::{in_line, left, right, shortened, width};
 use crate::classify::metrics::Confusion;
 use std::fmt::Write;
 
@@ -71,7 +71,7 @@ impl Classes {
         let mut said = String::new();
         for (i, name) in self.names.iter().enumerate().filter(|(_, n)| width(n) > NAME) {
             let head = if said.is_empty() { "\nnames in full:\n" } else { "" };
-            _ = writeln!(said, "{head}{:>1$} {name}", i + 1, self.digits());
+            _ = writeln!(said, "{head}{:>1$} {2}", i + 1, self.digits(), in_line(name));
         }
         said
     }

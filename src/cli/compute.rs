@@ -2,7 +2,7 @@
 
 use super::notice::notice;
 use crate::base::{Error, Precision, Result};
-use crate::device::probe::{built, probe};
+use crate::device::probe::{Probe, built, probe};
 use crate::device::{Device, emulated_capability};
 use crate::train::settings::DeviceChoice;
 
@@ -46,10 +46,11 @@ impl Compute {
             }
             DeviceChoice::Cuda => {
                 bf16_only("cuda")?;
-                if let Some(problem) = probe().cuda_problem(&built()) {
+                let found = probe();
+                if let Some(problem) = found.cuda_problem(&built()) {
                     return Err(Error::Unsupported(format!("--device cuda: {problem}")));
                 }
-                return Ok((Device::cuda(0)?, Precision::Bf16));
+                return cuda(&found);
             }
             DeviceChoice::Auto => {
                 let found = probe();
@@ -61,13 +62,21 @@ impl Compute {
                     }
                     (Some(gpu), None) => {
                         notice(format_args!("computing on {}", gpu.name));
-                        return Ok((Device::cuda(0)?, Precision::Bf16));
+                        return cuda(&found);
                     }
                 }
             }
         }
         Ok((Device::host(), self.precision.unwrap_or(Precision::F32)))
     }
+}
+
+/// Opens the first GPU.
+fn cuda(found: &Probe) -> Result<(Device, Precision)> {
+    if let Some(gpu) = found.gpus.first().filter(|gpu| gpu.compiles()) {
+        notice(format_args!("the driver compiles the kernels for {}, which takes a while the first time", gpu.name));
+    }
+    Ok((Device::cuda(0)?, Precision::Bf16))
 }
 
 /// What computed, for `--json`: its name, how often each kernel was launched, and how often recorded launches were replayed.

@@ -1,6 +1,7 @@
 //! `--endpoint`: the flags of an evaluation whose model is served elsewhere.
 
 use super::notice::notice;
+use super::values::{not_negative, positive};
 use crate::base::{Error, Result, env};
 use crate::classify::endpoint::Endpoint;
 use crate::classify::records::Usage;
@@ -55,19 +56,19 @@ pub struct EndpointFlags {
     #[arg(long, help_heading = HEADING, value_name = "N", default_value_t = 4)]
     concurrency: usize,
     /// Send at most so many requests a minute [default: as fast as answers come]
-    #[arg(long, help_heading = HEADING, value_name = "X", requires = "endpoint")]
+    #[arg(long, help_heading = HEADING, value_name = "X", value_parser = positive, requires = "endpoint")]
     requests_per_minute: Option<f64>,
     /// Give up a request after so many seconds, and try again
-    #[arg(long, help_heading = HEADING, value_name = "X", default_value_t = 120.0)]
+    #[arg(long, help_heading = HEADING, value_name = "X", value_parser = positive, default_value_t = 120.0)]
     timeout: f64,
     /// Try a request so often again that failed for a reason that may pass
     #[arg(long, help_heading = HEADING, value_name = "N", default_value_t = 6)]
     retries: u32,
     /// Dollars per million prompt tokens
-    #[arg(long, help_heading = HEADING, value_name = "X", requires_all = ["endpoint", "price_out"], conflicts_with = "dollars_per_hour")]
+    #[arg(long, help_heading = HEADING, value_name = "X", value_parser = not_negative::<f64>, requires_all = ["endpoint", "price_out"], conflicts_with = "dollars_per_hour")]
     price_in: Option<f64>,
     /// Dollars per million answer tokens
-    #[arg(long, help_heading = HEADING, value_name = "X", requires_all = ["endpoint", "price_in"])]
+    #[arg(long, help_heading = HEADING, value_name = "X", value_parser = not_negative::<f64>, requires_all = ["endpoint", "price_in"])]
     price_out: Option<f64>,
 }
 
@@ -83,21 +84,10 @@ impl EndpointFlags {
         let (Some(url), Some(model)) = (&self.endpoint, &self.endpoint_model) else {
             return Err(Error::Usage("give --endpoint URL and --endpoint-model NAME, or --model DIR".into()));
         };
-        let positive = |name: &str, x: Option<f64>| match x {
-            Some(x) if !(x.is_finite() && x > 0.0) => Err(Error::Usage(format!("--{name} {x}: give a number above 0"))),
-            _ => Ok(()),
-        };
-        positive("requests-per-minute", self.requests_per_minute)?;
         if let Some(x) = self.requests_per_minute.filter(|x| *x < LEAST_PER_MINUTE) {
             let said =
                 format!("--requests-per-minute {x:e}: give {LEAST_PER_MINUTE} or more, which is about one a day");
             return Err(Error::Usage(said));
-        }
-        positive("timeout", Some(self.timeout))?;
-        for (name, price) in [("price-in", self.price_in), ("price-out", self.price_out)] {
-            if let Some(x) = price.filter(|x| !(x.is_finite() && *x >= 0.0)) {
-                return Err(Error::Usage(format!("--{name} {x}: give 0 or more")));
-            }
         }
         if self.concurrency == 0 || self.concurrency > 1000 {
             return Err(Error::Usage(format!("--concurrency {}: give 1 to 1000", self.concurrency)));

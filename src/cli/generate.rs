@@ -4,7 +4,7 @@ use super::compute::described;
 use super::endpoint::shortest;
 use super::model::{ModelFlags, Opened};
 use super::progress::Progress;
-use super::values::{answer_tokens, choice, picture};
+use super::values::{answer_tokens, choice, not_negative, picture};
 use crate::base::{Error, Result};
 use crate::classify::evaluate::label_tokens;
 use crate::data::messages::{Conversation, ImageSource, read_messages};
@@ -55,7 +55,7 @@ pub struct SamplingFlags {
     #[arg(long, value_name = "N", value_parser = answer_tokens)]
     max_new_tokens: Option<usize>,
     /// 0 always takes the likeliest token
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = not_negative::<f32>)]
     temperature: Option<f32>,
     /// Keep the likeliest tokens that reach this probability together
     #[arg(long, value_name = "X")]
@@ -108,7 +108,7 @@ impl SamplingFlags {
             false => Err(Error::Usage(format!("--{name} {value}: give {range}"))),
         };
         let temperature = match self.temperature {
-            Some(t) => within("temperature", t, t >= 0.0 && t.is_finite(), "0 or more")?,
+            Some(t) => t,
             None if defaults.do_sample => defaults.temperature as f32,
             None => 0.0,
         };
@@ -197,7 +197,7 @@ impl Generate {
         let Some(Generated { tokens, finish }) = answers.into_iter().next() else { return Ok(()) };
         let text = tokenizer.decode(&tokens, Specials::Skip)?;
         if !self.json {
-            return super::print(&format!("{}\n", text.strip_prefix(&printed).unwrap_or(&text)));
+            return super::print_exact(&format!("{}\n", text.strip_prefix(&printed).unwrap_or(&text)));
         }
         super::print_json(&json!({
             "text": text,

@@ -34,9 +34,11 @@ mod values;
 mod verify;
 
 use crate::base::Result;
+use crate::base::width::visible;
 use clap::Parser;
 use notice::notice;
 use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -128,10 +130,19 @@ fn with_numbers_joined(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
     joined
 }
 
-/// Writes to stdout. A reader that has gone away (`vlm inspect | head`) is no failure.
+/// Writes text for a person to stdout.
 fn print(text: &str) -> Result<()> {
-    use std::io::Write;
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
+    print_bytes(visible(text).as_bytes())
+}
+
+/// Writes what a program may read to stdout, to the byte; where a person reads it, as [`print`].
+fn print_exact(text: &str) -> Result<()> {
+    if std::io::stdout().is_terminal() { print(text) } else { print_bytes(text.as_bytes()) }
+}
+
+/// Writes to stdout. A reader that has gone away (`vlm inspect | head`) is no failure.
+fn print_bytes(bytes: &[u8]) -> Result<()> {
+    match std::io::stdout().lock().write_all(bytes) {
         Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(crate::base::Error::io("write to", "stdout", e)),
         _ => Ok(()),
     }
@@ -139,5 +150,5 @@ fn print(text: &str) -> Result<()> {
 
 /// One JSON object on stdout.
 fn print_json(value: &serde_json::Value) -> Result<()> {
-    print(&format!("{value}\n"))
+    print_exact(&format!("{value}\n"))
 }

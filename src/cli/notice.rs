@@ -3,16 +3,17 @@
 //! Nobody may be listening (`2>&1 | head`), or the disk behind a log may be full: what cannot be said is not said, and the
 //! work goes on.
 
+use crate::base::width::{sentence, visible};
 use std::fmt::Display;
 use std::io::Write;
 
 /// A sentence of the program: `vlm: …`.
 pub fn notice(text: impl Display) {
-    plain(format_args!("vlm: {text}"));
+    plain(format_args!("vlm: {}", sentence(&text.to_string())));
 }
 
-/// A line as it stands.
+/// A line for itself.
 pub fn plain(text: impl Display) {
     // in one call, so that lines of two programs do not mix
-    _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+    _ = std::io::stderr().lock().write_all(visible(&format!("{text}\n")).as_bytes());
 }

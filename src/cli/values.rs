@@ -4,6 +4,7 @@ use crate::base::DType;
 use crate::data::image::{AN_AREA, AREAS};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// A picture's path; what is no file is said at once.
 pub fn picture(text: &str) -> Result<PathBuf, String> {
@@ -61,9 +62,24 @@ pub fn positive(text: &str) -> Result<f64, String> {
     number.filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| "wanted a number above 0".into())
 }
 
+/// A number of 0 or more.
+pub fn not_negative<T: FromStr + Copy + Into<f64>>(text: &str) -> Result<T, String> {
+    let number: Option<T> = text.parse().ok();
+    number.filter(|x| (0.0..f64::INFINITY).contains(&(*x).into())).ok_or_else(|| "wanted a number, 0 or more".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_finite() {
+        assert_eq!((positive("1e-300"), not_negative("0"), not_negative("0.5")), (Ok(1e-300), Ok(0.0), Ok(0.5_f32)));
+        for text in ["nan", "-nan", "inf", "-inf", "-1", "1e999", "x", ""] {
+            assert!(positive(text).is_err() && not_negative::<f64>(text).is_err(), "{text}");
+        }
+        assert!(not_negative::<f32>("1e39").is_err() && positive("0").is_err());
+    }
 
     #[test]
     fn areas_and_sizes() {

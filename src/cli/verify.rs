@@ -2,6 +2,7 @@
 
 use super::dump;
 use super::model::ModelFlags;
+use super::values::not_negative;
 use crate::base::{Error, Result};
 use crate::data::messages::read_messages;
 use crate::io::safetensors::SafetensorsFile;
@@ -22,7 +23,7 @@ pub struct Verify {
     #[arg(long, value_name = "FILE")]
     messages: PathBuf,
     /// Relative error up to which two tensors count as equal
-    #[arg(long, value_name = "X", default_value_t = 2e-5)]
+    #[arg(long, value_name = "X", default_value_t = 2e-5, value_parser = not_negative::<f64>)]
     tolerance: f64,
 }
 

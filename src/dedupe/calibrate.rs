@@ -79,7 +79,7 @@ pub struct Plan {
 /// Plants changes into some of the photos and calibrates on them. None: interrupted.
 ///
 /// Photos that look the same already ([`alike`]) are no mistake when they are found, and do not count as one. Errors:
-/// fewer than four photos; those of reading them.
+/// fewer than four photos that differ, or too few that look different; those of reading them.
 pub fn calibrated(
     embedder: &mut Embedder,
     photos: Photos,
@@ -87,10 +87,6 @@ pub fn calibrated(
     watch: &mut Watch,
 ) -> Result<Option<Calibration>> {
     let Photos { sources, looks, same, space, embeddings } = photos;
-    if sources.len() < 4 {
-        let said = "a threshold is calibrated on four photos or more; give one with --threshold";
-        return Err(Error::Unsupported(said.into()));
-    }
     // by a random rank that follows from the content: in whatever sets and order they come, it is the same photos
     let rank = |look: &Look| {
         let words = look.sha256.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b));
@@ -99,6 +95,10 @@ pub fn calibrated(
     let mut chosen: Vec<usize> = (0..sources.len()).collect();
     chosen.sort_by_key(|i| (rank(&looks[*i]), looks[*i].sha256));
     chosen.dedup_by_key(|i| looks[*i].sha256);
+    if chosen.len() < 4 {
+        let said = "a threshold is calibrated on four different photos or more; give one with --threshold";
+        return Err(Error::Unsupported(said.into()));
+    }
     chosen.truncate(plan.photos.max(4));
     // the halves are of photos, not of copies: a photo's three copies are much alike
     let halves = chosen.iter().enumerate().map(|(at, i)| (*i, at % 2 == 1));
@@ -120,7 +120,7 @@ pub fn calibrated(
             Ok(Planted { source, tests, change, embedding: space.embedding(&features?), like })
         })
         .collect::<Result<Vec<_>>>()?;
-    Ok(Some(calibrate(embeddings, &planted, same)))
+    calibrate(embeddings, &planted, same).map(Some)
 }
 
 /// A copy and a photo.
@@ -143,8 +143,9 @@ struct Half {
     wrong: Vec<Scored>,
 }
 
-/// The threshold of `planted` against `originals`; `same` are pairs (i < j) of originals that show the same.
-pub fn calibrate(originals: &[Vec<f32>], planted: &[Planted], same: &BTreeSet<(usize, usize)>) -> Calibration {
+/// The threshold of `planted` against `originals`; `same` are pairs (i < j) of originals that show the same. Errors: so do
+/// all of a half, and there is nothing that a copy has to be told from.
+pub fn calibrate(originals: &[Vec<f32>], planted: &[Planted], same: &BTreeSet<(usize, usize)>) -> Result<Calibration> {
     let sources: HashSet<usize> = planted.iter().map(|p| p.source).collect();
     let (mut choose, mut test) = (Half::default(), Half::default());
     let scores: Vec<Vec<f64>> =
@@ -160,6 +161,10 @@ pub fn calibrate(originals: &[Vec<f32>], planted: &[Planted], same: &BTreeSet<(u
             }
         }
     }
+    if choose.wrong.is_empty() || test.wrong.is_empty() {
+        let said = "too many of the photos look the same to calibrate a threshold on them; give one with --threshold";
+        return Err(Error::Unsupported(said.into()));
+    }
     let threshold = choose.best();
     let recall_of = |change: Change| {
         let of_kind = || test.right.iter().filter(|s| s.change == change);
@@ -169,7 +174,7 @@ pub fn calibrate(originals: &[Vec<f32>], planted: &[Planted], same: &BTreeSet<(u
     let at = test.point(threshold);
     let mut curve: Vec<Point> = SHOWN.iter().map(|t| test.point(*t)).chain([at]).collect();
     curve.sort_by(|a, b| a.threshold.total_cmp(&b.threshold));
-    Calibration {
+    Ok(Calibration {
         threshold,
         photos: sources.len(),
         planted: planted.len(),
@@ -177,7 +182,7 @@ pub fn calibrate(originals: &[Vec<f32>], planted: &[Planted], same: &BTreeSet<(u
         recall: at.recall,
         recall_of: Change::ALL.into_iter().map(recall_of).collect(),
         curve,
-    }
+    })
 }
 
 impl Half {

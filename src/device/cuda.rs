@@ -135,16 +135,15 @@ impl Cuda {
     /// Loads the images that this GPU runs.
     fn load(&self) -> Result<()> {
         let mut state = self.lock();
-        let images = images_for(self.facts.capability, IMAGES);
+        let kind = ImageKind::of(self.facts.capability);
+        let images: Vec<&Image> = IMAGES.iter().filter(|image| image.kind == kind).collect();
         let unpacked = images.par_iter().map(|image| image.packed.unpack()).collect::<Result<Vec<_>>>()?;
         for (image, bytes) in images.iter().zip(&unpacked) {
             // PTX is text that ends in a zero byte; build.rs sees to it
             // SAFETY: the image is a whole one of our own build; the driver copies what it needs of it before the call
             // returns.
             let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) };
-            state
-                .modules
-                .push(module.map_err(|e| self.error(&format!("cannot load the kernels of {}", image.name), e))?);
+            state.modules.push(module.map_err(|e| self.not_loaded(image.name, e))?);
         }
         tracing::debug!("{}: {} images of kernels are loaded", self.facts.name, state.modules.len());
         Ok(())
@@ -152,6 +151,15 @@ impl Cuda {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn not_loaded(&self, image: &str, e: DriverError) -> Error {
+        let older = "the driver is older than the CUDA of the kernels, which it would have to compile: install a newer one, \
+                     build vlm with the compiler that tools/install-nvcc installs, or use --device cpu";
+        match e.0 {
+            sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => self.error(older, e),
+            _ => self.error(&format!("cannot load the kernels of {image}"), e),
+        }
     }
 
     fn error(&self, doing: &str, e: DriverError) -> Error {
@@ -249,19 +257,6 @@ fn is_fault(e: DriverError) -> bool {
 pub(super) fn seconds_between(begin: &CudaEvent, end: &CudaEvent) -> Result<f64> {
     let milliseconds = begin.elapsed_ms(end).map_err(|e| device_error("cuda", CANNOT_TIME, e))?;
     Ok(f64::from(milliseconds) / 1e3)
-}
-
-/// The images to load for a compute capability: those compiled for exactly this architecture, else the best that runs on
-/// it, else text that the driver compiles. Kernels that only one architecture has come beside the others.
-pub fn images_for(capability: (i32, i32), images: &'static [Image]) -> Vec<&'static Image> {
-    let of = |kind: ImageKind| images.iter().filter(move |i| i.kind == kind);
-    let hopper = of(ImageKind::Sm90a).filter(|_| capability == (9, 0));
-    let common: Vec<_> = match capability {
-        (9, 0) => Vec::new(),
-        (8, _) => of(ImageKind::Sm80).collect(),
-        _ => of(ImageKind::Ptx80).collect(),
-    };
-    hopper.chain(common).collect()
 }
 
 impl Launcher for Cuda {

@@ -19,6 +19,18 @@ pub enum ImageKind {
     Ptx80,
 }
 
+impl ImageKind {
+    /// What a GPU of this compute capability runs: what was compiled for exactly this architecture, else the best that runs
+    /// on it, else text that the driver compiles.
+    pub fn of(capability: (i32, i32)) -> ImageKind {
+        match capability {
+            (9, 0) => ImageKind::Sm90a,
+            (8, _) => ImageKind::Sm80,
+            _ => ImageKind::Ptx80,
+        }
+    }
+}
+
 /// One compiled file.
 #[derive(Debug, Clone, Copy)]
 pub struct Image {

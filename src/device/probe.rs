@@ -12,6 +12,13 @@ pub struct Gpu {
     pub capability: (i32, i32),
 }
 
+impl Gpu {
+    /// Whether its driver has to compile the kernels; it keeps what it compiled.
+    pub fn compiles(&self) -> bool {
+        ImageKind::of(self.capability) == ImageKind::Ptx80
+    }
+}
+
 /// What was found.
 #[derive(Debug, Clone, Default)]
 pub struct Probe {
@@ -103,11 +110,11 @@ impl Built {
         all.into_iter().filter(|(has, _)| *has).map(|(_, name)| name).collect()
     }
 
-    fn runs_on(&self, (major, minor): (i32, i32)) -> bool {
-        match (major, minor) {
-            (9, 0) => self.sm_90a,
-            (8, _) => self.sm_80,
-            _ => self.ptx,
+    fn runs_on(&self, capability: (i32, i32)) -> bool {
+        match ImageKind::of(capability) {
+            ImageKind::Sm90a => self.sm_90a,
+            ImageKind::Sm80 => self.sm_80,
+            ImageKind::Ptx80 => self.ptx,
         }
     }
 }

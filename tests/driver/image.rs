@@ -3,6 +3,7 @@
 use object::read::elf::{ElfFile64, FileHeader};
 use object::{Object, ObjectSection};
 use std::collections::BTreeMap;
+use std::ffi::CStr;
 
 /// What an image says of one kernel.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -33,15 +34,35 @@ const REGISTERS: u8 = 0x2f;
 /// # Safety
 /// `image` points to a whole ELF file or to PTX that ends in a zero byte.
 pub unsafe fn kernels(image: *const u8) -> Result<BTreeMap<String, Facts>, String> {
-    // SAFETY: either kind has four bytes.
-    if unsafe { std::slice::from_raw_parts(image, 4) } != b"\x7fELF" {
-        // SAFETY: the caller's promise.
-        let text = unsafe { std::ffi::CStr::from_ptr(image.cast()) };
+    // SAFETY: the caller's promise.
+    if let Some(text) = unsafe { ptx(image) } {
         return of_ptx(text.to_str().map_err(|e| e.to_string())?);
     }
     // SAFETY: an ELF file begins with its header, which tells where its tables are, and they are the last of it.
     let bytes = unsafe { std::slice::from_raw_parts(image, end(std::slice::from_raw_parts(image, 64))?) };
     of_cubin(bytes)
+}
+
+/// The version of PTX; None for a cubin.
+///
+/// # Safety
+/// As of [`kernels`].
+pub unsafe fn ptx_version(image: *const u8) -> Option<(i32, i32)> {
+    // SAFETY: the caller's promise.
+    let text = unsafe { ptx(image) }?.to_str().ok()?;
+    let (major, minor) = text.lines().find_map(|l| l.strip_prefix(".version "))?.trim().split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The text of PTX; None for a cubin.
+///
+/// # Safety
+/// As of [`kernels`].
+unsafe fn ptx<'a>(image: *const u8) -> Option<&'a CStr> {
+    // SAFETY: either kind has four bytes.
+    let is_cubin = unsafe { std::slice::from_raw_parts(image, 4) } == b"\x7fELF";
+    // SAFETY: the caller's promise.
+    (!is_cubin).then(|| unsafe { CStr::from_ptr(image.cast()) })
 }
 
 /// Where a file of this header ends.

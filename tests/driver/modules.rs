@@ -1,7 +1,7 @@
 //! Loaded images and their functions, and whether a launch is one that they allow.
 
 use crate::device::Driver;
-use crate::image::{Facts, kernels};
+use crate::image::{Facts, kernels, ptx_version};
 use crate::{Done, Handle, refused};
 use cudarc::driver::sys::CUresult;
 use std::collections::BTreeMap;
@@ -44,6 +44,13 @@ impl Driver {
     pub unsafe fn load(&mut self, image: *const u8) -> Done<Handle> {
         self.emulator()?;
         self.streams.forbid_in_capture("cuModuleLoadData")?;
+        // SAFETY: the caller's promise.
+        let version = unsafe { ptx_version(image) };
+        if let (Some(newest), Some(version)) = (self.settings.ptx, version)
+            && version > newest
+        {
+            return refused(CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, format!("PTX {version:?}, not {newest:?}"));
+        }
         // SAFETY: the caller's promise.
         match unsafe { kernels(image) } {
             Ok(found) => {

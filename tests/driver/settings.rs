@@ -17,6 +17,8 @@ pub struct Settings {
     pub init: u32,
     /// The CUDA version that it serves, as 13000.
     pub version: i32,
+    /// The newest PTX that it compiles, as 9.0; None: any.
+    pub ptx: Option<(i32, i32)>,
     pub gpus: i32,
     pub capability: (i32, i32),
     pub multiprocessors: i32,
@@ -35,6 +37,7 @@ impl Settings {
         let mut settings = Settings {
             init: 0,
             version: 13000,
+            ptx: None,
             gpus: 1,
             capability: (9, 0),
             multiprocessors: 4,
@@ -46,6 +49,11 @@ impl Settings {
         for setting in said.split(',').filter(|s| !s.is_empty()) {
             let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
             let number = || value.parse::<u64>().unwrap_or_else(|e| panic!("{setting}: {e}"));
+            let two_numbers = || {
+                let (major, minor) = value.split_once('.').unwrap_or_else(|| panic!("{setting}: not like 8.6"));
+                let digit = |s: &str| s.parse().unwrap_or_else(|e| panic!("{setting}: {e}"));
+                (digit(major), digit(minor))
+            };
             match key {
                 "init" => settings.init = number() as u32,
                 "version" => settings.version = number() as i32,
@@ -55,11 +63,8 @@ impl Settings {
                 "fail" => settings.fail = Some(number()),
                 "report" => settings.report = Some(value.into()),
                 "when" => settings.when = if value == "soon" { When::Soon } else { When::Late },
-                "capability" => {
-                    let (major, minor) = value.split_once('.').unwrap_or_else(|| panic!("{setting}: not like 8.6"));
-                    let digit = |s: &str| s.parse().unwrap_or_else(|e| panic!("{setting}: {e}"));
-                    settings.capability = (digit(major), digit(minor));
-                }
+                "capability" => settings.capability = two_numbers(),
+                "ptx" => settings.ptx = Some(two_numbers()),
                 _ => panic!("the test driver has no setting {key}"),
             }
         }

@@ -103,8 +103,24 @@ fn wrong_usage_is_2() {
     misused("generate --model {}", &[&model], &["--messages"]);
     misused("generate --model {} --image {}", &[&model, &image], &["--prompt"]);
     misused("generate --model {} --messages a.json --prompt hi", &[&model], &["cannot be used with"]);
-    misused("generate --model {} --prompt hi --temperature=-1", &[&model], &["--temperature -1", "0 or more"]);
-    misused("generate --model {} --prompt hi --temperature nan", &[&model], &["--temperature NaN"]);
+    for x in ["-1", "nan", "inf", "1e39"] {
+        let flag = format!("'{x}' for '--temperature <X>'");
+        misused(&format!("generate --model {{}} --prompt hi --temperature {x}"), &[&model], &[&flag, "0 or more"]);
+    }
+    for x in ["-1", "nan", "inf"] {
+        let line = format!("verify --model m --reference r --messages f --tolerance {x}");
+        misused(&line, &[], &[x, "--tolerance <X>", "0 or more"]);
+        let ask = "eval --endpoint http://127.0.0.1:1 --endpoint-model m --data d --out o";
+        for (flag, wanted) in [
+            ("--temperature", "0 or more"),
+            ("--price-out 1 --price-in", "0 or more"),
+            ("--price-in 1 --price-out", "0 or more"),
+            ("--timeout", "above 0"),
+            ("--requests-per-minute", "above 0"),
+        ] {
+            misused(&format!("{ask} {flag} {x}"), &[], &[flag.split(' ').next_back().unwrap(), x, wanted]);
+        }
+    }
     misused("generate --model {} --prompt hi --top-p 0", &[&model], &["--top-p 0", "above 0, at most 1"]);
     misused("generate --model {} --prompt hi --repetition-penalty 0", &[&model], &["--repetition-penalty 0"]);
     misused("generate --model {} --prompt hi --presence-penalty inf", &[&model], &["--presence-penalty inf"]);
@@ -204,6 +220,10 @@ fn flags_that_have_no_say() {
     let adapter = cases().join("uneven.train.mixed/final_adapter");
     misused("inspect {} --trace", &[&adapter], &["--trace", "adapter"]);
     misused("bench one-dollar --out o --epochs 0", &[], &["--epochs"]);
+    for flag in ["--epochs", "--rank", "--batch-size"] {
+        let line = format!("bench one-dollar --out o {flag} 9223372036854775808");
+        misused(&line, &[], &[flag, "9223372036854775808 is not in 1..=4294967295"]);
+    }
 }
 
 /// The flags of an endpoint stand under its heading, and no other flag does.

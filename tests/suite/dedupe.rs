@@ -177,7 +177,7 @@ fn a_threshold_by_hand() {
     };
     let mut planted = copies(Change::Crop, [2.0, 2.0, 2.0, 4.0, 2.0, 2.0, 2.0, 2.0]);
     planted.extend(copies(Change::Reencode, [1.0; 8]));
-    let got = calibrate(&originals, &planted, &BTreeSet::new());
+    let got = calibrate(&originals, &planted, &BTreeSet::new()).unwrap();
     // even photos choose: own at most 2 degrees off, others at least 8: the middle of the two cosines
     let middle = (2f64.to_radians().cos() + 8f64.to_radians().cos()) / 2.0;
     assert_within("threshold", &[got.threshold], &[middle], |_| 1e-6);
@@ -186,14 +186,14 @@ fn a_threshold_by_hand() {
     // an odd photo's copy that went too far, and one that looks like another photo
     planted[3].embedding = at(30.0 + 7.0);
     planted[5].embedding = at(60.0);
-    let got = calibrate(&originals, &planted, &BTreeSet::new());
+    let got = calibrate(&originals, &planted, &BTreeSet::new()).unwrap();
     assert_within("threshold", &[got.threshold], &[middle], |_| 1e-6);
     // of eight copies in the half that tests six are found; two are found with another photo
     // (37 degrees: 40 is 3 off; 60: is 60)
     assert_eq!((got.recall, got.precision), (0.75, Some(0.75)));
     assert_eq!((got.recall_of["crops"], got.recall_of["re-encodes"]), (0.5, 1.0));
     // photos 5 and 6 show the same: finding one by the other's copy is no mistake
-    let got = calibrate(&originals, &planted, &BTreeSet::from([(5, 6)]));
+    let got = calibrate(&originals, &planted, &BTreeSet::from([(5, 6)])).unwrap();
     assert_eq!(got.precision, Some(6.0 / 7.0));
     let here = got.curve.iter().find(|p| p.threshold == got.threshold).unwrap();
     assert_eq!((here.precision, here.recall), (got.precision, got.recall));
@@ -201,7 +201,7 @@ fn a_threshold_by_hand() {
     // what pixels find counts, right or wrong: photo 3 by its copy, photo 0 by that of 7
     planted[3].like.insert(3);
     planted[7].like.insert(0);
-    let got = calibrate(&originals, &planted, &BTreeSet::from([(5, 6)]));
+    let got = calibrate(&originals, &planted, &BTreeSet::from([(5, 6)])).unwrap();
     assert_within("threshold", &[got.threshold], &[middle], |_| 1e-6);
     assert_eq!((got.recall, got.precision), (7.0 / 8.0, Some(7.0 / 9.0)));
     assert_eq!((got.recall_of["crops"], got.recall_of["re-encodes"]), (0.75, 1.0));
@@ -209,19 +209,23 @@ fn a_threshold_by_hand() {
     let mut planted = [copies(Change::Crop, [2.0; 8]), copies(Change::Reencode, [1.0; 8])].concat();
     planted[2].embedding = at(26.0);
     let between = |a: f64, b: f64| (a.to_radians().cos() + b.to_radians().cos()) / 2.0;
-    let low = calibrate(&originals, &planted, &BTreeSet::new()).threshold;
+    let low = calibrate(&originals, &planted, &BTreeSet::new()).unwrap().threshold;
     planted[2].like.insert(2);
-    let high = calibrate(&originals, &planted, &BTreeSet::new()).threshold;
+    let high = calibrate(&originals, &planted, &BTreeSet::new()).unwrap().threshold;
     assert_within("thresholds", &[low, high], &[between(6.0, 8.0), between(2.0, 4.0)], |_| 1e-6);
     // where they find all it comes down to what is wrong
     planted.iter_mut().for_each(|p| _ = p.like.insert(p.source));
     planted[2].embedding = at(22.0);
     assert_within(
         "threshold",
-        &[calibrate(&originals, &planted, &BTreeSet::new()).threshold],
+        &[calibrate(&originals, &planted, &BTreeSet::new()).unwrap().threshold],
         &[between(2.0, 8.0)],
         |_| 1e-6,
     );
+    // where all show the same there is nothing to tell a copy from
+    let same = (0..8).flat_map(|i| (i + 1..8).map(move |j| (i, j))).collect();
+    let said = calibrate(&originals, &planted, &same).unwrap_err().to_string();
+    assert!(said.contains("too many of the photos look the same") && said.contains("--threshold"), "{said}");
 }
 
 #[test]

@@ -91,7 +91,22 @@ fn the_program_cleans_a_split() {
     assert!(code == Some(2) && said.contains("<FILE>"), "{said}");
     let few = write_set(root, "few", &["0.png", "1.png"]);
     let (code, _, said) = run(&[few.to_str().unwrap(), "--out", root.join("f").to_str().unwrap()]);
-    assert!(code == Some(1) && said.contains("calibrated on four photos or more; give one with --threshold"), "{said}");
+    let wanted = "calibrated on four different photos or more; give one with --threshold";
+    assert!(code == Some(1) && said.contains(wanted), "{said}");
+    // one photo under many names, and saved again and again
+    let copies: Vec<String> = (0..12).map(|i| format!("copy-{i}.png")).collect();
+    copies.iter().for_each(|name| _ = fs::copy(root.join("1.png"), root.join(name)).unwrap());
+    let again: Vec<String> = (0..12).map(|i| format!("again-{i}.jpg")).collect();
+    for (i, name) in again.iter().enumerate() {
+        fs::write(root.join(name), to_jpeg(&picture(1, 96, 72), 80 + i as u8).unwrap()).unwrap();
+    }
+    for (name, photos, wanted) in
+        [("copies", copies, wanted), ("again", again, "too many of the photos look the same to calibrate a threshold")]
+    {
+        let set = write_set(root, name, &photos.iter().map(String::as_str).collect::<Vec<_>>());
+        let (code, _, said) = run(&[set.to_str().unwrap(), "--out", root.join("one").to_str().unwrap()]);
+        assert!(code == Some(1) && said.contains(wanted), "{name}: {said}");
+    }
 }
 
 /// Cleaned sets of two results say nothing about each other; what the earlier one only read, or did not write, stays.

@@ -200,6 +200,25 @@ fn what_is_missing_is_said_in_a_sentence() {
     }
 }
 
+/// A GPU newer than the machine code: its driver compiles the kernels, or is too old to.
+#[test]
+fn a_driver_that_compiles_is_waited_for() {
+    if !can_run() {
+        return;
+    }
+    let line = format!("generate --model {} --prompt hail --device cuda --max-new-tokens 2", model());
+    let waits = "vlm: the driver compiles the kernels for test driver sm_120, which takes a while the first time";
+    for (settings, waited_for) in [("capability=12.0", true), ("ptx=8.0", false), ("ptx=8.0,capability=8.6", false)] {
+        let done = Machine::new(settings).vlm(&line);
+        let said = String::from_utf8(done.stderr).expect("text");
+        assert!(done.status.success() && said.contains(waits) == waited_for, "{settings}: {said}");
+    }
+    let said = Machine::new("capability=12.0,ptx=8.0").fails(&line);
+    for words in ["the driver is older than the CUDA of the kernels", "install-nvcc", "UNSUPPORTED_PTX_VERSION"] {
+        assert!(said.contains(words), "{said}");
+    }
+}
+
 /// A kernel fails in the middle of a run: a sentence, the checkpoint before it is whole, and the run that goes on from there
 /// ends with the bits of one that was never disturbed.
 #[test]

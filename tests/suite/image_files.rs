@@ -186,12 +186,23 @@ fn sizes_are_checked_in_the_header() {
     let crc = crc32fast::hash(&png[12..29]);
     png[29..33].copy_from_slice(&crc.to_be_bytes());
     says(&png, &["13377 x 13378", "178956970"]);
+    // where a decoder gives up before it says the size
+    let beyond = i32::MAX as u32;
+    let mut huge = patched(&png, b"IHDR", 0, &[beyond.to_be_bytes(), beyond.to_be_bytes()].concat());
+    let crc = crc32fast::hash(&huge[12..29]);
+    huge[29..33].copy_from_slice(&crc.to_be_bytes());
+    says(&huge, &["2147483647 x 2147483647", "178956970"]);
+    let webp = [&b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0"[..], &[0xFF; 6]].concat();
+    says(&webp, &["16777216 x 16777216", "178956970"]);
     let gif = patched(&bytes("transparent.gif"), b"GIF89a", 0, &[0xFF, 0xFF, 0xFF, 0xFF]);
     says(&gif, &["65535 x 65535", "178956970"]);
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("bomb.gif");
-    std::fs::write(&path, gif).unwrap();
-    assert!(dimensions(&path).unwrap_err().to_string().contains("178956970"));
+    for (name, file) in [("bomb.gif", gif), ("bomb.png", huge), ("bomb.webp", webp)] {
+        let path = folder.path().join(name);
+        std::fs::write(&path, file).unwrap();
+        let said = dimensions(&path).unwrap_err().to_string();
+        assert!(said.contains("178956970"), "{said}");
+    }
 }
 
 #[test]

@@ -97,6 +97,73 @@ fn files_of_somebody_are_not_replaced() {
     assert_eq!(place.read("mine.jpg"), first);
 }
 
+/// A label that would paint a terminal and clear it.
+const PAINT: &str = "\u{1b}[31mred\r\u{9b}2J\nand on";
+
+/// Both streams of a line that works, without any control character but ends of lines.
+#[track_caller]
+fn tame(line: &str, paths: &[&Path]) -> [String; 2] {
+    let done = program().args(arguments(line, paths)).output().unwrap();
+    assert!(done.status.success(), "{line}: {}", String::from_utf8_lossy(&done.stderr));
+    [done.stdout, done.stderr].map(|bytes| {
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{line}: {text:?}");
+        text
+    })
+}
+
+#[test]
+fn escape_codes_of_a_file_reach_no_terminal() {
+    let (place, model) = (Place::new(), single());
+    let lines = [("photo.png", PAINT), ("photo.png", "dent"), ("gone\u{1b}[2J.png", "dent")];
+    let lines = lines.map(|(image, label)| json!({"image": image, "label": label}).to_string());
+    let set = place.write("set.jsonl", &lines.join("\n"));
+    let shown = "\\u001b[31mred\\r\\u009b2J\\nand on";
+    let [said, _] = tame("data show {}", &[&set]);
+    assert!(said.contains(&format!("\n{shown}  ")) && said.contains("gone\\u001b[2J.png"), "{said}");
+    // what a program reads is exact
+    let json = works("data show {} --json", &[&set]);
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["classes"][PAINT], 1);
+    let [said, notices] = tame("data split {} --out {} --train 2 --skip-bad", &[&set, &place.at("split")]);
+    assert!(said.contains(&format!("\n{shown}  ")) && notices.contains("gone\\u001b[2J.png"), "{said}{notices}");
+    let train = String::from_utf8(place.read("split/train.jsonl")).unwrap();
+    let label = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["label"].clone();
+    assert!(train.lines().any(|line| label(line) == PAINT), "{train}");
+    let pairs = "data dedupe --model {} {} --out {} --threshold 1 --skip-bad";
+    let [said, _] = tame(pairs, &[&model, &set, &place.at("clean")]);
+    assert!(said.contains(&format!("called {shown} and dent\n")), "{said}");
+    let score = "eval --model {} --data {} --out {} --prompt Which? --skip-bad";
+    let [said, _] = tame(score, &[&model, &set, &place.at("scores")]);
+    assert!(said.contains(&format!("\n{shown}  ")), "{said}");
+}
+
+#[test]
+fn a_sentence_quotes_no_more_than_one_can_read() {
+    let place = Place::new();
+    let path = format!("\u{1b}[2J{}.png", "x".repeat(5_000_000));
+    let table = place.write("table.csv", &format!("image,label\nphoto.png,dent\n{path},dent\n"));
+    let out = place.at("out.jsonl");
+    fails(
+        "data import {} --out {}",
+        &[&table, &out],
+        &["table.csv, line 3: ", "\\u001b[2Jxxx", "xx…xx", "--images names"],
+    );
+    let lines = [("photo.png", "dent"), (&path, "dent")];
+    let lines = lines.map(|(image, label)| json!({"image": image, "label": label}).to_string());
+    let set = place.write("long.jsonl", &lines.join("\n"));
+    let both = [
+        tame("data import {} --out {} --skip-bad", &[&table, &out]),
+        tame("data show {}", &[&set]),
+        tame("data split {} --out {} --skip-bad", &[&set, &place.at("split")]),
+    ];
+    for text in both.iter().flatten() {
+        assert!(text.len() < 10_000, "{} bytes", text.len());
+    }
+    let refused = program().args(arguments("data import {} --out {} --overwrite", &[&table, &out])).output().unwrap();
+    assert!(refused.stderr.len() < 10_000, "{} bytes", refused.stderr.len());
+}
+
 #[test]
 fn only_plain_files_are_replaced_and_links_stay() {
     let (place, photo) = (Place::new(), image());

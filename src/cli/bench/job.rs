@@ -17,7 +17,7 @@ pub struct Job<'a> {
     pub photo: &'a Path,
     pub prompt: &'a str,
     pub out: PathBuf,
-    pub batch_size: u64,
+    pub batch_size: u32,
     /// Flags of `vlm train` on top of the recipe.
     pub flags: Vec<String>,
     /// `--device` and `--precision`, for all commands.

@@ -69,14 +69,14 @@ pub struct OneDollar {
     #[arg(long, value_name = "WxH", default_value = "1000x667", value_parser = photo_size)]
     size: (usize, usize),
     /// How often every photo is seen
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
-    epochs: u64,
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    epochs: u32,
     /// Rank of the adapters on q, k, v and o
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..))]
-    rank: u64,
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    rank: u32,
     /// Photos computed together
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
-    batch_size: u64,
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    batch_size: u32,
     /// The device's peak, in 10^12 operations a second: MFU is then given
     #[arg(long, value_name = "X", value_parser = values::positive)]
     peak_tflops: Option<f64>,

@@ -1,5 +1,6 @@
 //! `vlm data dedupe`: photos that leak from one set into another.
 
+use crate::base::width::in_line;
 use crate::base::{Error, Result, counted};
 use crate::cli::compute::Compute;
 use crate::cli::interrupt;
@@ -195,7 +196,7 @@ fn table(outcome: &Outcome) -> String {
     pairs.sort_by_key(|p| !p.crosses());
     for p in pairs.into_iter().take(SHOWN) {
         let called = match (&p.a.label, &p.b.label) {
-            (Some(a), Some(b)) if a != b => format!("  called {a} and {b}"),
+            (Some(a), Some(b)) if a != b => format!("  called {} and {}", in_line(a), in_line(b)),
             _ => String::new(),
         };
         let how = if p.by_pixels { "pixels".into() } else { format!("{:.4}", p.cosine) };

@@ -1,5 +1,6 @@
 //! `vlm data import`: a dataset of other people's shapes.
 
+use crate::base::width::in_line;
 use crate::base::{Result, counted};
 use crate::cli::notice::notice;
 use crate::cli::{output, print, print_json};
@@ -82,7 +83,7 @@ impl Import {
             let out = self.out.display().to_string();
             return print_json(&json!({"out": out, "photos": n, "classes": classes, "left_out": left_out, "bad": bad}));
         }
-        let counts: Vec<String> = classes.iter().map(|(name, n)| format!("{name} {n}")).collect();
+        let counts: Vec<String> = classes.iter().map(|(name, n)| format!("{} {n}", in_line(name))).collect();
         let out = self.out.display();
         let (photos, of) = (counted(n, "photo", "photos"), counted(classes.len(), "class", "classes"));
         print(&format!("{photos} of {of} in {out}: {}\n", counts.join(", ")))?;

@@ -1,6 +1,6 @@
 //! `vlm data show`: what is in a dataset.
 
-use crate::base::width::{left, width};
+use crate::base::width::{in_line, left, sentence, width};
 use crate::base::{Error, Result, counted};
 use crate::cli::model::PixelFlags;
 use crate::cli::progress::Progress;
@@ -160,7 +160,7 @@ fn list(said: &mut String, name: &str, lines: &[String]) {
         return;
     }
     _ = writeln!(said, "\n{name}: {}", lines.len());
-    lines.iter().take(SHOWN).for_each(|line| _ = writeln!(said, "  {line}"));
+    lines.iter().take(SHOWN).for_each(|line| _ = writeln!(said, "  {}", sentence(&in_line(line))));
     if lines.len() > SHOWN {
         _ = writeln!(said, "  … (--json lists all)");
     }

@@ -73,8 +73,8 @@ pub fn decode(bytes: &[u8], name: &Path) -> Result<Rgb> {
     if matches!(format, Other::WebP) {
         check_webp_length(bytes).map_err(refuse)?;
     }
-    let damaged = |e: image::ImageError| refuse(format!("the {format:?} file is truncated or damaged: {e}"));
-    let mut decoder = decoder(format, Cursor::new(bytes)).map_err(damaged)?;
+    let damaged = |e| refuse(damaged(format, e));
+    let mut decoder = decoder(format, bytes, Cursor::new(bytes)).map_err(refuse)?;
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into()).map_err(refuse)?;
     let orientation = decoder.orientation().map_err(damaged)?;
@@ -101,7 +101,7 @@ pub fn dimensions(path: &Path) -> Result<(usize, usize)> {
         }
         Format::Other(format) => {
             file.rewind().map_err(unread)?;
-            other_size(format, BufReader::new(file)).map_err(refuse)
+            other_size(format, &head, BufReader::new(file)).map_err(refuse)
         }
     }
 }
@@ -110,16 +110,17 @@ pub fn dimensions(path: &Path) -> Result<(usize, usize)> {
 pub fn dimensions_of(bytes: &[u8], name: &Path) -> Result<(usize, usize)> {
     let size = format(bytes).and_then(|format| match format {
         Format::Jpeg => jpeg::header(bytes)?.upright_size(),
-        Format::Other(format) => other_size(format, Cursor::new(bytes)),
+        Format::Other(format) => other_size(format, bytes, Cursor::new(bytes)),
     });
     size.map_err(|reason| Error::file(name, reason))
 }
 
-fn other_size<R: BufRead + Seek>(format: Other, file: R) -> Result<(usize, usize), String> {
-    let damaged = |e: image::ImageError| format!("the {format:?} file is truncated or damaged: {e}");
-    let mut decoder = decoder(format, file).map_err(damaged)?;
+/// Of a file that begins with `head`.
+fn other_size<R: BufRead + Seek>(format: Other, head: &[u8], file: R) -> Result<(usize, usize), String> {
+    let mut decoder = decoder(format, head, file)?;
     let (width, height) = decoder.dimensions();
-    upright_size(width as usize, height as usize, decoder.orientation().map_err(damaged)?)
+    let orientation = decoder.orientation().map_err(|e| damaged(format, e))?;
+    upright_size(width as usize, height as usize, orientation)
 }
 
 /// Width and height after turning, of a picture that may be read.
@@ -148,8 +149,7 @@ pub fn kind(bytes: &[u8], name: &Path) -> Result<Kind> {
         Format::Jpeg => return Ok(Kind { format: "JPEG", alpha: false }),
         Format::Other(other) => other,
     };
-    let decoder = decoder(other, Cursor::new(bytes))
-        .map_err(|e| refuse(format!("the {other:?} file is truncated or damaged: {e}")))?;
+    let decoder = decoder(other, bytes, Cursor::new(bytes)).map_err(refuse)?;
     let format = match other {
         Other::Png => "PNG",
         Other::WebP => "WebP",
@@ -241,12 +241,43 @@ fn format(bytes: &[u8]) -> Result<Format, String> {
     Err(format!("is {other}; {READ}: convert it to one of them"))
 }
 
-fn decoder<'a, R: BufRead + Seek + 'a>(format: Other, file: R) -> ImageResult<Box<dyn ImageDecoder + 'a>> {
-    Ok(match format {
-        Other::Png => Box::new(PngDecoder::new(file)?),
-        Other::WebP => Box::new(WebPDecoder::new(file)?),
-        Other::Gif => Box::new(GifDecoder::new(file)?),
-    })
+/// The decoder of a file that begins with `head`.
+fn decoder<'a, R: BufRead + Seek + 'a>(
+    format: Other,
+    head: &[u8],
+    file: R,
+) -> Result<Box<dyn ImageDecoder + 'a>, String> {
+    if let Some((width, height)) = claimed(format, head) {
+        check_size(width, height)?;
+    }
+    let opened = || -> ImageResult<Box<dyn ImageDecoder + 'a>> {
+        Ok(match format {
+            Other::Png => Box::new(PngDecoder::new(file)?),
+            Other::WebP => Box::new(WebPDecoder::new(file)?),
+            Other::Gif => Box::new(GifDecoder::new(file)?),
+        })
+    };
+    opened().map_err(|e| damaged(format, e))
+}
+
+fn damaged(format: Other, e: image::ImageError) -> String {
+    format!("the {format:?} file is truncated or damaged: {e}")
+}
+
+/// Width and height in the headers with room for sizes at which a decoder gives up before it says them: that of PNG, big
+/// endian, and that of extended WebP, 24 bits each, little endian and less 1.
+fn claimed(format: Other, head: &[u8]) -> Option<(u64, u64)> {
+    match (format, head.get(12..30)?) {
+        (Other::Png, [b'I', b'H', b'D', b'R', w3, w2, w1, w0, h3, h2, h1, h0, ..]) => {
+            let side = |bytes| u64::from(u32::from_be_bytes(bytes));
+            Some((side([*w3, *w2, *w1, *w0]), side([*h3, *h2, *h1, *h0])))
+        }
+        (Other::WebP, [b'V', b'P', b'8', b'X', _, _, _, _, _, _, _, _, w0, w1, w2, h0, h1, h2]) => {
+            let side = |[a, b, c]: [u8; 3]| u64::from(u32::from_le_bytes([a, b, c, 0])) + 1;
+            Some((side([*w0, *w1, *w2]), side([*h0, *h1, *h2])))
+        }
+        _ => None,
+    }
 }
 
 fn upright(picture: Rgb, orientation: Orientation) -> Option<Rgb> {
