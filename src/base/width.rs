@@ -1,4 +1,5 @@
-//! How wide text is in a terminal: letters of China, Japan and Korea and most emoji take two columns, accents none.
+//! How wide text is in a terminal: letters of China, Japan and Korea and most emoji take two columns, accents none. How
+//! text stays on its line.
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -29,6 +30,18 @@ pub fn shortened(text: &str, columns: usize) -> String {
     head.into_iter().chain(['…']).chain(tail.into_iter().rev()).collect()
 }
 
+/// What a file says, for a sentence: control characters are escapes, and what is longer than any sentence is shortened.
+pub fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            c if c.is_control() => line.extend(c.escape_default()),
+            c => line.push(c),
+        }
+    }
+    shortened(&line, 1000)
+}
+
 /// The first characters that have room in `columns`.
 fn fitting(text: impl Iterator<Item = char>, columns: usize) -> Vec<char> {
     let mut used = 0;
@@ -54,5 +67,11 @@ mod tests {
             let short = shortened("猫猫猫猫猫猫猫猫", columns);
             assert!(width(&short) <= columns && short.contains('…'), "{columns} {short}");
         }
+    }
+
+    #[test]
+    fn what_a_file_says_stays_on_its_line() {
+        assert_eq!(one_line("a\nb\r\t\u{1b}[31m\u{85} 猫"), r"a\nb\r\t\u{1b}[31m\u{85} 猫");
+        assert_eq!(width(&one_line(&"a".repeat(2000))), 1000);
     }
 }
