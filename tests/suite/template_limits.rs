@@ -15,7 +15,8 @@ fn printed(template: &str) -> Result<String, String> {
     render(&template, &[Role::User])
 }
 
-const ENDLESS: &str = "the chat template failed on messages by user: not done after 10000000 steps or 640.00 MB of text; does a loop in it end?";
+const ENDLESS: &str = "the chat template failed on messages by user: not done after 10000000 steps or 640.00 MB of text; \
+                       does a loop in it end?";
 
 #[test]
 fn values_without_end_are_no_json() {
@@ -94,7 +95,6 @@ fn a_failure_names_the_roles_on_one_line() {
     let wanted = r"the chat template failed on messages by system, assistant, user: \u{1b}[31ma\nbccc";
     assert!(said.starts_with(wanted) && said.len() < 1200, "{said}");
     let said = render(&ChatTemplate::from_folder(&golden()).unwrap(), &[]).unwrap_err();
-    let wanted =
-        "failed on no messages (nothing comes before the answer; begin with what a user says): `messages[0]";
+    let wanted = "failed on no messages (nothing comes before the answer; begin with what a user says): `messages[0]";
     assert!(said.contains(wanted) && said.contains("is undefined"), "{said}");
 }
