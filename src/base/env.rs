@@ -1,6 +1,6 @@
 //! The environment variables that the program reads, and nobody else does.
 
-/// What to log to stderr, in the syntax of tracing's `EnvFilter` (e.g. `debug`); default `warn`.
+/// What to log to stderr, in the syntax of tracing's `EnvFilter` (e.g. `debug`); default `warn,tokenizers=off`.
 pub const LOG: &str = "VLM_LOG";
 
 /// Which build of the emulator computes for `--device emulated`: `plain` (default), `asan`, `race`, or a library's path.

@@ -95,7 +95,9 @@ impl Command {
 
 /// Runs the program: 0, 1 for a failure with one message on stderr, 2 for wrong usage.
 pub fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_env(crate::base::env::LOG).unwrap_or_else(|_| "warn".into());
+    // what the tokenizers library warns of, src/qwen3vl/tokenizer.rs refuses
+    let default = || "warn,tokenizers=off".into();
+    let filter = tracing_subscriber::EnvFilter::try_from_env(crate::base::env::LOG).unwrap_or_else(|_| default());
     // what cannot be logged is not worth a panic
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     log.log_internal_errors(false).init();

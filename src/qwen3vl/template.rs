@@ -3,8 +3,10 @@
 //! The checkpoint's own Jinja is what is rendered. Where a turn's words lie in the text is learnt by rendering the
 //! conversation up to that turn, never by looking for markers, which a user can type.
 
-use super::jinja::{self, STEPS};
-use crate::base::{Error, Result, input};
+use super::jinja::{self, STEP_BYTES, STEPS};
+use crate::base::error::first_of;
+use crate::base::width::in_line;
+use crate::base::{Error, Result, counted, input};
 use crate::data::messages::{Content, Conversation, Message, Part, Role};
 use crate::io::json;
 use minijinja::value::Serde;
@@ -49,9 +51,13 @@ struct Place {
 }
 
 impl Place {
-    fn error(&self, error: &minijinja::Error) -> Error {
+    /// `on` says what was rendered, if anything was.
+    fn error(&self, error: &minijinja::Error, on: &str) -> Error {
         let mut reason = match error.kind() {
-            ErrorKind::OutOfFuel => format!("not done after {STEPS} steps; does a loop in it end?"),
+            ErrorKind::OutOfFuel => {
+                let text = counted::bytes(STEPS * STEP_BYTES);
+                format!("not done after {STEPS} steps or {text} of text; does a loop in it end?")
+            }
             kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
         };
         let mut source = std::error::Error::source(error);
@@ -59,7 +65,7 @@ impl Place {
             reason = format!("{reason}: {cause}");
             source = cause.source();
         }
-        let reason = format!("the chat template failed: {reason}");
+        let reason = format!("the chat template failed{on}: {}", in_line(&reason));
         match error.line() {
             Some(line) if self.in_json => {
                 Error::file(&self.path, format!("line {line} of its chat_template: {reason}"))
@@ -100,7 +106,7 @@ impl ChatTemplate {
     fn new(place: Place, source: &str, special_tokens: Value) -> Result<Self> {
         match jinja::environment(NAME, source) {
             Ok(environment) => Ok(ChatTemplate { environment, place, special_tokens }),
-            Err(e) => Err(place.error(&e)),
+            Err(e) => Err(place.error(&e, "")),
         }
     }
 
@@ -175,8 +181,17 @@ impl ChatTemplate {
             add_generation_prompt => ending == Ending::GenerationPrompt,
             ..self.special_tokens.clone()
         };
-        let template = self.environment.get_template(NAME).map_err(|e| self.place.error(&e))?;
-        template.render(context).map_err(|e| self.place.error(&e))
+        let template = self.environment.get_template(NAME).map_err(|e| self.place.error(&e, ""))?;
+        template.render(context).map_err(|e| self.place.error(&e, &on(messages)))
+    }
+}
+
+/// What a template was rendered on, for the sentence that it failed: many want roles in an order of their own.
+fn on(messages: &[Value]) -> String {
+    let roles: Vec<Value> = messages.iter().filter_map(|message| message.get_attr("role").ok()).collect();
+    match roles.as_slice() {
+        [] => " on no messages (nothing comes before the answer; begin with what a user says)".into(),
+        roles => format!(" on messages by {}", first_of(roles)),
     }
 }
 
@@ -217,7 +232,7 @@ fn default_template(found: &Json) -> std::result::Result<&str, String> {
     let default = named.iter().find(|(name, _)| *name == "default").and_then(|(_, template)| template.as_str());
     default.ok_or_else(|| {
         let names: Vec<_> = named.iter().map(|(name, _)| *name).collect();
-        format!("its chat_template has several templates and none called \"default\": {}", names.join(", "))
+        format!("its chat_template has several templates and none called \"default\": {}", in_line(&names.join(", ")))
     })
 }
 

@@ -3,6 +3,7 @@
 //! Byte-level BPE after NFC, as `tokenizer.json` says. Special tokens in the text are recognised wherever they stand,
 //! typed by a user or not, as transformers does; nothing is added before or after.
 
+use crate::base::width::in_line;
 use crate::base::{Error, Result, input};
 use serde::Deserialize;
 use serde_json::Value;
@@ -31,14 +32,23 @@ pub struct Tokenizer {
     n_tokens: usize,
 }
 
-/// What the library reads as JSON and takes for granted that it is: damaged, it panics.
+/// What is looked at beside the library.
 #[derive(Deserialize)]
-#[expect(dead_code, reason = "that it can be read is what is asked")]
-struct Unwrapped {
+struct Beside {
     #[serde(default)]
-    decoder: Value,
-    #[serde(default)]
-    normalizer: Value,
+    added_tokens: Vec<Added>,
+    /// This and the next one the library reads as JSON and takes for granted that they are: damaged, it panics.
+    #[serde(default, rename = "decoder")]
+    _decoder: Value,
+    #[serde(default, rename = "normalizer")]
+    _normalizer: Value,
+}
+
+/// The library gives such a token the id that the vocabulary has for it, or else the next one, whatever stands here.
+#[derive(Deserialize)]
+struct Added {
+    id: u32,
+    content: String,
 }
 
 impl Tokenizer {
@@ -49,9 +59,20 @@ impl Tokenizer {
 
     pub fn from_file(path: &Path) -> Result<Self> {
         let bytes = input::read(path)?;
-        let wrong = |e: String| Error::file(path, format!("is not a tokenizer of Hugging Face's tokenizers: {e}"));
-        serde_json::from_slice::<Unwrapped>(&bytes).map_err(|e| wrong(e.to_string()))?;
+        let wrong =
+            |e: String| Error::file(path, format!("is not a tokenizer of Hugging Face's tokenizers: {}", in_line(&e)));
+        let beside: Beside = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| wrong(e.to_string()))?;
+        for Added { id, content } in beside.added_tokens {
+            if let Some(known) = inner.token_to_id(&content).filter(|known| *known != id) {
+                let token = in_line(&content);
+                let said = format!(
+                    "lists the added token {token} with the id {id}, and its vocabulary and the order of added_tokens \
+                     give it {known}; take the file of the original checkpoint"
+                );
+                return Err(Error::file(path, said));
+            }
+        }
         // A file may hold the truncation of its author's last call, and a post-processor that trims the offsets.
         inner
             .with_truncation(None)

@@ -107,6 +107,9 @@ fn evaluation_and_its_refusals() {
     fails(&again, &paths, &["no samples"]);
     write(&[&json!({"messages": [{"role": "user", "content": "hi"}]}).to_string()]);
     fails(&again, &paths, &["set.jsonl, line 1", "no label"]);
+    // an answer to nothing
+    write(&[&json!({"messages": [{"role": "assistant", "content": "dent"}]}).to_string()]);
+    fails(&again, &paths, &["set.jsonl, line 1", "failed on no messages (nothing comes before the answer; begin with"]);
 }
 
 /// Lines of photos with labels, and what the program says of them: several labels a photo, a comparison, a page.

@@ -222,6 +222,15 @@ fn checkpoints_that_are_no_good() {
     fails(ask, &[config.path()], &["hidden_act", "relu"]);
     with("intermediate_size", json!(64));
     fails(ask, &[config.path()], &["the tensors are not those of config.json", "gate_proj.weight has [41, 52]"]);
+    // the library has its own say about it, and only the sentence is shown
+    let tokens = copy("single");
+    let path = tokens.path().join("tokenizer.json");
+    let mut changed: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let added = changed["added_tokens"].as_array_mut().unwrap();
+    added.push(added[0].clone());
+    added.last_mut().unwrap()["content"] = json!("!");
+    write_json(&path, &changed);
+    fails(ask, &[tokens.path()], &["tokenizer.json: lists the added token ! with the id 421", "give it 0"]);
     for name in ["tokenizer.json", "processor_config.json", "chat_template.jinja"] {
         let without = copy("single");
         fs::remove_file(without.path().join(name)).unwrap();

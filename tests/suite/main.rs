@@ -69,6 +69,7 @@ mod scores;
 mod support;
 mod sweep;
 mod tape;
+mod template_limits;
 mod tokenizer;
 mod train_fingerprint;
 mod train_lora;

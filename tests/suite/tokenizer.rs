@@ -23,7 +23,11 @@ fn a_tokenizer_that_cannot_be_used_is_an_error() {
     assert_ne!(damaged, whole);
     fails(&damaged, "is not a tokenizer of Hugging Face's tokenizers: unexpected end of hex escape");
     let mut tokenizer = read_json(&golden().join("tokenizer.json"));
+    // the next one would get its id
     tokenizer["added_tokens"].as_array_mut().unwrap().retain(|token| token["content"] != IMAGE_PAD);
+    fails(&tokenizer.to_string(), "lists the added token <|video_pad|> with the id 434, and its vocabulary and");
+    fails(&tokenizer.to_string(), "give it 433; take the file of the original checkpoint");
+    tokenizer["added_tokens"].as_array_mut().unwrap().retain(|token| token["content"] != "<|video_pad|>");
     fails(&tokenizer.to_string(), "has no token <|image_pad|>");
     tokenizer["added_tokens"] = json!([]);
     tokenizer["model"]["vocab"] = json!({});
