@@ -62,6 +62,11 @@ pub fn positive(text: &str) -> Result<f64, String> {
     number.filter(|x| x.is_finite() && *x > 0.0).ok_or_else(|| "wanted a number above 0".into())
 }
 
+/// How many of something.
+pub fn count(text: &str) -> Result<u32, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("give a whole number from 1 to {}", u32::MAX))
+}
+
 /// A number of 0 or more.
 pub fn not_negative<T: FromStr + Copy + Into<f64>>(text: &str) -> Result<T, String> {
     let number: Option<T> = text.parse().ok();

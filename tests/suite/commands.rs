@@ -220,9 +220,9 @@ fn flags_that_have_no_say() {
     let adapter = cases().join("uneven.train.mixed/final_adapter");
     misused("inspect {} --trace", &[&adapter], &["--trace", "adapter"]);
     misused("bench one-dollar --out o --epochs 0", &[], &["--epochs"]);
-    for flag in ["--epochs", "--rank", "--batch-size"] {
+    for flag in ["--photos", "--epochs", "--rank", "--batch-size"] {
         let line = format!("bench one-dollar --out o {flag} 9223372036854775808");
-        misused(&line, &[], &[flag, "9223372036854775808 is not in 1..=4294967295"]);
+        misused(&line, &[], &[flag, "give a whole number from 1 to 4294967295"]);
     }
 }
 

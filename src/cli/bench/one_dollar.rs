@@ -60,22 +60,22 @@ pub struct OneDollar {
     #[arg(long, value_enum)]
     precision: Option<Precision>,
     /// Photos to train on
-    #[arg(long, value_name = "N", default_value_t = 319, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 319, value_parser = values::count)]
     photos: u32,
     /// Photos to score
-    #[arg(long, value_name = "N", default_value_t = 98, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 98, value_parser = values::count)]
     test: u32,
     /// Width and height of the photos
     #[arg(long, value_name = "WxH", default_value = "1000x667", value_parser = photo_size)]
     size: (usize, usize),
     /// How often every photo is seen
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = values::count)]
     epochs: u32,
     /// Rank of the adapters on q, k, v and o
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = values::count)]
     rank: u32,
     /// Photos computed together
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = values::count)]
     batch_size: u32,
     /// The device's peak, in 10^12 operations a second: MFU is then given
     #[arg(long, value_name = "X", value_parser = values::positive)]
