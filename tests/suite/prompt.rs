@@ -192,12 +192,15 @@ fn image_tokens_must_fit_the_images() {
 #[test]
 fn a_token_across_header_and_answer_belongs_to_the_header() {
     let mut tokenizer = read_json(&golden().join("tokenizer.json"));
-    tokenizer["model"]["vocab"]["ĊĊ"] = json!(500);
+    tokenizer["model"]["vocab"]["ĊĊ"] = json!(421);
+    for added in tokenizer["added_tokens"].as_array_mut().unwrap() {
+        added["id"] = json!(added["id"].as_u64().unwrap() + 1);
+    }
     tokenizer["model"]["merges"].as_array_mut().unwrap().push(json!(["Ċ", "Ċ"]));
     let folder = folder_with(&std::fs::read_to_string(golden().join("chat_template.jinja")).unwrap());
     std::fs::write(folder.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
     let builder = PromptBuilder::from_folder(folder.path()).unwrap();
-    assert_eq!(builder.tokenizer().n_tokens(), 501);
+    assert_eq!(builder.tokenizer().n_tokens(), 436);
     let labels = |answer: &str| {
         let prompt = builder.build(&talk(&[asks("Go."), says(answer)]), &[], Ending::Complete).unwrap();
         learnt(&builder, &prompt).concat()
