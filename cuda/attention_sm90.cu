@@ -118,9 +118,8 @@ DEV void compute(const AttentionArgs& a, const Span& span, const Barriers& bars,
     leave(bars.keys_free, j + 1);
     weigh(j + 1);
     // never, but ptxas has the exponentials before it
-    if (__any_sync(0xffffffffu, l[0] + l[1] + r[0] + r[1] < 0.f)) {
-      wgmma_wait<0>();
-    } else {
+    if (__any_sync(0xffffffffu, l[0] + l[1] + r[0] + r[1] < 0.f)) wgmma_wait<0>();
+    else {
       wgmma_wait<0>();
       if (__any_sync(0xffffffffu, shrink[0] != 1.f || shrink[1] != 1.f)) {
         UNROLL for (int i = 0; i < W / 2; i++) y[i] *= shrink[i >> 1 & 1];
