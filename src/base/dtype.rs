@@ -154,14 +154,11 @@ pub fn widen(dtype: DType, bytes: &[u8], out: &mut [f32]) -> Option<()> {
     Some(())
 }
 
-/// Whether every one is a finite number. Nothing stops early, so that the compiler can look at several at a time.
-pub fn all_finite(values: &[f32]) -> bool {
-    values.iter().fold(true, |all, x| all & x.is_finite())
-}
-
 /// The first of some numbers that is NaN or infinite.
 pub fn not_finite(values: &[f32]) -> Option<f32> {
-    values.iter().copied().find(|x| !x.is_finite())
+    // within a part nothing stops early, so that the compiler can look at several at a time
+    let some = |part: &&[f32]| !part.iter().fold(true, |all, x| all & x.is_finite());
+    values.chunks(1 << 10).find(some)?.iter().copied().find(|x| !x.is_finite())
 }
 
 /// The first of stored elements that is NaN or infinite; looked for on all cores. None for the integer types.
@@ -177,6 +174,16 @@ pub fn stored_not_finite(dtype: DType, bytes: &[u8]) -> Option<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_number_that_is_not_finite_is_found_wherever_it_stands() {
+        let mut values = vec![f32::MAX; 3000];
+        assert_eq!(not_finite(&values), None);
+        for at in [2999, 1024, 1023, 0] {
+            values[at] = at as f32 * f32::INFINITY;
+            assert_eq!(not_finite(&values).map(f32::to_bits), Some(values[at].to_bits()), "{at}");
+        }
+    }
 
     #[test]
     fn narrowing_is_halfs() {

@@ -203,10 +203,17 @@ impl Tokens {
     fn of(preparer: &Preparer, data: &Path, samples: &[Sample], method: &Method) -> Result<Tokens> {
         let Some(first) = samples.first() else { return Ok(Tokens::None) };
         let prompt = question(&first.conversation);
-        if !matches!(method, Method::Generate { .. }) {
-            preparer.measure(&prompt, Ending::GenerationPrompt).context(place(data, first))?;
-        }
-        let at_fault = |names: &[String], several: bool, e: Error| {
+        let (names, several) = match method {
+            Method::Choices(names) => (names, false),
+            Method::Lists(names) => (names, true),
+            Method::Generate { .. } => return Ok(Tokens::None),
+        };
+        preparer.measure(&prompt, Ending::GenerationPrompt).context(place(data, first))?;
+        let tokens = match several {
+            false => label_tokens(preparer, &prompt, names).map(Tokens::Choices),
+            true => list_tokens(preparer, &prompt, names).map(Tokens::Lists),
+        };
+        tokens.or_else(|e| {
             // each alone, to know which one it is
             let refused = |name: &&String| label_tokens(preparer, &prompt, std::slice::from_ref(*name)).is_err();
             let class = names.iter().find(refused).map(|name| Classes { names: vec![name.clone()], several });
@@ -218,16 +225,7 @@ impl Tokens {
                 Some(sample) => Err(e).context(place(data, sample)),
                 None => Err(e),
             }
-        };
-        match method {
-            Method::Choices(names) => {
-                label_tokens(preparer, &prompt, names).map(Tokens::Choices).or_else(|e| at_fault(names, false, e))
-            }
-            Method::Lists(names) => {
-                list_tokens(preparer, &prompt, names).map(Tokens::Lists).or_else(|e| at_fault(names, true, e))
-            }
-            Method::Generate { .. } => Ok(Tokens::None),
-        }
+        })
     }
 
     /// Tokens of the longest label.

@@ -112,7 +112,7 @@ fn merge_rows(
                 add_scaled(*b, a, &mut delta);
             }
             add_scaled(module.scale, &delta, values);
-            if !dtype::all_finite(values) {
+            if dtype::not_finite(values).is_some() {
                 return Err(match dtype::stored_not_finite(from, bytes) {
                     Some(value) => format!("it holds {value}, to which no adapter can be added; copy the base again"),
                     None => "its sum with the adapter's scale B A is beyond what f32 can hold; train the adapter again"

@@ -55,7 +55,7 @@ impl Preparer {
     }
 
     /// Builds the prompt, decodes the pictures, and puts both together. Errors: those of [`Preparer::measure`], before
-    /// anything is decoded; a picture that is damaged.
+    /// anything is decoded; a picture that is damaged, or changes while it is read.
     pub fn prepare(&self, conversation: &Conversation, ending: Ending) -> Result<Prepared> {
         let mut prepared = self.measure(conversation, ending)?;
         let sources: Vec<&ImageSource> = conversation.images().collect();
@@ -63,6 +63,10 @@ impl Preparer {
             .into_par_iter()
             .map(|source| self.spec.patches(&look::load(source)?))
             .collect::<Result<Vec<_>>>()?;
+        if !patches.iter().map(|p| &p.grid).eq(&prepared.sequence.grids) {
+            let said = "a picture changed between a look at its size and its decoding: run the command again";
+            return Err(Error::Unsupported(said.into()));
+        }
         prepared.sequence.pixels = match patches.len() {
             1 => patches.into_iter().map(|p| p.values).next().unwrap_or_default(),
             _ => patches.into_iter().map(|p| p.values).collect::<Vec<_>>().concat(),
