@@ -1,7 +1,7 @@
 //! Class names in tables: short ones as they are. Where a name is long, or the confusion matrix would be wider than a
 //! terminal, classes have numbers, which stand for them over the matrix, and long names stand in full below.
 
-use crate::base::width::{in_line, left, right, shortened, width};
+use crate::base::width::{in_line, left, right, sentence, shortened, width};
 use crate::classify::metrics::Confusion;
 use std::fmt::Write;
 
@@ -17,15 +17,15 @@ pub struct Classes {
 
 impl Classes {
     /// Of a table without a matrix.
-    pub fn new<'a>(names: impl Iterator<Item = &'a String>) -> Classes {
-        let names: Vec<String> = names.cloned().collect();
+    pub fn new(names: impl IntoIterator<Item = impl Into<String>>) -> Classes {
+        let names: Vec<String> = names.into_iter().map(Into::into).collect();
         let numbered = names.iter().any(|n| width(n) > NAME);
         Classes { names, numbered }
     }
 
     /// Of a table and the matrix below it.
     pub fn of(confusion: &Confusion) -> Classes {
-        let mut classes = Classes::new(confusion.labels.iter());
+        let mut classes = Classes::new(&confusion.labels);
         let wide = classes.width() + classes.names.len() * (classes.width().max(6) + 1);
         classes.numbered |= wide > LINE;
         classes
@@ -71,7 +71,7 @@ impl Classes {
         let mut said = String::new();
         for (i, name) in self.names.iter().enumerate().filter(|(_, n)| width(n) > NAME) {
             let head = if said.is_empty() { "\nnames in full:\n" } else { "" };
-            _ = writeln!(said, "{head}{:>1$} {2}", i + 1, self.digits(), in_line(name));
+            _ = writeln!(said, "{head}{:>1$} {2}", i + 1, self.digits(), sentence(&in_line(name)));
         }
         said
     }

@@ -133,6 +133,11 @@ pub fn may_begin(dir: &Path, start: Start) -> Result<()> {
 }
 
 fn check(dir: &Path, start: Start) -> Result<()> {
+    if start != Start::New
+        && let Some(path) = files(dir).find(|path| path.is_dir())
+    {
+        return Err(Error::file(&path, "a folder stands where a run writes a file; move it away"));
+    }
     let holds = entries(dir)?;
     let of_run = |name: &String| [CONFIG, METRICS, CHECKPOINTS].contains(&name.as_str());
     let reason = match start {

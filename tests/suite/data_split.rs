@@ -306,6 +306,29 @@ fn counts_stand_below_each_other_whatever_the_labels() {
     }
 }
 
+/// It is shortened there, and stands below the table as far as a sentence goes.
+#[test]
+fn a_label_as_long_as_a_book_leaves_the_tables_narrow() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |i: usize| {
+        fs::write(dir.path().join(format!("{i}.png")), to_png(&picture(i, 40, 30)).unwrap()).unwrap();
+        let label = if i.is_multiple_of(2) { "a scratch ".repeat(10_000) } else { "a".into() };
+        json!({"image": format!("{i}.png"), "label": label}).to_string() + "\n"
+    };
+    let set = dir.path().join("s.jsonl");
+    fs::write(&set, (0..4).map(line).collect::<String>()).unwrap();
+    let (set, out) = (set.to_str().unwrap(), dir.path().join("o"));
+    for arguments in [&["split", set, "--out", out.to_str().unwrap(), "--test", "2"][..], &["show", set]] {
+        let (code, said, stderr) = vlm(arguments);
+        assert_eq!(code, Some(0), "{stderr}");
+        let (table, legend) = said.split_once("\nnames in full:\n").expect("a legend");
+        assert!(table.lines().all(|line| line.chars().count() < 100), "{table}");
+        assert!(table.contains("\n1 a ") && table.contains("\n2 a scratch a scratch "), "{table}");
+        let name = legend.lines().next().unwrap();
+        assert!(name.starts_with("2 a scratch ") && (4000..4100).contains(&name.chars().count()), "{name}");
+    }
+}
+
 /// A path that JSON cannot hold is said, and not written as another one.
 #[test]
 fn paths_that_are_no_utf_8_are_refused() {

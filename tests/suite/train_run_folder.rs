@@ -327,6 +327,15 @@ fn a_folder_that_is_not_empty_is_refused_or_replaced_as_asked() {
     fs::write(dir.path().join("run/thesis.tex"), "mine").unwrap();
     let error = open(dir.path(), Start::Resume).unwrap_err().to_string();
     assert!(error.contains("holds no run to resume, and is not empty"), "{error}");
+    // a run would come to it at its end
+    let dir = restore(&states[2]);
+    fs::create_dir(dir.path().join("run/run.json")).unwrap();
+    fs::write(dir.path().join("run/run.json/thesis.tex"), "mine").unwrap();
+    for start in [Start::Resume, Start::Overwrite] {
+        let error = open(dir.path(), start).unwrap_err().to_string();
+        assert!(error.contains("run.json: a folder stands where a run writes a file; move it away"), "{error}");
+    }
+    assert!(dir.path().join("run/run.json/thesis.tex").exists());
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("run"), "a file").unwrap();
     let error = open(dir.path(), Start::New).unwrap_err().to_string();

@@ -1,7 +1,8 @@
 //! `vlm data show`: what is in a dataset.
 
-use crate::base::width::{in_line, left, sentence, width};
+use crate::base::width::{in_line, sentence};
 use crate::base::{Error, Result, counted};
+use crate::cli::classes::Classes;
 use crate::cli::model::PixelFlags;
 use crate::cli::progress::Progress;
 use crate::cli::{output, print, print_json};
@@ -106,13 +107,14 @@ pub fn table(seen: &Census) -> String {
         counted(seen.photos, "photo", "photos"),
         counted(seen.classes.len(), "class", "classes")
     );
-    let widest = seen.classes.keys().map(|c| width(c)).max().unwrap_or(0).max(5);
+    let classes = Classes::new(seen.classes.keys());
     let most = seen.classes.values().max().copied().unwrap_or(1);
     said += "\n";
     for (class, n) in &seen.classes {
         let percent = 100.0 * *n as f64 / seen.samples as f64;
-        _ = writeln!(said, "{} {n:>7} {percent:>5.1} % {}", left(class, widest), bar(*n, most));
+        _ = writeln!(said, "{} {n:>7} {percent:>5.1} % {}", classes.cell(class), bar(*n, most));
     }
+    said += &classes.legend();
     for (n, what) in [(seen.without_label, "without a label"), (seen.without_photo, "without a photo")] {
         if n > 0 {
             _ = writeln!(said, "{} {what}", counted(n, "sample", "samples"));

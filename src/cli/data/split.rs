@@ -1,8 +1,9 @@
 //! `vlm data split`: a dataset in parts.
 
 use super::dedupe::{self, Tower};
-use crate::base::width::{left, width};
+use crate::base::width::left;
 use crate::base::{Error, Result, counted};
+use crate::cli::classes::Classes;
 use crate::cli::notice::{notice, plain};
 use crate::cli::output;
 use crate::cli::progress::Progress;
@@ -220,14 +221,16 @@ impl Split {
             said.insert("out".into(), self.out.display().to_string().into());
             return print_json(&said.into());
         }
-        let name = |label: &Option<&str>| label.unwrap_or("(none)").to_string();
-        let widest = counts.keys().map(|l| width(&name(l))).max().unwrap_or(0).max(5);
-        let mut said = format!("{} {:>10} {:>10} {:>10}\n", left("", widest), "train", "validation", "test");
-        let mut row = |name: &str, c: [usize; 3]| {
-            _ = writeln!(said, "{} {:>10} {:>10} {:>10}", left(name, widest), c[0], c[1], c[2]);
+        let name = |label: &Option<&'_ str>| label.unwrap_or("(none)").to_string();
+        let classes = Classes::new(counts.keys().map(name));
+        let head = left("", classes.width());
+        let mut said = format!("{head} {:>10} {:>10} {:>10}\n", "train", "validation", "test");
+        let mut row = |name: String, c: [usize; 3]| {
+            _ = writeln!(said, "{name} {:>10} {:>10} {:>10}", c[0], c[1], c[2]);
         };
-        counts.iter().for_each(|(label, c)| row(&name(label), *c));
-        row("all", Part::ALL.map(of));
+        counts.iter().for_each(|(label, c)| row(classes.cell(&name(label)), *c));
+        row(left("all", classes.width()), Part::ALL.map(of));
+        said += &classes.legend();
         if groups > 0 {
             _ = writeln!(
                 said,
