@@ -39,6 +39,19 @@ impl Shape {
     }
 }
 
+/// The matrix with other sizes: zeros below and right of what it had, or without what lies there now.
+pub fn resized(values: &[f32], from: Shape, to: Shape) -> Vec<f32> {
+    let (old, new) = (from.width(), to.width());
+    let mut matrix = vec![0.0; to.elements()];
+    if old > 0 && new > 0 {
+        for (to, from) in matrix.chunks_mut(new).zip(values.chunks(old)) {
+            let both = old.min(new);
+            to[..both].copy_from_slice(&from[..both]);
+        }
+    }
+    matrix
+}
+
 impl<const N: usize> From<[usize; N]> for Shape {
     fn from(sizes: [usize; N]) -> Self {
         Shape::new(sizes)
@@ -54,5 +67,21 @@ impl std::fmt::Debug for Shape {
 impl std::fmt::Display for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{:?}", self.sizes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_matrix_is_filled_up_and_cut_back() {
+        let of = |rows: usize, columns: usize| Shape::new([rows, columns]);
+        let filled = resized(&[1.0, 2.0, 3.0, 4.0], of(2, 2), of(3, 4));
+        assert_eq!(filled, [1.0, 2.0, 0.0, 0.0, 3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        assert_eq!(resized(&filled, of(3, 4), of(2, 2)), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(resized(&filled, of(3, 4), of(1, 2)), [1.0, 2.0]);
+        assert_eq!(resized(&[], of(0, 3), of(1, 2)), [0.0, 0.0]);
+        assert_eq!(resized(&[1.0], of(1, 1), of(0, 4)), [0.0; 0]);
     }
 }

@@ -51,7 +51,8 @@ impl SweepCommand {
                     e.step, e.eval_correct, e.eval_samples
                 ));
             }
-            Said::Note(_) | Said::Checked(..) => (),
+            Said::Note(text) => bar.borrow().note(&format!("  {text}")),
+            Said::Checked(..) => (),
         };
         let mut done = |row: &Row| {
             if let Outcome::Failed { reason } = &row.outcome {

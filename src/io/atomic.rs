@@ -192,19 +192,32 @@ impl Aside {
     }
 }
 
+/// Stands between the name that is wanted and two numbers.
+const ASIDE: &str = ".partial-";
+
 /// What the names of all that is made beside `name` begin with; two numbers follow.
 fn start_of_aside(name: &OsStr) -> OsString {
-    [OsStr::new("."), name, OsStr::new(".partial-")].into_iter().collect()
+    [OsStr::new("."), name, OsStr::new(ASIDE)].into_iter().collect()
 }
 
 /// Whether `found` is such a name.
 fn is_aside(found: &OsStr, name: &OsStr) -> bool {
-    let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let numbers = found.as_encoded_bytes().strip_prefix(start_of_aside(name).as_encoded_bytes());
-    numbers.is_some_and(|numbers| {
-        let parts: Vec<&[u8]> = numbers.split(|byte| *byte == b'-').collect();
-        parts.len() == 2 && parts.into_iter().all(is_number)
-    })
+    numbers.is_some_and(are_numbers)
+}
+
+/// Whether a process that was killed may have left what has this name: it is that of something beside a place, whatever the
+/// place.
+pub fn is_left_behind(found: &str) -> bool {
+    let parts = found.strip_prefix('.').and_then(|found| found.rsplit_once(ASIDE));
+    parts.is_some_and(|(name, numbers)| !name.is_empty() && are_numbers(numbers.as_bytes()))
+}
+
+/// Two, as [`Aside::make`] gives.
+fn are_numbers(text: &[u8]) -> bool {
+    let is_number = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let parts: Vec<&[u8]> = text.split(|byte| *byte == b'-').collect();
+    parts.len() == 2 && parts.into_iter().all(is_number)
 }
 
 impl Drop for Aside {

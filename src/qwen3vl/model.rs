@@ -383,7 +383,14 @@ impl Model {
                         row += from.embeds.shape.rows();
                     }
                 }
-                (LossSource::Features(_), Images::Pixels) => (),
+                (LossSource::Features(_), Images::Pixels) => {
+                    return Err(Error::Contract {
+                        op: "loss",
+                        argument: "images",
+                        wanted: "the features that the pass reads".into(),
+                        got: "pixels".into(),
+                    });
+                }
             }
             device.memory().write_i32(to.rows, &packed.image_rows)?;
             device.memory().write_i32(to.tokens, &packed.visual_tokens)?;

@@ -1,10 +1,11 @@
 //! Where the layers get their weights: a checkpoint, with the adapter's pairs at the modules that it adapts.
 
-use super::adapter::Adapter;
+use super::adapter::{Adapter, AdapterModule};
 use super::checkpoint::Checkpoint;
 use super::config::Config;
 use super::names;
 use super::trainable::Trainable;
+use crate::base::shape::resized;
 use crate::base::{DType, Error, Result, Shape};
 use crate::ops::linear::{self, Segment};
 use crate::tensor::Weight;
@@ -69,8 +70,13 @@ impl<'a> Parameters<'a> {
     pub fn adapted(&self, path: &str, weight: Weight, bias: Option<Weight>) -> Result<Segment> {
         let adapter = match self.adapter.and_then(|a| a.modules.get(path)) {
             Some(module) => {
-                let a = Weight::from_f32(&format!("{path}.lora_A"), [module.rank, module.inputs], &module.a)?;
-                let b = Weight::from_f32(&format!("{path}.lora_B"), [module.outputs, module.rank], &module.b)?;
+                let AdapterModule { rank, inputs, outputs, .. } = *module;
+                let held = linear::held_rank(rank);
+                let matrix = |side: &str, values: &[f32], from: [usize; 2], to: [usize; 2]| {
+                    Weight::from_f32(&format!("{path}.{side}"), to, &resized(values, from.into(), to.into()))
+                };
+                let a = matrix("lora_A", &module.a, [rank, inputs], [held, inputs])?;
+                let b = matrix("lora_B", &module.b, [outputs, rank], [outputs, held])?;
                 Some(linear::Adapter { a, b, scale: module.scale, dropout: None })
             }
             None => self.trainable.and_then(|t| t.lora_pair(path)).map(|pair| {
@@ -85,7 +91,7 @@ impl<'a> Parameters<'a> {
 
 /// A weight's shape as the words see it: a convolution's kernel [C, channels, frames, height, width] is the matrix
 /// [C, everything else].
-fn matrix(shape: &[usize]) -> Shape {
+pub(super) fn matrix(shape: &[usize]) -> Shape {
     match shape {
         [n] => [*n].into(),
         [n, rest @ ..] => [*n, rest.iter().product()].into(),

@@ -7,11 +7,14 @@
 use super::adapter::Adapter;
 use super::checkpoint::Checkpoint;
 use super::names::{self, LinearModule, Part};
+use super::parameters::matrix;
 use crate::base::rng::{self, Stream};
-use crate::base::{DType, Precision, Result, dtype};
+use crate::base::shape::resized;
+use crate::base::{DType, Precision, Result, Shape, dtype};
 use crate::device::layout::ALIGNMENT;
-use crate::device::{Device, Layout, Place};
-use crate::ops::linear::Dropout;
+use crate::device::{Device, Layout, Memory, Place};
+use crate::io::HostTensor;
+use crate::ops::linear::{self, Dropout};
 use crate::tensor::{Arena, Tensor, Trained, new_generation};
 use std::collections::HashMap;
 
@@ -23,8 +26,44 @@ const START: u64 = 0x6c6f_7261;
 pub struct Entry {
     /// The checkpoint's name, or the adapter's: `PATH.lora_A.weight`.
     pub name: String,
+    /// As files have it.
     pub shape: Vec<usize>,
+    /// As the device has it: an adapter's matrices are filled up to [`linear::held_rank`].
     pub trained: Trained,
+}
+
+impl Entry {
+    /// Brings the numbers of a file to their place.
+    pub fn write(&self, memory: &mut Memory, values: &[f32]) -> Result<()> {
+        let place = self.trained.value;
+        match place.shape.elements() == self.parameters() {
+            true => memory.write_f32(place, values),
+            false => memory.write_f32(place, &resized(values, matrix(&self.shape), place.shape)),
+        }
+    }
+
+    /// The numbers as a file has them.
+    pub fn value(&self, memory: &mut Memory) -> Result<HostTensor> {
+        self.read(memory, self.trained.value)
+    }
+
+    /// Their gradients, likewise.
+    pub fn gradient(&self, memory: &mut Memory) -> Result<HostTensor> {
+        self.read(memory, self.trained.gradient)
+    }
+
+    fn read(&self, memory: &mut Memory, from: Tensor) -> Result<HostTensor> {
+        let values = memory.read_f32(from)?;
+        let values = match values.len() == self.parameters() {
+            true => values,
+            false => resized(&values, from.shape, matrix(&self.shape)),
+        };
+        Ok(HostTensor::f32(self.shape.clone(), values))
+    }
+
+    fn parameters(&self) -> usize {
+        self.shape.iter().product()
+    }
 }
 
 /// Parameters with the same settings: a range of the flat buffers, whole.
@@ -67,7 +106,9 @@ pub struct Trainable {
 /// A parameter before it has a place.
 struct Wanted {
     name: String,
+    /// As files have it, and as the device is to have it.
     shape: Vec<usize>,
+    held: Shape,
     vision: bool,
     decayed: bool,
 }
@@ -75,11 +116,14 @@ struct Wanted {
 impl Trainable {
     /// A LoRA pair for each module, of this rank and scale.
     pub fn lora(modules: &[LinearModule], rank: usize, scale: f32) -> Trainable {
+        let held = linear::held_rank(rank);
         let wanted = modules.iter().flat_map(|m| {
-            let pair = [("lora_A", vec![rank, m.inputs]), ("lora_B", vec![m.outputs, rank])];
-            pair.map(|(side, shape)| Wanted {
+            let of_a = ("lora_A", vec![rank, m.inputs], [held, m.inputs]);
+            let of_b = ("lora_B", vec![m.outputs, rank], [m.outputs, held]);
+            [of_a, of_b].map(|(side, shape, held)| Wanted {
                 name: format!("{}.{side}.weight", m.path),
                 shape,
+                held: held.into(),
                 vision: m.part != Part::Text,
                 decayed: true,
             })
@@ -114,6 +158,7 @@ impl Trainable {
             let norm = matches!(m.kind, names::Kind::Norm { .. });
             let of = move |(i, (name, shape)): (usize, (String, Vec<usize>))| Wanted {
                 name,
+                held: matrix(&shape),
                 shape,
                 vision,
                 decayed: i == 0 && !norm,
@@ -128,25 +173,21 @@ impl Trainable {
     fn place(mut wanted: Vec<Wanted>) -> Trainable {
         wanted.sort_by_key(|w| (w.vision, !w.decayed));
         let unit = ALIGNMENT / DType::F32.bytes();
-        let size = |w: &Wanted| w.shape.iter().product::<usize>().next_multiple_of(unit);
+        let size = |w: &Wanted| w.held.elements().next_multiple_of(unit);
         let n: usize = wanted.iter().map(size).sum();
         let generation = new_generation();
         let mut layout = Layout::sequential(generation, [4 * n, 4 * n, 4 * n, 4 * n, 4]);
         let starts: Vec<usize> = layout.places.iter().map(|p| p.offset).collect();
-        let tensor = |slot: usize, shape: &[usize]| Tensor {
+        let tensor = |slot: usize, shape: Shape| Tensor {
             arena: Arena::Parameters,
             slot: slot as u32,
             generation,
             dtype: DType::F32,
-            shape: match shape {
-                [n] => [*n].into(),
-                [n, rest @ ..] => [*n, rest.iter().product()].into(),
-                [] => [1].into(),
-            },
+            shape,
         };
         // a part of one of the four buffers gets a slot of its own
-        let mut part = |buffer: usize, offset: usize, shape: &[usize]| {
-            let bytes = 4 * shape.iter().product::<usize>();
+        let mut part = |buffer: usize, offset: usize, shape: Shape| {
+            let bytes = 4 * shape.elements();
             layout.places.push(Place { offset: starts[buffer] + 4 * offset, bytes });
             tensor(layout.places.len() - 1, shape)
         };
@@ -154,16 +195,17 @@ impl Trainable {
         for group in wanted.chunk_by(|a, b| (a.vision, a.decayed) == (b.vision, b.decayed)) {
             let from = offset;
             for w in group {
-                let trained = Trained { value: part(0, offset, &w.shape), gradient: part(1, offset, &w.shape) };
+                let trained = Trained { value: part(0, offset, w.held), gradient: part(1, offset, w.held) };
                 entries.push(Entry { name: w.name.clone(), shape: w.shape.clone(), trained });
                 offset += size(w);
             }
-            let [value, gradient, first, second] = [0, 1, 2, 3].map(|buffer| part(buffer, from, &[offset - from]));
+            let [value, gradient, first, second] =
+                [0, 1, 2, 3].map(|buffer| part(buffer, from, [offset - from].into()));
             let Wanted { vision, decayed, .. } = group[0];
             groups.push(Group { vision, decayed, value, gradient, first, second });
         }
-        let [values, gradients, first, second] = [0, 1, 2, 3].map(|slot| tensor(slot, &[n]));
-        let norm = tensor(4, &[1]);
+        let [values, gradients, first, second] = [0, 1, 2, 3].map(|slot| tensor(slot, [n].into()));
+        let norm = tensor(4, [1].into());
         let (lora, full) = (HashMap::new(), HashMap::new());
         Trainable { entries, groups, values, gradients, first, second, norm, lora, full, layout }
     }
@@ -185,7 +227,7 @@ impl Trainable {
 
     /// Trained numbers in all.
     pub fn parameters(&self) -> usize {
-        self.entries.iter().map(|e| e.shape.iter().product::<usize>()).sum()
+        self.entries.iter().map(Entry::parameters).sum()
     }
 
     /// Bytes of values, gradients and moments.
@@ -206,9 +248,9 @@ impl Trainable {
         for entry in self.entries.iter().filter(|e| e.name.ends_with(".lora_A.weight")) {
             let stream = Stream::new(seed, &[START, rng::id(&entry.name)]);
             let bound = 1.0 / (entry.shape[1] as f32).sqrt();
-            let n = entry.shape.iter().product::<usize>() as u64;
+            let n = entry.parameters() as u64;
             let values: Vec<f32> = (0..n).map(|i| (2.0 * stream.uniform(i) - 1.0) * bound).collect();
-            device.memory().write_f32(entry.trained.value, &values)?;
+            entry.write(device.memory(), &values)?;
         }
         Ok(())
     }
@@ -219,7 +261,7 @@ impl Trainable {
             let path = entry.name.strip_suffix(".lora_A.weight").or(entry.name.strip_suffix(".lora_B.weight"));
             let Some(module) = path.and_then(|p| adapter.modules.get(p)) else { continue };
             let values = if entry.name.ends_with(".lora_A.weight") { &module.a } else { &module.b };
-            device.memory().write_f32(entry.trained.value, values)?;
+            entry.write(device.memory(), values)?;
         }
         Ok(())
     }
@@ -229,7 +271,7 @@ impl Trainable {
         for entry in &self.entries {
             let Some(stored) = checkpoint.tensor(&entry.name) else { continue };
             let values = dtype::widened(stored.entry.dtype, stored.bytes(), Precision::F32);
-            device.memory().write_f32(entry.trained.value, &values)?;
+            entry.write(device.memory(), &values)?;
         }
         Ok(())
     }

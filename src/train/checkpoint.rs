@@ -19,7 +19,7 @@ const KEPT: usize = 2;
 const ABOUT: &str = "vlm_run";
 /// Other versions are refused by number: 1 held neither all that a run reads, nor in which precision, nor why it ended; 2 not
 /// what the best evaluation left.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// Where a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

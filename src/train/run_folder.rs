@@ -20,6 +20,7 @@ use super::metrics::{self, Record};
 use super::settings::Settings;
 use super::{config_file, events};
 use crate::base::{Error, Precision, Result, input};
+use crate::io::atomic::is_left_behind;
 use crate::io::json;
 use crate::io::lock::FolderLock;
 use crate::io::log_file::LogFile;
@@ -144,7 +145,7 @@ fn check(dir: &Path, start: Start) -> Result<()> {
         Start::New if !holds.is_empty() => {
             "the folder is not empty; give --resume to go on with a run in it, --overwrite to replace it, or name another"
         }
-        Start::Resume if !holds.iter().all(|name| is_partial(name)) && !holds.iter().any(of_run) => {
+        Start::Resume if !holds.iter().all(|name| is_left_behind(name)) && !holds.iter().any(of_run) => {
             "the folder holds no run to resume, and is not empty; name another"
         }
         _ => return Ok(()),
@@ -277,15 +278,10 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
         .map_err(|e| Error::io("list", dir, e))
 }
 
-/// What a process that was killed left of a file that it was writing; see `io::atomic`.
-fn is_partial(name: &str) -> bool {
-    name.starts_with('.') && name.contains(".partial-")
-}
-
 /// Removes those of a run, and the model that was not in its place yet: what was being written is written again.
 fn remove_partial(dir: &Path, full: bool) -> Result<()> {
     for folder in [dir, &checkpoints_folder(dir)] {
-        entries(folder)?.iter().filter(|name| is_partial(name)).try_for_each(|name| remove(&folder.join(name)))?;
+        entries(folder)?.iter().filter(|name| is_left_behind(name)).try_for_each(|name| remove(&folder.join(name)))?;
     }
     match full {
         true => remove(&model_folder(dir).with_extension("new")),

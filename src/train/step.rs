@@ -10,7 +10,7 @@ use crate::ops::adamw::AdamW;
 use crate::ops::grad_norm::GradNorm;
 use crate::qwen3vl::model::{Direction, Images, Labels, LossPass, Model};
 use crate::qwen3vl::pack::{Packed, Sequence};
-use crate::qwen3vl::trainable::{Entry, Trainable};
+use crate::qwen3vl::trainable::Trainable;
 use crate::qwen3vl::vision::Features;
 use crate::tape::Tape;
 
@@ -244,17 +244,13 @@ impl Trainer {
     /// Every trained tensor's gradient, under its name.
     pub fn gradients(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let memory = self.engine.device.memory();
-        let read =
-            |e: &Entry| Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.gradient)?)));
-        self.trainable.entries.iter().map(read).collect()
+        self.trainable.entries.iter().map(|e| Ok((e.name.clone(), e.gradient(memory)?))).collect()
     }
 
     /// Every trained tensor's numbers, under its name.
     pub fn values(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let memory = self.engine.device.memory();
-        let read =
-            |e: &Entry| Ok((e.name.clone(), HostTensor::f32(e.shape.clone(), memory.read_f32(e.trained.value)?)));
-        self.trainable.entries.iter().map(read).collect()
+        self.trainable.entries.iter().map(|e| Ok((e.name.clone(), e.value(memory)?))).collect()
     }
 }
 

@@ -107,14 +107,16 @@ fn gradients_are_those_of_differences_with_the_mask_held_still() {
             if length < 2e-2 {
                 continue;
             }
-            let value = trainer.engine.device.memory().read_f32(entry.trained.value).unwrap();
+            let vlm::io::HostData::F32(value) = entry.value(trainer.engine.device.memory()).unwrap().data else {
+                panic!()
+            };
             let mut at = |distance: f64| {
                 let moved: Vec<f32> = value
                     .iter()
                     .zip(&gradient)
                     .map(|(v, g)| (*v as f64 + distance * *g as f64 / length) as f32)
                     .collect();
-                trainer.engine.device.memory().write_f32(entry.trained.value, &moved).unwrap();
+                entry.write(trainer.engine.device.memory(), &moved).unwrap();
                 0.25 * step(&mut trainer, &batch, random).0.iter().sum::<f64>()
             };
             let (ahead, behind) = (at(4e-3), at(-4e-3));

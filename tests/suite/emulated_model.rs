@@ -2,6 +2,7 @@
 //! bits twice.
 
 use crate::golden_cases::{CASES, Opened, cases, compare, floats, greedy, reference, relative, tolerance};
+use crate::support::repository;
 use crate::support::tiny::{What, step, trainer_on};
 use crate::training::{BF16, follow};
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ use vlm::device::{Device, emulated};
 use vlm::infer::generate::generate;
 use vlm::infer::trace;
 use vlm::io::HostTensor;
-use vlm::train::step::Example;
+use vlm::train::step::{Example, Optimizer};
 
 fn device() -> Device {
     Device::emulated((9, 0)).expect("an emulator")
@@ -110,6 +111,43 @@ fn training_follows_peft_and_gives_the_same_bits_twice() {
     ];
     ran(&runs[0].1.launches(), &PROMPT);
     ran(&runs[0].1.launches(), &words);
+}
+
+/// A rank of 2 is held as one of 8, so that no product of the layers runs number by number; what fills it up stays zero.
+#[test]
+fn a_rank_that_is_no_multiple_of_8_leaves_products_their_kernels() {
+    for capability in [(8, 0), (9, 0)] {
+        let gpu = Device::emulated(capability).expect("an emulator");
+        // of the models at hand, the one whose own widths are multiples
+        let base = repository().join("assets/base");
+        let (mut trainer, examples) = trainer_on(gpu, base.to_str().unwrap(), What::Lora(0.0), Precision::Bf16);
+        step(&mut trainer, &[&examples[0]], Stream::new(4, &[2]));
+        trainer.gradient_norm().unwrap();
+        let optimizer = Optimizer {
+            number: 1,
+            vision_number: Some(1),
+            learning_rate: 1e-2,
+            vision_learning_rate: 1e-2,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            weight_decay: 0.1,
+            max_norm: Some(1.0),
+        };
+        trainer.update(&optimizer).unwrap();
+        let launches = trainer.engine.device.launches();
+        ran(&launches, &["linear_fwd", "linear_bwd"]);
+        let slow: Vec<_> = launches.keys().filter(|k| k.starts_with("linear_") && k.contains("_any_")).collect();
+        assert!(slow.is_empty(), "{slow:?}");
+        for (entry, (name, value)) in trainer.trainable.entries.clone().iter().zip(trainer.values().unwrap()) {
+            let held = trainer.engine.device.memory().read_f32(entry.trained.value).unwrap();
+            let nonzero = held.iter().filter(|x| **x != 0.0).count();
+            assert_eq!(
+                (value.shape, nonzero, held.len()),
+                (entry.shape.clone(), held.len() / 4, 4 * nonzero),
+                "{name}"
+            );
+        }
+    }
 }
 
 /// What drops out is what drops out on the host: the gradients are as near to the host's as those of a step without, where

@@ -372,6 +372,14 @@ fn the_program_prints_the_board() {
     let (_, said, _) = run(&["--json"]);
     let said: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(said["trials"].as_array().unwrap().len(), 2);
+    // what a trial leaves out is said, as training says it
+    let set = dir.path().join("train.jsonl");
+    fs::write(&set, fs::read_to_string(&set).unwrap() + "{\n").unwrap();
+    write(dir.path(), "search = \"grid\"", &format!("{EVAL}\nskip-bad = true"), "learning-rate = [1e-3]");
+    let skips = dir.path().join("skips");
+    let (code, _, stderr) = run(&["--out", skips.to_str().unwrap()]);
+    assert!(code == Some(0) && stderr.contains("left out: ") && stderr.contains("line 3: not valid JSON"), "{stderr}");
+    fs::write(&set, fs::read_to_string(&set).unwrap().trim_end_matches("{\n")).unwrap();
     // nothing was found where every trial failed
     write(dir.path(), "search = \"grid\"", EVAL, "memory = [1, 2]");
     let none = dir.path().join("none");

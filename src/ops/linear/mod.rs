@@ -63,6 +63,16 @@ pub struct Linear {
     pub y: Tensor,
 }
 
+/// Kernels read 8 numbers of bf16 at a time, so the fast ones take ranks that are multiples of this; where one rank of
+/// those that share x is none, the whole product runs number by number.
+const RANKS: usize = 8;
+
+/// The rank that a pair of `rank` is held with: rows of zeros below A and columns of zeros right of B change no result, and
+/// have no gradients.
+pub fn held_rank(rank: usize) -> usize {
+    rank.next_multiple_of(RANKS)
+}
+
 impl Linear {
     /// Sum of the segments' output widths.
     pub fn width(segments: &[Segment]) -> usize {

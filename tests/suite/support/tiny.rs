@@ -52,7 +52,7 @@ pub fn trainer_on(mut device: Device, model: &str, what: What, precision: Precis
                 let mut values = vec![0.0; entry.shape.iter().product()];
                 Stream::new(3, &[i as u64]).fill_normal(0, &mut values);
                 values.iter_mut().for_each(|v| *v *= 0.2);
-                device.memory().write_f32(entry.trained.value, &values).unwrap();
+                entry.write(device.memory(), &values).unwrap();
             }
         }
     }
