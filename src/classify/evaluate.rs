@@ -281,6 +281,16 @@ fn predict(
     }
 }
 
+/// The tokens of the labels that [`Method::Choices`] chooses from, and the one that closes an answer.
+pub fn choices(preparer: &Preparer, data: &Path, samples: &[Sample], names: &[String]) -> Result<(Vec<Vec<u32>>, u32)> {
+    let close = preparer.prompts.tokenizer().need_token(END_OF_TURN)?;
+    match Tokens::of(preparer, data, samples, &Method::Choices(names.to_vec()))? {
+        Tokens::Choices(labels) => Ok((labels, close)),
+        // only where there are no samples
+        _ => Ok((Vec::new(), close)),
+    }
+}
+
 /// The labels as members of a list: first, and after another.
 fn list_tokens(preparer: &Preparer, prompt: &Conversation, names: &[String]) -> Result<Labels> {
     let close = preparer.prompts.tokenizer().need_token(END_OF_TURN)?;

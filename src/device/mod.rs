@@ -35,6 +35,7 @@ pub use layout::{Layout, Place};
 pub use memory::Memory;
 pub use nvtx::Range;
 pub use recording::Recording;
+pub use weights::weight_bytes;
 
 use crate::base::{Result, counted, env};
 use crate::tensor::Weight;

@@ -37,6 +37,11 @@ impl Key {
     }
 }
 
+/// Bytes that these weights take on a device with kernels, each counted once; trained ones lie with what is trained.
+pub fn weight_bytes(weights: &[&Weight]) -> usize {
+    Store::default().missing_bytes(weights)
+}
+
 fn device_bytes(weight: &Weight) -> usize {
     (weight.shape().elements() * DType::Bf16.bytes()).next_multiple_of(ALIGNMENT)
 }

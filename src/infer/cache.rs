@@ -51,26 +51,33 @@ pub fn blocks_for(tokens: usize) -> usize {
     tokens.div_ceil(BLOCK)
 }
 
+/// Blocks that a step's table has room for where a sequence has at most so many: some more, so that the next steps have the
+/// same sizes and run the same tape.
+pub fn table_width(blocks: usize) -> usize {
+    blocks.next_multiple_of(16)
+}
+
 /// Bytes that pools of `blocks` blocks take.
 pub fn bytes(config: &TextConfig, precision: Precision, blocks: usize) -> usize {
     2 * config.n_layers * blocks * BLOCK * config.n_kv_heads * config.head_dim * precision.dtype().bytes()
 }
 
+/// The pools of all layers for `blocks` blocks, and where they lie.
+pub fn pools(config: &TextConfig, precision: Precision, blocks: usize) -> (Vec<(Tensor, Tensor)>, Layout) {
+    let generation = new_generation();
+    let shape = [blocks * BLOCK, config.n_kv_heads * config.head_dim].into();
+    let pool =
+        |slot: usize| Tensor { arena: Arena::Cache, slot: slot as u32, generation, dtype: precision.dtype(), shape };
+    let pools: Vec<_> = (0..config.n_layers).map(|l| (pool(2 * l), pool(2 * l + 1))).collect();
+    let layout = Layout::sequential(generation, pools.iter().flat_map(|(k, v)| [k.bytes(), v.bytes()]));
+    (pools, layout)
+}
+
 impl Cache {
     /// Lays out the device's cache arena for `blocks` blocks; what it held is gone.
     pub fn new(device: &mut Device, config: &TextConfig, precision: Precision, blocks: usize) -> Result<Cache> {
-        let generation = new_generation();
-        let shape = [blocks * BLOCK, config.n_kv_heads * config.head_dim].into();
-        let pool = |slot: usize| Tensor {
-            arena: Arena::Cache,
-            slot: slot as u32,
-            generation,
-            dtype: precision.dtype(),
-            shape,
-        };
-        let pools: Vec<_> = (0..config.n_layers).map(|l| (pool(2 * l), pool(2 * l + 1))).collect();
-        let sizes = pools.iter().flat_map(|(k, v)| [k.bytes(), v.bytes()]);
-        device.memory().lay_out(Arena::Cache, Layout::sequential(generation, sizes))?;
+        let (pools, layout) = pools(config, precision, blocks);
+        device.memory().lay_out(Arena::Cache, layout)?;
         Ok(Cache { pools, free: (0..blocks as u32).rev().collect(), holders: vec![0; blocks] })
     }
 

@@ -111,9 +111,7 @@ impl Engine {
             starts.push(ids.len() as i32);
             lengths.push(length as i32);
         }
-        // room for growth, so that the next steps have the same sizes and run the same tape
-        let most = sequences.iter().map(|s| s.blocks().len()).max().unwrap_or(0);
-        let max_blocks = most.next_multiple_of(16);
+        let max_blocks = cache::table_width(sequences.iter().map(|s| s.blocks().len()).max().unwrap_or(0));
         let mut blocks = vec![0; sequences.len() * max_blocks];
         for (row, sequence) in blocks.chunks_exact_mut(max_blocks.max(1)).zip(sequences.iter()) {
             row.iter_mut().zip(sequence.blocks()).for_each(|(to, block)| *to = *block as i32);

@@ -13,7 +13,7 @@ use super::session::{Best, Said, Session, Watch, Why, now};
 use super::step::Trainer;
 use crate::base::error::lines_of;
 use crate::base::{Error, Result};
-use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
+use crate::classify::evaluate::{self, Method};
 use crate::qwen3vl::prepare::Preparer;
 use rayon::prelude::*;
 use std::time::Instant;
@@ -32,13 +32,7 @@ impl Session<'_> {
 
     /// How many of the samples are answered right; None where their answers are no closed set.
     pub fn answers(&mut self, samples: &Samples, watch: &Watch) -> Result<Option<usize>> {
-        if samples.all.iter().any(|s| s.label.is_none()) {
-            return Ok(None);
-        }
-        let classes = Classes::of(samples.file, samples.all, false)?.names;
-        if classes.len() > MOST_CHOICES {
-            return Ok(None);
-        }
+        let Some(classes) = samples.closed_set()? else { return Ok(None) };
         let (method, batch) = (Method::Choices(classes), self.settings.batch_size);
         let mut right = 0;
         let engine = &mut self.trainer.engine;

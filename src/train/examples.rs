@@ -5,6 +5,7 @@ use super::features::Store;
 use super::order::{Order, Step};
 use super::step::{Example, Trainer};
 use crate::base::{Error, Result, error::Context};
+use crate::classify::evaluate::{Classes, MOST_CHOICES};
 use crate::data::dataset::Sample;
 use crate::data::messages::Conversation;
 use crate::qwen3vl::prepare::{Prepared, Preparer};
@@ -35,6 +36,15 @@ impl Samples<'_> {
     /// All samples without their pixels, to plan with: of pictures only the headers are read.
     pub fn measure(&self) -> Result<Vec<Example>> {
         (0..self.all.len()).into_par_iter().map(|at| self.example(at, Preparer::measure)).collect()
+    }
+
+    /// The answers of the samples, where these are few enough to be chosen among; None where a sample has none.
+    pub fn closed_set(&self) -> Result<Option<Vec<String>>> {
+        if self.all.iter().any(|s| s.label.is_none()) {
+            return Ok(None);
+        }
+        let names = Classes::of(self.file, self.all, false)?.names;
+        Ok((names.len() <= MOST_CHOICES).then_some(names))
     }
 
     /// Whether a step has photos.

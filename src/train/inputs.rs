@@ -9,7 +9,7 @@ use super::sets::Sets;
 use super::settings::Settings;
 use super::step::Example;
 use crate::base::{Error, Result};
-use crate::classify::evaluate::{Classes, MOST_CHOICES};
+use crate::classify::evaluate::{self, Classes, MOST_CHOICES};
 use crate::data::dataset::Sample;
 use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::checkpoint::Checkpoint;
@@ -35,6 +35,22 @@ pub(super) struct Inputs {
     pub init: Option<Adapter>,
     pub trainable: Trainable,
     pub order: Order,
+}
+
+/// The samples of a run without their pixels, and the closed sets that it is judged by on the way.
+pub struct Measured {
+    pub samples: Vec<Example>,
+    /// Those of the validation set, and what their answers are chosen from.
+    pub evaluated: Vec<Example>,
+    pub of_evaluation: Option<Answers>,
+    /// What the answers of an overfit check are chosen from.
+    pub of_overfit: Option<Answers>,
+}
+
+/// The tokens of each answer, and the one that closes an answer.
+pub struct Answers {
+    pub labels: Vec<Vec<u32>>,
+    pub close: u32,
 }
 
 /// A validation set and its answers.
@@ -73,10 +89,25 @@ impl Inputs {
         Samples { file, all: &self.samples, preparer: &self.preparer }
     }
 
-    /// The samples that it is evaluated on, without pixels.
-    pub fn measured_evaluation(&self) -> Result<Vec<Example>> {
-        let Some(Evaluation { file, samples, .. }) = &self.evaluation else { return Ok(Vec::new()) };
-        Samples { file, all: samples, preparer: &self.preparer }.measure()
+    /// All samples, without pixels. Errors name the line: what cannot be prepared, a label that cannot be tokenised.
+    pub fn measured(&self, settings: &Settings) -> Result<Measured> {
+        let answers = |file: &Path, samples: &[Sample], names: &[String]| {
+            let (labels, close) = evaluate::choices(&self.preparer, file, samples, names)?;
+            Ok(Answers { labels, close })
+        };
+        let samples = self.learnt(&settings.data);
+        let mut measured =
+            Measured { samples: samples.measure()?, evaluated: Vec::new(), of_evaluation: None, of_overfit: None };
+        if let Some(Evaluation { file, samples, classes }) = &self.evaluation {
+            measured.evaluated = Samples { file, all: samples, preparer: &self.preparer }.measure()?;
+            measured.of_evaluation = Some(answers(file, samples, classes)?);
+        }
+        if settings.overfit.is_some()
+            && let Some(classes) = samples.closed_set()?
+        {
+            measured.of_overfit = Some(answers(&settings.data, &self.samples, &classes)?);
+        }
+        Ok(measured)
     }
 
     /// What must not change while a run is interrupted. Errors: what cannot be read; a signal.

@@ -21,6 +21,7 @@ pub mod mfu;
 pub mod order;
 pub mod plan;
 mod result;
+pub mod roof;
 pub mod run_folder;
 pub mod schedule;
 pub mod session;

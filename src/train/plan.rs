@@ -4,21 +4,20 @@
 //! Start at [`Planner::plan`]. What a sample measures follows from its text and from the headers of its pictures.
 
 use super::features::Room;
+use super::inputs::{Answers, Measured};
 use super::order::Order;
+use super::roof::Roof;
 use super::step::{Example, Forward, batch as batch_of};
 use crate::base::{DType, Error, Precision, Result, counted};
-use crate::device::{Clock, Device, Facts};
-use crate::ops::linear::{Activation, Linear, Segment};
-use crate::ops::swiglu::Swiglu;
+use crate::device::{self, Facts};
+use crate::infer::choices;
 use crate::qwen3vl::model::{Direction, Model};
-use crate::qwen3vl::names::Counts;
 use crate::qwen3vl::pack::{Packed, Sequence};
 use crate::qwen3vl::trainable::Trainable;
 use crate::tape::{Fitted, Tape};
 use crate::tensor::{Tensor, Weight};
 use serde::Serialize;
 use std::collections::BTreeSet;
-use std::time::Instant;
 
 /// So many batches are costed at the most; a longer run is reckoned from these.
 const COSTED: usize = 64;
@@ -27,80 +26,20 @@ const COSTED: usize = 64;
 /// day, the largest is one of its largest samples.
 const WALKED: u64 = 1 << 16;
 
-/// What the words reach on a device.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Roof {
-    pub flops_per_second: f64,
-    pub bytes_per_second: f64,
-    /// What an operation takes on top of its work: most of the time of a small model.
-    pub seconds_per_operation: f64,
-}
-
-/// Rows of the product that is timed.
-const TIMED_ROWS: usize = 512;
-const TIMED_WIDTH: usize = 2048;
-/// The small products that are timed: their number, and rows and width of each.
-const SMALL: (usize, usize) = (64, 16);
-
-impl Roof {
-    /// Times a product of about a model's width, an element-wise pass over memory, and products too small to take time, on
-    /// the device itself.
-    pub fn measure(device: &mut Device, precision: Precision, width: usize) -> Result<Roof> {
-        let k = width.min(TIMED_WIDTH);
-        let mut tape = Tape::new(precision);
-        let x = tape.input(precision.dtype(), [TIMED_ROWS, k]);
-        push_product(&mut tape, precision, x, 4 * k)?;
-        let product = (tape.cost().flops as f64) / seconds_of(&tape, device, x)?;
-        let (n, small) = SMALL;
-        let mut tape = Tape::new(precision);
-        let first = tape.input(precision.dtype(), [small, small]);
-        let mut x = first;
-        for _ in 0..n {
-            x = push_product(&mut tape, precision, x, small)?;
-        }
-        let operation = seconds_of(&tape, device, first)? / n as f64;
-        let mut tape = Tape::new(precision);
-        let gate_up = tape.input(precision.dtype(), [8 * TIMED_ROWS, 2 * TIMED_WIDTH]);
-        let y = tape.activation([8 * TIMED_ROWS, TIMED_WIDTH]);
-        tape.push(Swiglu { gate_up, y })?;
-        let moved = (tape.cost().bytes as f64) / seconds_of(&tape, device, gate_up)?;
-        Ok(Roof { flops_per_second: product, bytes_per_second: moved, seconds_per_operation: operation })
-    }
-}
-
-/// x [M, K] times a weight [N, K]; returns what comes out.
-fn push_product(tape: &mut Tape, precision: Precision, x: Tensor, n: usize) -> Result<Tensor> {
-    let [m, k] = [x.shape.rows(), x.shape.width()];
-    let weight = Weight::from_f32("timed", [n, k], &vec![0.01; n * k])?;
-    let y = tape.activation([m, n]);
-    let segments = vec![Segment { weight, bias: None, adapter: None }];
-    let (rows, residual, noise, s, z, activation) = (None, None, None, None, None, Activation::None);
-    tape.push(Linear { x, rows, segments, activation, residual, noise, s, z, precision, y })?;
-    Ok(y)
-}
-
-/// The best of several runs.
-fn seconds_of(tape: &Tape, device: &mut Device, input: Tensor) -> Result<f64> {
-    tape.begin(device)?;
-    device.memory().write_f32(input, &vec![0.5; input.shape.elements()])?;
-    let mut best = f64::INFINITY;
-    for _ in 0..4 {
-        let start = Instant::now();
-        tape.run(device, &mut Clock::default(), &mut |_, _| ())?;
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    Ok(best.max(1e-9))
-}
-
 /// A run's needs. Bytes are those of arenas: what an operation holds on the host while it runs comes on top.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
+    /// Bytes that it may take.
+    #[serde(skip)]
+    pub budget: usize,
     /// Weights, where the device holds them: the host reads them from their file.
     pub weight_bytes: usize,
     /// Values, gradients and moments of what is trained, and the copies that a device's kernels read.
     pub trained_bytes: usize,
     /// Intermediate results of the operation that needs most, where the device has kernels.
     pub scratch_bytes: usize,
+    /// Keys and values of the largest batch that the run is judged by on the way: of a validation set, of an overfit check.
+    pub cache_bytes: usize,
     /// Image features of the frozen tower: of `features_kept` samples from epoch to epoch, of others while a step needs
     /// them.
     pub features_bytes: usize,
@@ -108,9 +47,11 @@ pub struct Plan {
     pub features_kept: usize,
     #[serde(skip)]
     pub features: Room,
-    /// Activations of the largest step, and of a pass of the frozen tower alone: the larger one is allocated.
+    /// Activations of the largest step, of a pass of the frozen tower alone, and of the largest batch that the run is judged
+    /// by: the most of them is allocated.
     pub step_bytes: usize,
     pub tower_bytes: usize,
+    pub judged_bytes: usize,
     /// Of the largest step with nothing computed twice, and with everything.
     pub step_bytes_without_recompute: usize,
     pub step_bytes_at_least: usize,
@@ -136,12 +77,18 @@ pub struct Plan {
 impl Plan {
     /// All arenas together.
     pub fn bytes(&self) -> usize {
-        self.fixed() + self.features_bytes + self.step_bytes.max(self.tower_bytes)
+        self.fixed() + self.features_bytes + self.step_bytes.max(self.tower_bytes).max(self.judged_bytes)
+    }
+
+    /// What is left for activations.
+    pub fn left(&self) -> usize {
+        self.budget.saturating_sub(self.fixed() + self.features_bytes)
     }
 
     /// The least that a budget can be.
     fn least(&self) -> usize {
-        self.fixed() + self.features_bytes_at_least + self.step_bytes_at_least.max(self.tower_bytes)
+        let activations = self.step_bytes_at_least.max(self.tower_bytes).max(self.judged_bytes);
+        self.fixed() + self.features_bytes_at_least + activations
     }
 
     /// Adds what reading samples takes, from the seconds of each: on the host by the cores that compute, else beside.
@@ -153,7 +100,7 @@ impl Plan {
 
     /// What no recomputing makes smaller, and no number of features.
     pub fn fixed(&self) -> usize {
-        self.weight_bytes + self.trained_bytes + self.scratch_bytes
+        self.weight_bytes + self.trained_bytes + self.scratch_bytes + self.cache_bytes
     }
 }
 
@@ -163,10 +110,22 @@ pub struct Planner<'a> {
     pub precision: Precision,
     /// Of a device with kernels; the host, which has none, reads the weights from their file.
     pub facts: Option<Facts>,
-    /// All samples, without pixels, and those that the run is evaluated on, so many at a time.
-    pub measured: &'a [Example],
-    pub evaluated: &'a [Example],
+    /// All samples, and so many at a time.
+    pub measured: &'a Measured,
     pub batch: usize,
+}
+
+/// What judging a run takes of a device's memory.
+#[derive(Default)]
+struct Judging {
+    cache: usize,
+    tapes: Vec<Tape>,
+}
+
+impl Judging {
+    fn activations(&self) -> usize {
+        self.tapes.iter().map(|tape| tape.plan().bytes).max().unwrap_or(0)
+    }
 }
 
 impl Planner<'_> {
@@ -178,21 +137,26 @@ impl Planner<'_> {
         let tapes = tapes.collect::<Result<Vec<(Tape, Vec<&Example>)>>>()?;
         let tower = self.largest_tower()?;
         let tower_bytes = tower.as_ref().map_or(0, |tape| tape.plan().bytes);
+        let judging = self.judging(self.batch)?;
+        let (cache_bytes, judged_bytes) = (judging.cache, judging.activations());
         let (mut weight_bytes, mut trained_bytes, mut scratch_bytes) = (0, self.trainable.bytes(), 0);
         if let Some(facts) = &self.facts {
-            weight_bytes = DType::Bf16.bytes() * Counts::of(&self.model.config).parameters() as usize;
+            let steps = tapes.iter().map(|(tape, _)| Ok(tape.at_level(0)?.tape)).collect::<Result<Vec<Tape>>>()?;
+            let all: Vec<&Tape> = steps.iter().chain(&tower).chain(&judging.tapes).collect();
+            let weights: Vec<&Weight> =
+                all.iter().flat_map(|tape| tape.records()).flat_map(|r| r.op().weights()).collect();
+            weight_bytes = device::weight_bytes(&weights);
             trained_bytes += DType::Bf16.bytes() * self.trainable.values.shape.elements();
-            scratch_bytes = tower.map_or(Ok(0), |tape| tape.scratch_bytes(facts))?;
-            for (tape, _) in &tapes {
-                scratch_bytes = scratch_bytes.max(tape.at_level(0)?.tape.scratch_bytes(facts)?);
+            for tape in all {
+                scratch_bytes = scratch_bytes.max(tape.scratch_bytes(facts)?);
             }
         }
-        let fixed = weight_bytes + trained_bytes + scratch_bytes;
+        let fixed = weight_bytes + trained_bytes + scratch_bytes + cache_bytes;
         let mut least = 0;
         for (tape, _) in &tapes {
             least = least.max(tape.fit(Some(0))?.bytes);
         }
-        let features = self.features(order, budget.saturating_sub(fixed + least.max(tower_bytes)));
+        let features = self.features(order, budget.saturating_sub(fixed + least.max(tower_bytes).max(judged_bytes)));
         let (features_kept, features_bytes) = (features.kept.len(), features.bytes());
         let rest = budget.saturating_sub(fixed + features_bytes);
         let (mut largest, mut without) = (None::<(Fitted, &Vec<&Example>)>, 0);
@@ -210,17 +174,21 @@ impl Planner<'_> {
         let prepared = passes.iter().enumerate().map(|(at, n)| if at < features_kept { 1.min(*n) } else { *n });
         let prepared = prepared.fold(0, u64::saturating_add);
         let (flops, seconds) = self.cost(order, rest, prepared, roof)?;
-        let tokens = self.measured.iter().zip(&passes).map(|(e, n)| n.saturating_mul(e.sequence.ids.len() as u64));
+        let tokens =
+            self.measured.samples.iter().zip(&passes).map(|(e, n)| n.saturating_mul(e.sequence.ids.len() as u64));
         Ok(Plan {
+            budget,
             weight_bytes,
             trained_bytes,
             scratch_bytes,
+            cache_bytes,
             features_bytes,
             features_bytes_at_least: self.features(order, 0).bytes(),
             features_kept,
             features,
             step_bytes: fitted.bytes,
             tower_bytes,
+            judged_bytes,
             step_bytes_without_recompute: without,
             step_bytes_at_least: least,
             recompute_level: fitted.level,
@@ -228,7 +196,7 @@ impl Planner<'_> {
             largest_samples: batch.len(),
             largest_tokens: batch.iter().map(|e| e.sequence.ids.len()).sum(),
             steps: order.total_steps(),
-            samples: self.measured.len(),
+            samples: self.measured.samples.len(),
             tokens: tokens.fold(0, u64::saturating_add),
             prepared,
             flops,
@@ -243,7 +211,7 @@ impl Planner<'_> {
             [|e| e.sequence.ids.len(), |e| patches(&e.sequence), Example::label_tokens];
         let mut largest: [(usize, Vec<usize>); 3] = Default::default();
         let of_batch = |batch: &[usize], size: fn(&Example) -> usize| {
-            1 + batch.iter().map(|at| size(&self.measured[*at])).sum::<usize>()
+            1 + batch.iter().map(|at| size(&self.measured.samples[*at])).sum::<usize>()
         };
         for batch in walked(order) {
             for (most, size) in largest.iter_mut().zip(sizes) {
@@ -255,8 +223,8 @@ impl Planner<'_> {
         }
         if order.total_steps() > n_walked(order) {
             for (most, size) in largest.iter_mut().zip(sizes) {
-                let mut by_size: Vec<usize> = (0..self.measured.len()).collect();
-                by_size.sort_by_key(|at| std::cmp::Reverse(size(&self.measured[*at])));
+                let mut by_size: Vec<usize> = (0..self.measured.samples.len()).collect();
+                by_size.sort_by_key(|at| std::cmp::Reverse(size(&self.measured.samples[*at])));
                 by_size.truncate(self.batch);
                 *most = (of_batch(&by_size, size), by_size);
             }
@@ -266,14 +234,41 @@ impl Planner<'_> {
     }
 
     fn forward(&self, batch: &[&Example]) -> Result<Tape> {
-        let direction = Direction::Both;
+        self.pass(batch, Direction::Both)
+    }
+
+    fn pass(&self, batch: &[&Example], direction: Direction) -> Result<Tape> {
         let (packed, labels) = batch_of(self.model, batch)?;
         let keeps = !self.trainable.trains_vision();
         Ok(Forward::new(self.model, self.precision, keeps, &packed, labels.ids.len(), direction)?.tape)
     }
 
     fn of(&self, batch: &[usize]) -> Vec<&Example> {
-        batch.iter().map(|at| &self.measured[*at]).collect()
+        batch.iter().map(|at| &self.measured.samples[*at]).collect()
+    }
+
+    /// What the run is judged by, so many samples at a time in their order: their answers chosen, and of a validation set
+    /// the loss. A prompt is taken with its answer, which makes it a little longer than it is.
+    fn judging(&self, batch: usize) -> Result<Judging> {
+        let Measured { samples, evaluated, of_evaluation, of_overfit } = self.measured;
+        let mut judging = Judging::default();
+        for (examples, answers) in [(evaluated, of_evaluation), (samples, of_overfit)] {
+            let Some(Answers { labels, close }) = answers else { continue };
+            for batch in largest_of(examples, batch) {
+                let prompts: Vec<&Sequence> = batch.iter().map(|e| &e.sequence).collect();
+                let (cache, tapes) = choices::passes(self.model, self.precision, &prompts, labels, *close)?;
+                judging.cache = judging.cache.max(cache);
+                judging.tapes.extend(tapes);
+            }
+        }
+        for batch in largest_of(evaluated, batch) {
+            judging.tapes.push(self.pass(&batch.iter().collect::<Vec<_>>(), Direction::Forward)?);
+        }
+        let most = evaluated.iter().map(|e| &e.sequence).max_by_key(|s| patches(s));
+        if let Some(most) = most.filter(|s| !s.grids.is_empty() && !self.trainable.trains_vision()) {
+            judging.tapes.push(self.tower(most)?);
+        }
+        Ok(judging)
     }
 
     /// The tapes of the largest batches must reach every trained tensor. Errors: names those that no sample gives a
@@ -289,7 +284,7 @@ impl Planner<'_> {
         if missed.is_empty() {
             return Ok(());
         }
-        let why = match self.measured.iter().any(|e| !e.sequence.grids.is_empty()) {
+        let why = match self.measured.samples.iter().any(|e| !e.sequence.grids.is_empty()) {
             true => "nothing that is learnt lies behind them",
             false => "no sample has a picture",
         };
@@ -309,7 +304,7 @@ impl Planner<'_> {
             examples.iter().map(|e| patches(&e.sequence) / config.vision.merge_size.pow(2)).collect()
         };
         let most = |rows: &[usize]| rows.iter().copied().max().unwrap_or(0);
-        let (trained, evaluated) = (rows(self.measured), rows(self.evaluated));
+        let (trained, evaluated) = (rows(&self.measured.samples), rows(&self.measured.evaluated));
         let evaluation = Room {
             dtype: self.precision.dtype(),
             width: config.text.hidden_size,
@@ -342,7 +337,7 @@ impl Planner<'_> {
 
     /// The frozen tower over the sample with the most patches; None where the tower is part of each step.
     fn largest_tower(&self) -> Result<Option<Tape>> {
-        let most = self.measured.iter().map(|e| &e.sequence).max_by_key(|s| patches(s));
+        let most = self.measured.samples.iter().map(|e| &e.sequence).max_by_key(|s| patches(s));
         let alone = most.filter(|s| !s.grids.is_empty() && !self.trainable.trains_vision());
         alone.map(|sequence| self.tower(sequence)).transpose()
     }
@@ -376,46 +371,61 @@ impl Planner<'_> {
         let steps = spread(batches.len()).map(|i| Ok(self.forward(&self.of(&batches[i]))?.fit(Some(budget))?.tape));
         add(steps.collect::<Result<_>>()?, order.n_micro_batches() as f64);
         if !self.trainable.trains_vision() {
-            let pictured: Vec<&Example> = self.measured.iter().filter(|e| !e.sequence.grids.is_empty()).collect();
-            let part = pictured.len() as f64 / self.measured.len() as f64;
+            let samples = &self.measured.samples;
+            let pictured: Vec<&Example> = samples.iter().filter(|e| !e.sequence.grids.is_empty()).collect();
+            let part = pictured.len() as f64 / samples.len() as f64;
             let tapes = spread(pictured.len()).map(|i| self.tower(&pictured[i].sequence)).collect::<Result<_>>()?;
             add(tapes, prepared as f64 * part);
         }
         Ok((all.0, roof.map(|_| all.1)))
     }
 
-    /// That `plan` fits into `budget` bytes: what --memory asks for, else those that are free. Errors: a table of what needs
-    /// how much, and what would make it fit.
-    pub fn refusal(&self, plan: &Plan, budget: usize, asked: bool, batch_size: usize) -> Result<()> {
+    /// That `plan` fits into its budget: what --memory asks for, else what is free. Errors: a table of what needs how much,
+    /// and what would make it fit.
+    pub fn refusal(&self, plan: &Plan, asked: bool) -> Result<()> {
+        let budget = plan.budget;
         if plan.bytes() <= budget {
             return Ok(());
         }
         let least = plan.least();
         let (whose, with) = match asked {
             true => (format!("--memory {budget}"), format!("--memory {least}")),
-            false => (format!("the device has {budget} bytes free"), format!("{least} bytes free")),
+            false => (format!("the device has room for {budget} bytes"), format!("room for {least}")),
         };
         let mut said =
             format!("{whose}: this run needs more bytes than that\n{}\nit would fit with {with}", table(plan));
-        let fixed = plan.fixed();
-        let fits = |batch: &[&Example]| -> Result<bool> {
-            Ok(fixed + self.forward(batch)?.fit(Some(0))?.bytes.max(plan.tower_bytes) <= budget)
+        let fits = |batch: &[&Example], n: usize| -> Result<bool> {
+            let judging = self.judging(n)?;
+            let fixed = plan.fixed() - plan.cache_bytes + judging.cache;
+            let step = self.forward(batch)?.fit(Some(0))?.bytes;
+            Ok(fixed + step.max(plan.tower_bytes).max(judging.activations()) <= budget)
         };
-        let mut by_size: Vec<&Example> = self.measured.iter().collect();
+        let mut by_size: Vec<&Example> = self.measured.samples.iter().collect();
         by_size.sort_by_key(|e| std::cmp::Reverse(e.sequence.ids.len()));
-        let smaller = std::iter::successors(Some(batch_size / 2), |n| Some(n / 2)).take_while(|n| *n > 0);
+        let smaller = std::iter::successors(Some(self.batch / 2), |n| Some(n / 2)).take_while(|n| *n > 0);
         for n in smaller {
-            if fits(&by_size[..n.min(by_size.len())])? {
-                said += &format!(", or --batch-size {n} --grad-accumulation {}", batch_size.div_ceil(n));
+            if fits(&by_size[..n.min(by_size.len())], n)? {
+                said += &format!(", or --batch-size {n} --grad-accumulation {}", self.batch.div_ceil(n));
                 break;
             }
         }
-        said += match self.measured.iter().any(|e| !e.sequence.grids.is_empty()) {
+        said += match self.measured.samples.iter().any(|e| !e.sequence.grids.is_empty()) {
             true => ", or a smaller --max-pixels",
             false => ", or shorter texts",
         };
         Err(Error::OutOfMemory(said))
     }
+}
+
+/// The batches, of so many examples in their order, that may need most: by tokens, and by patches.
+fn largest_of(examples: &[Example], batch: usize) -> Vec<&[Example]> {
+    let most = |size: fn(&Example) -> usize| {
+        let batches = examples.chunks(batch.max(1)).enumerate();
+        batches.map(|(at, batch)| (at, batch.iter().map(size).sum::<usize>())).max_by_key(|(_, n)| *n)
+    };
+    let sizes: [fn(&Example) -> usize; 2] = [|e| e.sequence.ids.len(), |e| patches(&e.sequence)];
+    let places: BTreeSet<usize> = sizes.into_iter().filter_map(most).map(|(at, _)| at).collect();
+    places.into_iter().filter_map(|at| examples.chunks(batch.max(1)).nth(at)).collect()
 }
 
 fn n_walked(order: &Order) -> u64 {
@@ -436,11 +446,13 @@ pub fn table(plan: &Plan) -> String {
         ("weights on the device (the host reads them from their file)", plan.weight_bytes),
         ("what is trained, its gradients and moments", plan.trained_bytes),
         ("intermediate results of one operation (the host needs none)", plan.scratch_bytes),
+        ("keys and values of the prompts that the run is judged by", plan.cache_bytes),
         ("image features of the frozen tower", plan.features_bytes),
         (step.as_str(), plan.step_bytes),
         ("  the same with nothing computed twice", plan.step_bytes_without_recompute),
         ("  the same with all that can be computed twice", plan.step_bytes_at_least),
         ("activations of the frozen tower alone", plan.tower_bytes),
+        ("activations of the prompts that the run is judged by", plan.judged_bytes),
         ("all together", plan.bytes()),
     ];
     rows.map(|(what, bytes)| format!("{bytes:>16}  {what}")).join("\n")

@@ -3,11 +3,12 @@
 use super::checkpoint::Position;
 use super::examples::{Kept, Samples};
 use super::features::Store;
-use super::inputs::{Evaluation, Inputs, Kind};
+use super::inputs::{Evaluation, Inputs, Kind, Measured};
 use super::metrics::{EvalMetrics, StepMetrics, words_are_timed};
 use super::mfu;
 use super::order::{Order, Step};
-use super::plan::{Plan, Planner, Roof};
+use super::plan::{Plan, Planner};
+use super::roof::Roof;
 use super::run_folder::{self, RunFolder, Start, identity_of};
 use super::sets::Sets;
 use super::settings::Settings;
@@ -149,31 +150,14 @@ pub fn train(
     let inputs = Inputs::read(settings, sets, watch)?;
     let model = Model::training(&inputs.checkpoint, &inputs.trainable)?;
     // before anything else that reads the photos: its errors name the line
-    let measured = inputs.learnt(&settings.data).measure()?;
+    let measured = inputs.measured(settings)?;
     let identity = identity_of(settings, precision, inputs.fingerprints(settings, watch)?)?;
-    let evaluated = inputs.measured_evaluation()?;
     watch.go_on()?;
+    let mut device = device;
+    let plan = planned(settings, &inputs, &measured, &model, &device, precision, None)?;
+    drop(measured);
     let Inputs { checkpoint, preparer, samples: all, evaluation, kind, init, trainable, order } = inputs;
     let samples = Samples { file: &settings.data, all: &all, preparer: &preparer };
-    let facts = device.facts().cloned();
-    let batch = settings.batch_size;
-    let planner = Planner {
-        model: &model,
-        trainable: &trainable,
-        precision,
-        facts,
-        measured: &measured,
-        evaluated: &evaluated,
-        batch,
-    };
-    let budget = budget(settings, &device);
-    let plan = planner.plan(&order, budget, None)?;
-    planner.refusal(&plan, budget, settings.memory.is_some(), settings.batch_size)?;
-    if let Kind::Lora(_) = kind {
-        planner.every_tensor_is_reached(&order)?;
-    }
-    drop(measured);
-    let mut device = device;
     trainable.allocate(&mut device)?;
     match (&kind, &init) {
         (Kind::Full, _) => trainable.start_full(&mut device, &checkpoint)?,
@@ -194,8 +178,7 @@ pub fn train(
         state = from.state()?;
         (watch.said)(Said::Note(format!("goes on after step {done}")));
     }
-    let left = budget.saturating_sub(plan.fixed() + plan.features_bytes);
-    let mut trainer = Trainer::new(Engine::new(model, device, precision), trainable, Some(left));
+    let mut trainer = Trainer::new(Engine::new(model, device, precision), trainable, Some(plan.left()));
     (watch.said)(Said::Note(format!(
         "{}, {}, {} trained parameters in {}",
         counted(all.len(), "sample", "samples"),
@@ -237,38 +220,51 @@ pub fn dry_run(
     watch: &mut Watch,
 ) -> Result<Plan> {
     let inputs = Inputs::read(settings, &mut Sets::default(), watch)?;
-    let config = &inputs.checkpoint.config;
-    let samples = inputs.learnt(&settings.data);
-    let measured = samples.measure()?;
     let model = Model::training(&inputs.checkpoint, &inputs.trainable)?;
-    let (trainable, facts) = (&inputs.trainable, device.facts().cloned());
-    let evaluated = inputs.measured_evaluation()?;
+    let measured = inputs.measured(settings)?;
     watch.go_on()?;
-    let batch = settings.batch_size;
-    let planner =
-        Planner { model: &model, trainable, precision, facts, measured: &measured, evaluated: &evaluated, batch };
-    let budget = budget(settings, device);
     let roof = match stated {
         Some(roof) => roof,
-        None => Roof::measure(device, precision, config.text.hidden_size)?,
+        None => Roof::measure(device, precision, model.config.text.hidden_size)?,
     };
-    let mut plan = planner.plan(&inputs.order, budget, Some(roof))?;
-    planner.refusal(&plan, budget, settings.memory.is_some(), settings.batch_size)?;
-    if let Kind::Lora(_) = inputs.kind {
-        planner.every_tensor_is_reached(&inputs.order)?;
-    }
+    let mut plan = planned(settings, &inputs, &measured, &model, device, precision, Some(roof))?;
     if stated.is_none() {
-        let step = batch.saturating_mul(settings.grad_accumulation);
-        plan.add_preparing(samples.seconds_each(step)?, device.facts().is_none());
+        let step = settings.batch_size.saturating_mul(settings.grad_accumulation);
+        plan.add_preparing(inputs.learnt(&settings.data).seconds_each(step)?, device.facts().is_none());
     }
     Ok(plan)
 }
 
+/// What the run needs. Errors: it does not fit; something is trained that gets no gradient.
+fn planned(
+    settings: &Settings,
+    inputs: &Inputs,
+    measured: &Measured,
+    model: &Model,
+    device: &Device,
+    precision: Precision,
+    roof: Option<Roof>,
+) -> Result<Plan> {
+    let (trainable, facts, batch) = (&inputs.trainable, device.facts().cloned(), settings.batch_size);
+    let planner = Planner { model, trainable, precision, facts, measured, batch };
+    let plan = planner.plan(&inputs.order, budget(settings, device), roof)?;
+    planner.refusal(&plan, settings.memory.is_some())?;
+    if let Kind::Lora(_) = inputs.kind {
+        planner.every_tensor_is_reached(&inputs.order)?;
+    }
+    Ok(plan)
+}
+
+/// Of a GPU's memory one part in so many is not planned with: drivers give memory in pages, kernels and the graphs of
+/// replays come to lie in it as they are first used.
+const NOT_PLANNED: usize = 50;
+
 /// Bytes that the arenas may take together.
 fn budget(settings: &Settings, device: &Device) -> usize {
+    let kept_back = |free: usize| if device.facts().is_some() { free / NOT_PLANNED } else { 0 };
     match settings.memory {
         Some(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
-        None => device.free_bytes().unwrap_or(usize::MAX),
+        None => device.free_bytes().map_or(usize::MAX, |free| free - kept_back(free)),
     }
 }
 
@@ -334,7 +330,15 @@ impl Session<'_> {
     fn after(&mut self, samples: &Samples, order: &Order, step: &Step, watch: &mut Watch) -> Result<bool> {
         self.state.unjudged = match self.judge(samples, order, step, watch) {
             Err(Error::Interrupted) => true,
-            judged => judged.map(|()| false)?,
+            // what was learnt is worth keeping, whatever stood in the way of judging it
+            Err(e) => {
+                self.state.unjudged = true;
+                if self.save(step).and_then(|()| self.folder.saved()).is_ok() {
+                    (watch.said)(Said::Note(format!("step {} is kept: --resume goes on with judging it", step.number)));
+                }
+                return Err(e);
+            }
+            Ok(()) => false,
         };
         let interrupted = self.state.unjudged || (watch.interrupted)();
         let per_epoch = order.steps_per_epoch();

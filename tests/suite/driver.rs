@@ -231,7 +231,7 @@ fn a_gpu_that_fails_loses_nothing_that_was_saved() {
     let launches = whole.launches();
     let small = Machine::new("memory=600000");
     let said = small.fails(&training("cuda", &small.path("run")));
-    assert!(said.contains("the device has 600000 bytes free") && !small.path("run").exists(), "{said}");
+    assert!(said.contains("the device has room for 588000 bytes") && !small.path("run").exists(), "{said}");
     let broken = Machine::new(&format!("fail={}", launches * 3 / 4));
     let line = training("cuda", &broken.path("run"));
     let said = broken.fails(&line);
@@ -250,6 +250,29 @@ fn a_gpu_that_fails_loses_nothing_that_was_saved() {
     Machine::new("").works(&format!("{line} --resume"));
     assert!(adapter(&broken.path("run")) == adapter(&whole.path("run")), "the adapters differ");
     assert_eq!(log(&broken.path("run")), log(&whole.path("run")));
+}
+
+/// Whatever memory there is, a run is refused before it begins or has room for all that it does: steps, the evaluation of
+/// its validation set, the answers of an overfit check.
+#[test]
+fn a_run_that_begins_has_room_until_its_end() {
+    if !can_run() {
+        return;
+    }
+    let set = cases().join("validation.jsonl");
+    for judged in [format!("--eval-data {} --eval-every 1", set.display()), "--overfit 2".into()] {
+        let mut began = [0, 0];
+        for memory in (500_000..1_500_000).step_by(60_000) {
+            let machine = Machine::new(&format!("memory={memory}"));
+            let line = training("cuda", &machine.path("run")).replace("--epochs 4", "--max-steps 2");
+            let done = machine.program(&format!("{line} {judged}")).output();
+            let said = String::from_utf8(done.expect("the program").stderr).expect("text");
+            let (refused, out) = (said.contains("this run needs more bytes"), said.contains("OUT_OF_MEMORY"));
+            assert!(!out && refused != machine.path("run").exists(), "{judged}, {memory} bytes: {said}");
+            began[usize::from(!refused)] += 1;
+        }
+        assert!(began.iter().all(|n| *n > 3), "{judged}: {began:?}");
+    }
 }
 
 /// Every test of a kernel, and every primitive: where they find a GPU they compare it too.

@@ -4,7 +4,7 @@ use crate::support::counted::Counted;
 use crate::support::run::{Bench, adapter, log};
 use vlm::base::Precision;
 use vlm::device::Device;
-use vlm::train::plan::Roof;
+use vlm::train::roof::Roof;
 use vlm::train::run_folder::Start;
 use vlm::train::session::{End, Watch, dry_run};
 
