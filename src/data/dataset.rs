@@ -7,6 +7,7 @@
 //!
 //! Start at [`read_dataset`].
 
+use super::label::composed;
 use super::messages::{
     Content, Conversation, ImageSource, Message, Part, Role, conversation, folder_of, images, json_error,
 };
@@ -32,8 +33,8 @@ pub struct Sample {
     /// Counted from 1.
     pub line: usize,
     pub conversation: Conversation,
-    /// The line's `label` where it has one, else the text of the last assistant turn; `None` where there is neither,
-    /// and then there is nothing to learn from or to score.
+    /// The line's `label` where it has one, else the text of the last assistant turn, [`composed`]; `None` where there is
+    /// neither, and then there is nothing to learn from or to score.
     pub label: Option<String>,
 }
 
@@ -111,14 +112,14 @@ fn sample(line: &[u8], number: usize, folder: &Path, prompt: Option<&str>) -> Re
     if number == 1 && object.contains_key("annotations") && object.contains_key("categories") {
         return Err(format!("these are COCO annotations, and {IMPORT}"));
     }
-    let class = class(&object)?;
+    let class = class(&object)?.map(|label| composed(&label));
     let conversation = if object.contains_key("messages") || object.contains_key("conversations") {
         conversation(&object, folder)?
     } else {
         labelled_image(&object, class.as_deref(), folder, prompt)?
     };
     whole_loss(&conversation)?;
-    let label = class.or_else(|| conversation.last_answer());
+    let label = class.or_else(|| Some(composed(&conversation.last_answer()?)));
     Ok(Sample { line: number, conversation, label })
 }
 

@@ -11,6 +11,7 @@ pub mod drawn;
 pub mod excerpt;
 pub mod image;
 pub mod import;
+pub mod label;
 pub mod look;
 pub mod messages;
 pub mod pairs;

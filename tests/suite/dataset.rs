@@ -138,6 +138,23 @@ fn a_label_beside_an_image() {
     assert_eq!((sample.label.as_deref(), sample.conversation.last_answer().as_deref()), (Some("3"), Some("3")));
 }
 
+/// What a model can write is composed Unicode, and so is what it is to write; a path is what the file system has.
+#[test]
+fn labels_are_composed_unicode() {
+    let dir = folder();
+    let (decomposed, path) = ("gru\u{308}n", "a\u{308}.png");
+    std::fs::copy(dir.path().join("a.png"), dir.path().join(path)).unwrap();
+    let turns = json!([{"role": "user", "content": "Which?"}, {"role": "assistant", "content": decomposed}]);
+    for line in [json!({"image": path, "label": decomposed}), json!({"messages": turns})] {
+        let sample = one(dir.path(), &line, Some("?"));
+        assert_eq!(sample.label.as_deref(), Some("gr\u{fc}n"), "{line}");
+        assert!(sample.images().all(|i| i.file() == Some(dir.path().join(path).as_path())), "{line}");
+    }
+    let sample = one(dir.path(), &json!({"image": path, "label": [decomposed, "rot"]}), Some("?"));
+    assert_eq!(sample.label.as_deref(), Some("gr\u{fc}n, rot"));
+    assert_eq!(sample.conversation.last_answer().as_deref(), Some("gr\u{fc}n, rot"));
+}
+
 #[test]
 fn data_urls_and_base64() {
     let dir = folder();

@@ -8,6 +8,7 @@
 use super::place::place;
 use super::{Imported, Named, Options, Photo, Place, images_folder, take};
 use crate::base::{Error, Result, input};
+use crate::data::label::composed;
 use crate::data::messages::json_error;
 use serde::Deserialize;
 use serde_json::Value;
@@ -139,12 +140,12 @@ fn category_names(file: &Path, categories: Vec<Category>, found: &mut Imported) 
     let mut names = HashMap::new();
     for (number, category) in categories.into_iter().enumerate() {
         let entry = format!("category {}", shown(&category.id, number));
-        let name = category.name.as_str().map(str::trim).filter(|name| !name.is_empty());
+        let name = category.name.as_str().map(|name| composed(name.trim())).filter(|name| !name.is_empty());
         match (key(&category.id), name) {
             (None, _) => found.bad.push(Error::file(file, format!("{entry}: has no id"))),
             (_, None) => found.bad.push(Error::file(file, format!("{entry}: has no name"))),
             (Some(id), Some(name)) => {
-                if let Some(other) = names.insert(id, name.to_string()).filter(|other| other != name) {
+                if let Some(other) = names.insert(id, name.clone()).filter(|other| *other != name) {
                     let said = format!("{entry}: the id is there twice, as {other:?} and {name:?}");
                     found.bad.push(Error::file(file, said));
                 }

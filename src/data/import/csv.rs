@@ -6,6 +6,7 @@
 use super::place::place;
 use super::{Imported, Named, Options, Photo, Place, images_folder, take};
 use crate::base::{Error, Result, counted, input};
+use crate::data::label::composed;
 use std::path::Path;
 
 /// Reads the table `file`. Errors: unreadable, empty, UTF-16, no such columns, a header alone.
@@ -92,5 +93,5 @@ fn row(
     if class.is_empty() {
         return Err("the label is empty".into());
     }
-    Ok(Photo { path: place(value(image)?, root)?, class: class.into() })
+    Ok(Photo { path: place(value(image)?, root)?, class: composed(class) })
 }

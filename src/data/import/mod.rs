@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 pub struct Photo {
     /// Absolute.
     pub path: PathBuf,
+    /// As a dataset's labels are: [`composed`](super::label::composed).
     pub class: String,
 }
 
