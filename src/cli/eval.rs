@@ -99,6 +99,7 @@ impl Eval {
             Ok(())
         })?;
         drop(bar);
+        data.unused_prompt.iter().for_each(notice);
         data.skipped.iter().for_each(|e| notice(format_args!("left out: {e}")));
         let classes = self.classes(&data)?;
         let Some(model) = &self.model else { return self.ask(&data, &classes) };

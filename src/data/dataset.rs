@@ -51,6 +51,8 @@ pub struct Dataset {
     pub samples: Vec<Sample>,
     /// The errors of the lines left out.
     pub skipped: Vec<Error>,
+    /// What to say where a prompt was given and lines bring their own question, which they keep.
+    pub unused_prompt: Option<String>,
 }
 
 /// Reads a dataset; image paths are relative to its folder. `prompt` is the question of shape 4, put after the image,
@@ -64,13 +66,17 @@ pub fn read_dataset(file: &Path, prompt: Option<&str>, on_bad: OnBad) -> Result<
     }
     let bytes = input::read(file)?;
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let mut dataset = Dataset { samples: Vec::new(), skipped: Vec::new() };
+    let mut dataset = Dataset { samples: Vec::new(), skipped: Vec::new(), unused_prompt: None };
+    let mut own = 0;
     for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
         }
         match sample(line, index + 1, folder_of(file), prompt) {
-            Ok(sample) => dataset.samples.push(sample),
+            Ok((sample, asks)) => {
+                own += usize::from(asks);
+                dataset.samples.push(sample);
+            }
             Err(reason) => {
                 let error = Error::line(file, index + 1, reason);
                 match on_bad {
@@ -80,6 +86,15 @@ pub fn read_dataset(file: &Path, prompt: Option<&str>, on_bad: OnBad) -> Result<
             }
         }
     }
+    dataset.unused_prompt = prompt.filter(|_| own > 0).map(|_| {
+        let which = match (own, dataset.samples.len()) {
+            (1, 1) => "its line brings its".into(),
+            (1, all) => format!("1 of {all} lines brings its"),
+            (own, all) if own == all => format!("all {all} lines bring their"),
+            (own, all) => format!("{own} of {all} lines bring their"),
+        };
+        format!("{}: --prompt is for lines with image and label; {which} own question", file.display())
+    });
     match (dataset.samples.is_empty(), dataset.skipped.first()) {
         (false, _) => Ok(dataset),
         (true, None) => Err(Error::file(file, "holds no samples; wanted JSON Lines, one object a line")),
@@ -93,7 +108,8 @@ pub fn read_dataset(file: &Path, prompt: Option<&str>, on_bad: OnBad) -> Result<
     }
 }
 
-fn sample(line: &[u8], number: usize, folder: &Path, prompt: Option<&str>) -> Result<Sample, String> {
+/// The sample of a line, and whether that brings its own question.
+fn sample(line: &[u8], number: usize, folder: &Path, prompt: Option<&str>) -> Result<(Sample, bool), String> {
     let text = std::str::from_utf8(line).map_err(|e| format!("not UTF-8 (byte {})", e.valid_up_to() + 1))?;
     let object = match serde_json::from_str(text.trim_ascii()) {
         Ok(Value::Object(object)) => object,
@@ -113,14 +129,12 @@ fn sample(line: &[u8], number: usize, folder: &Path, prompt: Option<&str>) -> Re
         return Err(format!("these are COCO annotations, and {IMPORT}"));
     }
     let class = class(&object)?.map(|label| composed(&label));
-    let conversation = if object.contains_key("messages") || object.contains_key("conversations") {
-        conversation(&object, folder)?
-    } else {
-        labelled_image(&object, class.as_deref(), folder, prompt)?
-    };
+    let asks = object.contains_key("messages") || object.contains_key("conversations");
+    let conversation =
+        if asks { conversation(&object, folder)? } else { labelled_image(&object, class.as_deref(), folder, prompt)? };
     whole_loss(&conversation)?;
     let label = class.or_else(|| Some(composed(&conversation.last_answer()?)));
-    Ok(Sample { line: number, conversation, label })
+    Ok((Sample { line: number, conversation, label }, asks))
 }
 
 fn class(object: &Map<String, Value>) -> Result<Option<String>, String> {

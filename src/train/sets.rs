@@ -42,7 +42,8 @@ impl Sets {
             (watch.said)(Said::Checked(n, all));
             watch.go_on()
         })?;
-        data.skipped.iter().for_each(|e| (watch.said)(Said::Note(format!("left out: {e}"))));
+        let left_out = data.skipped.iter().map(|e| format!("left out: {e}"));
+        data.unused_prompt.into_iter().chain(left_out).for_each(|said| (watch.said)(Said::Note(said)));
         self.known.push((reading, data.samples.clone()));
         Ok(data.samples)
     }

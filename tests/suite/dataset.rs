@@ -32,7 +32,8 @@ fn text(text: &str) -> Part {
 }
 
 fn one(folder: &Path, line: &Value, prompt: Option<&str>) -> Sample {
-    let Dataset { mut samples, skipped } = read_dataset(&write(folder, line.to_string()), prompt, OnBad::Fail).unwrap();
+    let Dataset { mut samples, skipped, .. } =
+        read_dataset(&write(folder, line.to_string()), prompt, OnBad::Fail).unwrap();
     assert_eq!((samples.len(), skipped.len()), (1, 0));
     samples.remove(0)
 }
@@ -136,6 +137,30 @@ fn a_label_beside_an_image() {
     }
     let sample = one(at, &json!({"image": "a.png", "label": 3}), Some("What?"));
     assert_eq!((sample.label.as_deref(), sample.conversation.last_answer().as_deref()), (Some("3"), Some("3")));
+}
+
+#[test]
+fn a_prompt_that_lines_have_no_use_for_is_said() {
+    let dir = folder();
+    let (asks, bare) =
+        (json!({"messages": [{"role": "user", "content": "Which?"}]}), json!({"image": "a.png", "label": "x"}));
+    let said = |lines: &[&Value], prompt: Option<&str>| {
+        let lines: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
+        let file = write(dir.path(), lines.join("\n"));
+        let said = read_dataset(&file, prompt, OnBad::Fail).unwrap().unused_prompt?;
+        let said = said.strip_prefix(&format!("{}: --prompt is for lines with image and label; ", file.display()))?;
+        Some(said.to_owned())
+    };
+    for (lines, wanted) in [
+        (&[&asks][..], Some("its line brings its own question")),
+        (&[&asks, &asks], Some("all 2 lines bring their own question")),
+        (&[&bare, &asks, &bare], Some("1 of 3 lines brings its own question")),
+        (&[&asks, &asks, &bare], Some("2 of 3 lines bring their own question")),
+        (&[&bare, &bare], None),
+    ] {
+        assert_eq!(said(lines, Some("What?")).as_deref(), wanted);
+    }
+    assert_eq!(said(&[&asks], None), None);
 }
 
 /// What a model can write is composed Unicode, and so is what it is to write; a path is what the file system has.
