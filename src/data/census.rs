@@ -208,7 +208,7 @@ fn odd(photo: &Photo, look: &Look) -> Option<Odd> {
     if look.gray {
         what.push("without colour".into());
     }
-    if look.kind.alpha {
+    if look.kind.transparent {
         what.push("with transparency, which is shown on white".into());
     }
     (!what.is_empty()).then(|| Odd { line: photo.line, image: photo.source.to_string(), what })
