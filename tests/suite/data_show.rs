@@ -83,7 +83,7 @@ fn everything_odd_is_found() {
     assert_eq!(seen.same.len(), 1);
     assert_eq!((&seen.same[0].lines, &seen.same[0].labels), (&vec![4, 17], &vec!["dent".into(), "scratch".into()]));
     let labels = seen.labels.join("\n");
-    assert!(labels.contains("\"Dent\" (1) and \"dent\" (15) differ only in case or spaces"), "{labels}");
+    assert!(labels.contains("\"Dent\" (1) and \"dent\" (15) differ only in case, in spaces"), "{labels}");
     assert!(labels.contains("\"paint  chip\" (1) and \"paint_chip\" (1) differ only"), "{labels}");
     assert!(labels.contains("\"scratch\" has only 1 photo;"), "{labels}");
     assert!(labels.contains("\"dent\" has 15 photos and \"Dent\" 1; accuracy alone hides the small one"), "{labels}");
