@@ -143,14 +143,17 @@ fn class(object: &Map<String, Value>) -> Result<Option<String>, String> {
         Some(Value::String(text)) if text.trim().is_empty() => Err(r#"its "label" is empty"#.into()),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(Value::Number(number)) if number.is_i64() || number.is_u64() => Ok(Some(number.to_string())),
-        Some(Value::Array(labels)) if !labels.is_empty() => {
+        Some(Value::Array(labels)) if labels.is_empty() => {
+            Err(r#"its "label" is an empty list; a photo that shows none needs a label that says so"#.into())
+        }
+        Some(Value::Array(labels)) => {
             // several labels are one answer: a list with commas
             let texts = labels.iter().map(|l| l.as_str().filter(|t| !t.trim().is_empty() && !t.contains(',')));
             let texts: Option<Vec<&str>> = texts.collect();
             let wrong = r#"its "label" is a list, and not of texts without commas"#;
             texts.map(|t| Some(t.join(", "))).ok_or_else(|| wrong.into())
         }
-        Some(_) => Err(r#"its "label" is neither text nor a whole number"#.into()),
+        Some(_) => Err(r#"its "label" is neither text nor a whole number nor a list of texts"#.into()),
     }
 }
 

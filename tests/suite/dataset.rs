@@ -297,7 +297,8 @@ fn every_refusal_says_what_is_wrong() {
         (json!({"messages": user, "images": ["a.png"], "tools": "{"}), "its \"tools\" is a string, not valid JSON"),
         (json!({"messages": user, "images": ["a.png"], "tools": {}}), "its \"tools\" is not an array of objects"),
         (json!({"messages": user, "label": " "}), "its \"label\" is empty"),
-        (json!({"messages": user, "label": 1.5}), "neither text nor a whole number"),
+        (json!({"messages": user, "label": 1.5}), "neither text nor a whole number nor a list"),
+        (json!({"messages": user, "label": []}), "its \"label\" is an empty list"),
         (
             json!({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}),
             "message 1: \"weight\" asks to leave",
