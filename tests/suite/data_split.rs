@@ -247,7 +247,11 @@ fn the_program_writes_parts_whose_photos_are_found() {
     assert_eq!(said["groups"], json!({"groups": 5, "samples": 12}));
     fs::write(&pairs, "{\"cosine\": 1}\n").unwrap();
     let (code, _, said) = vlm(&more);
-    assert!(code == Some(1) && said.contains("pairs.jsonl, line 1: is no pair"), "{said}");
+    let wanted = "pairs.jsonl, line 1: is no pair of photos as vlm data dedupe writes them: missing field `a`\n";
+    assert!(code == Some(1) && said.ends_with(wanted), "{said}");
+    fs::write(&pairs, "cosine\n").unwrap();
+    let (_, _, said) = vlm(&more);
+    assert!(said.contains("writes them: not valid JSON: expected value (column 1)"), "{said}");
     let (code, _, said) = vlm(&["split", set, "--out", "x", "--test", "much"]);
     assert!(code == Some(2) && said.contains("wanted a share such as 0.2 or 20%"), "{said}");
 }

@@ -21,10 +21,14 @@ pub(in crate::data) fn from_bytes(bytes: &[u8]) -> Result<Value, (usize, String)
     serde_json::from_slice(bytes).map_err(|e| (e.line().max(1), json_error(&e)))
 }
 
-/// serde_json's message with its own line left out: for a line of JSONL that is always 1.
+/// serde_json's message with its own line left out: for a line of JSONL that is always 1. Of JSON that is not what was wanted it
+/// is what it lacks.
 pub(in crate::data) fn json_error(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(text, _)| text);
+    if error.is_data() {
+        return message.into();
+    }
     format!("not valid JSON: {message} (column {})", error.column())
 }
 
