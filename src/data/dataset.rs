@@ -9,7 +9,7 @@
 
 use super::label::composed;
 use super::messages::{
-    Content, Conversation, ImageSource, Message, Part, Role, conversation, folder_of, images, json_error,
+    Content, Conversation, ImageSource, Message, Part, Role, around_image, conversation, folder_of, images, json_error,
 };
 use crate::base::{Error, Result, counted, input};
 use serde_json::{Map, Value};
@@ -25,6 +25,13 @@ pub enum OnBad {
     Fail,
     /// Leave it out and keep its error in [`Dataset::skipped`].
     Skip,
+}
+
+impl OnBad {
+    /// As a command's `--skip-bad` has it.
+    pub fn of(skip_bad: bool) -> OnBad {
+        if skip_bad { OnBad::Skip } else { OnBad::Fail }
+    }
 }
 
 /// One line of a dataset.
@@ -64,8 +71,7 @@ pub fn read_dataset(file: &Path, prompt: Option<&str>, on_bad: OnBad) -> Result<
     if file.is_dir() {
         return Err(Error::file(file, format!("is a folder, and {IMPORT}")));
     }
-    let bytes = input::read(file)?;
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let text = input::read_unmarked(file)?;
     let mut dataset = Dataset { samples: Vec::new(), skipped: Vec::new(), unused_prompt: None };
     let mut own = 0;
     for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
@@ -173,12 +179,7 @@ fn labelled_image(
         Some(Ok([image])) => image,
         _ => return Err(r#"wanted exactly one image in "image""#.into()),
     };
-    let around: Vec<&str> = prompt.split("<image>").collect();
-    let (before, after) = match around[..] {
-        [text] => ("", text),
-        [before, after] => (before, after),
-        _ => return Err("the prompt has more than one <image>, and a line has one image".into()),
-    };
+    let (before, after) = around_image(prompt)?;
     let text = |text: &str| (!text.is_empty()).then(|| Part::Text(text.into()));
     let question = text(before).into_iter().chain([Part::Image(image)]).chain(text(after)).collect();
     let messages = vec![Message::parts(Role::User, question), Message::text(Role::Assistant, class)];

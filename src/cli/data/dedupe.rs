@@ -130,7 +130,7 @@ pub fn search(sets: &[Set], embedder: &mut Embedder, options: &Options, out: &Pa
 impl Dedupe {
     pub fn run(&self) -> Result<()> {
         let start = Instant::now();
-        let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        let on_bad = OnBad::of(self.skip_bad);
         let options = self.tower.options(self.seed, self.within, on_bad)?;
         let taken = [leaks::PAIRS, leaks::SUMMARY].iter().any(|name| self.out.join(name).exists());
         if taken && !self.overwrite {

@@ -94,7 +94,7 @@ impl Split {
         for part in Part::ALL {
             output::not_an_input(&self.file_of(part), read.into_iter().flatten().map(PathBuf::as_path))?;
         }
-        let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        let on_bad = OnBad::of(self.skip_bad);
         // the question stays as it is in the lines
         let set = read_dataset(&self.file, Some(""), on_bad)?;
         let lines = Lines::read(&self.file)?;
@@ -190,7 +190,7 @@ impl Split {
 
     /// Pairs of samples by the tower of `model`.
     fn found(&self, model: &Path, samples: &[(Sample, Vec<Look>)]) -> Result<Vec<(usize, usize)>> {
-        let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        let on_bad = OnBad::of(self.skip_bad);
         let options = self.tower.options(self.seed, false, on_bad)?;
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
         let out = self.out.canonicalize().map_err(|e| Error::io("use as a folder", &self.out, e))?;

@@ -62,12 +62,11 @@ struct Seen {
 
 /// Reads the annotations `file`. Errors: unreadable, not JSON (with its line), not of this format.
 pub fn annotations(file: &Path, options: &Options) -> Result<Imported> {
-    let bytes = input::read(file)?;
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let text = input::read_unmarked(file)?;
     if text.trim_ascii().is_empty() {
         return Err(Error::file(file, "is empty; wanted COCO annotations"));
     }
-    let coco: Coco = serde_json::from_slice(text).map_err(|e| match e.classify() {
+    let coco: Coco = serde_json::from_slice(&text).map_err(|e| match e.classify() {
         serde_json::error::Category::Data => {
             let said = "is not COCO annotations: wanted an object with the lists images, annotations and categories";
             Error::line(file, e.line().max(1), format!("{said} ({e})"))

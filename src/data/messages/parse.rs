@@ -13,8 +13,6 @@ type Object = Map<String, Value>;
 
 /// Parses one JSON value; the error carries its line, counted from 1.
 pub(in crate::data) fn from_bytes(bytes: &[u8]) -> Result<Value, (usize, String)> {
-    // Files written on Windows often begin with a byte order mark, which JSON does not allow.
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if bytes.trim_ascii().is_empty() {
         return Err((1, "the file is empty".into()));
     }
@@ -62,6 +60,15 @@ impl Listed {
             parts.push(Part::Text(rest.into()));
         }
         parts
+    }
+}
+
+/// What a prompt for lines of one image each says before it and after it: all after it, where the prompt has no mark.
+pub(in crate::data) fn around_image(prompt: &str) -> Result<(&str, &str), String> {
+    let (before, after) = prompt.split_once(MARK).unwrap_or(("", prompt));
+    match after.contains(MARK) {
+        true => Err(format!("--prompt has more than one {MARK}, and a line has one image")),
+        false => Ok((before, after)),
     }
 }
 
