@@ -180,6 +180,14 @@ pub fn calibration(c: &Calibration) -> String {
         let precision = p.precision.map_or("-".into(), |x| format!("{:.1}", 100.0 * x));
         _ = writeln!(said, "{:>9.4} {precision:>10} {:>8.1}{here}", p.threshold, 100.0 * p.recall);
     }
+    if let Some(p) = c.better() {
+        let better = [percent(p.precision.unwrap_or(0.0)), percent(p.recall)];
+        _ = writeln!(
+            said,
+            "the half that tests does better with --threshold {}: precision {}, recall {}",
+            p.threshold, better[0], better[1]
+        );
+    }
     said + "\n"
 }
 
