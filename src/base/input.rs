@@ -25,6 +25,15 @@ pub fn read_text(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|e| Error::io("read", path, e))
 }
 
+/// As [`read`], without the byte order mark that files written on Windows often begin with, and that JSON does not allow.
+pub fn read_unmarked(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = read(path)?;
+    if bytes.starts_with(b"\xef\xbb\xbf") {
+        bytes.drain(..3);
+    }
+    Ok(bytes)
+}
+
 /// What one of these found, or None where there is no such file.
 pub fn if_there<T>(found: Result<T>) -> Result<Option<T>> {
     match found {
@@ -103,6 +112,11 @@ mod tests {
         let said = read(dir.path()).unwrap_err().to_string();
         assert!(said.starts_with("cannot read ") && said.contains("directory"), "{said}");
         assert_eq!(if_there(read(&dir.path().join("none"))).unwrap(), None);
+        for (content, wanted) in [("\u{feff}a\u{feff}", "a\u{feff}"), ("a", "a"), ("\u{feff}", "")] {
+            let marked = dir.path().join("marked");
+            fs::write(&marked, content).unwrap();
+            assert_eq!(read_unmarked(&marked).unwrap(), wanted.as_bytes());
+        }
         if_there(read(dir.path())).unwrap_err();
     }
 

@@ -1,10 +1,11 @@
 //! Predictions for a labelled set, in batches: the next batch's photos are decoded while one is computed.
 
-use super::metrics::{OTHER, distinct, normalised, parts};
+use super::metrics::{OTHER, distinct, parts};
 use super::records::Record;
 use crate::base::error::{Context, lines_of};
 use crate::base::{Error, Result};
 use crate::data::dataset::Sample;
+use crate::data::label::normalised;
 use crate::data::messages::{Conversation, ImageSource, Message, Role};
 use crate::data::paths;
 use crate::infer::choices;
@@ -309,7 +310,7 @@ fn list_tokens(preparer: &Preparer, prompt: &Conversation, names: &[String]) -> 
 }
 
 /// The tokens of each label as an answer, without the token that closes it: tokenised where they will stand, after the
-/// prompt's own text. Errors name the label.
+/// prompt's own text. Errors name the label: it cannot be built, or another has the same tokens.
 pub fn label_tokens(preparer: &Preparer, prompt: &Conversation, names: &[String]) -> Result<Vec<Vec<u32>>> {
     let close = preparer.prompts.tokenizer().need_token(END_OF_TURN)?;
     let rows = vec![1; prompt.images().count()];
@@ -327,5 +328,17 @@ pub fn label_tokens(preparer: &Preparer, prompt: &Conversation, names: &[String]
         ids.pop_if(|id| *id == close);
         Ok(ids)
     };
-    names.iter().map(tokens).collect()
+    let labels = names.iter().map(tokens).collect::<Result<Vec<_>>>()?;
+    for (i, label) in labels.iter().enumerate() {
+        if let Some(first) = labels[..i].iter().position(|other| other == label) {
+            let [one, other] = [first, i].map(|at| brief(&names[at].as_str().into()));
+            let said = format!(
+                "labels {} and {} of the choices are one to the model: {one} and {other}; leave one out",
+                first + 1,
+                i + 1
+            );
+            return Err(Error::Usage(said));
+        }
+    }
+    Ok(labels)
 }

@@ -6,6 +6,7 @@
 
 use super::records::Record;
 use super::statistics::{average_precision, wilson};
+use crate::data::label::normalised;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -196,12 +197,6 @@ fn share(part: usize, whole: usize) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-/// An answer as it is compared: trimmed, case folded, a final full stop dropped.
-pub fn normalised(answer: &str) -> String {
-    let answer = answer.trim();
-    answer.strip_suffix('.').unwrap_or(answer).trim_end().to_lowercase()
-}
-
 /// The names that differ once they are [`normalised`], sorted; of several spellings the commonest, and of equally common
 /// ones the first.
 pub fn distinct(names: Vec<String>) -> Vec<String> {
@@ -273,11 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_are_compared_without_their_dress() {
-        assert_eq!(normalised("  Dent.\n"), "dent");
-        assert_eq!(normalised("ÉRAFLURE"), "éraflure");
-        assert_eq!(normalised("a.b"), "a.b");
-        assert_eq!(normalised("."), "");
+    fn several_labels_are_told_apart_as_answers_are_compared() {
         assert_eq!(parts(" dent, Scratch;\nDENT.,, crack "), ["dent", "Scratch", "crack"]);
         assert!(parts(" , ").is_empty());
         let names = |names: &[&str]| distinct(names.iter().map(|n| n.to_string()).collect());

@@ -89,7 +89,7 @@ impl Eval {
         }
         let files = Folder::FILES.map(|name| self.out.join(name));
         files.iter().try_for_each(|file| output::not_an_input(file, [self.data.as_path()]))?;
-        let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        let on_bad = OnBad::of(self.skip_bad);
         let data = read_dataset(&self.data, self.prompt.as_deref(), on_bad)?;
         // its fingerprint asks, too, but only when all photos have been looked at
         input::twice(&self.data)?;
@@ -99,6 +99,7 @@ impl Eval {
             Ok(())
         })?;
         drop(bar);
+        data.unused_prompt.iter().for_each(notice);
         data.skipped.iter().for_each(|e| notice(format_args!("left out: {e}")));
         let classes = self.classes(&data)?;
         let Some(model) = &self.model else { return self.ask(&data, &classes) };

@@ -212,7 +212,7 @@ fn begun<T>(result: Result<T>) -> Result<T> {
 
 /// The photos of both sets that are files.
 fn photos(settings: &Settings) -> Result<Vec<PathBuf>> {
-    let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
+    let on_bad = OnBad::of(settings.skip_bad);
     let mut photos = Vec::new();
     for set in [Some(&settings.data), settings.eval_data.as_ref()].into_iter().flatten() {
         let samples = read_dataset(set, settings.prompt.as_deref(), on_bad)?.samples;

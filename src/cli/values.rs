@@ -2,6 +2,7 @@
 
 use crate::base::DType;
 use crate::data::image::{AN_AREA, AREAS};
+use crate::data::label::composed;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -17,9 +18,9 @@ pub fn picture(text: &str) -> Result<PathBuf, String> {
     Ok(PathBuf::from(text))
 }
 
-/// One of the answers to choose from, without the spaces around it.
+/// One of the answers to choose from, without the spaces around it, in the form that labels have.
 pub fn choice(text: &str) -> Result<String, String> {
-    Ok(text.trim().to_owned())
+    Ok(composed(text.trim()))
 }
 
 /// A number of tokens that memory is laid out for.
@@ -84,6 +85,11 @@ mod tests {
             assert!(positive(text).is_err() && not_negative::<f64>(text).is_err(), "{text}");
         }
         assert!(not_negative::<f32>("1e39").is_err() && positive("0").is_err());
+    }
+
+    #[test]
+    fn choices_have_the_form_of_labels() {
+        assert_eq!(choice(" gru\u{308}n "), Ok("gr\u{fc}n".into()));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::dataset::Dataset;
 use super::image::PatchSpec;
+use super::label::normalised;
 use super::look::{Look, look};
 use super::messages::ImageSource;
 use crate::base::{Error, Result, counted};
@@ -208,7 +209,7 @@ fn odd(photo: &Photo, look: &Look) -> Option<Odd> {
     if look.gray {
         what.push("without colour".into());
     }
-    if look.kind.alpha {
+    if look.kind.transparent {
         what.push("with transparency, which is shown on white".into());
     }
     (!what.is_empty()).then(|| Odd { line: photo.line, image: photo.source.to_string(), what })
@@ -238,15 +239,25 @@ fn same(read: &[(&Photo, &Look)]) -> Vec<Same> {
 /// Classes with few photos, one class far larger than another, names that differ in dress only.
 fn label_oddities(classes: &BTreeMap<String, usize>) -> Vec<String> {
     let mut said = Vec::new();
-    let mut dressed: BTreeMap<String, Vec<&String>> = BTreeMap::new();
+    // as eval compares them, and by their words
+    let (mut one, mut dressed) = (BTreeMap::<String, Vec<&String>>::new(), BTreeMap::<String, Vec<&String>>::new());
     for label in classes.keys() {
-        let plain: Vec<String> =
-            label.to_lowercase().split([' ', '\t', '_', '-']).filter(|w| !w.is_empty()).map(String::from).collect();
-        dressed.entry(plain.join(" ")).or_default().push(label);
+        let compared = normalised(label);
+        let words: Vec<&str> = compared.split([' ', '\t', '_', '-']).filter(|w| !w.is_empty()).collect();
+        dressed.entry(words.join(" ")).or_default().push(label);
+        one.entry(compared).or_default().push(label);
     }
-    for names in dressed.values().filter(|names| names.len() > 1) {
+    let named = |names: &[&String]| {
         let names: Vec<String> = names.iter().map(|n| format!("{n:?} ({})", classes[*n])).collect();
-        said.push(format!("{} differ only in case or spaces; is it one class?", names.join(" and ")));
+        names.join(" and ")
+    };
+    for names in one.values().filter(|names| names.len() > 1) {
+        let differ = "differ only in case, in spaces around them or in a final full stop";
+        said.push(format!("{} {differ}; vlm eval takes them for one class", named(names)));
+    }
+    let several = |names: &[&String]| names.iter().any(|name| normalised(name) != normalised(names[0]));
+    for names in dressed.values().filter(|names| several(names)) {
+        said.push(format!("{} differ only in case or spaces; is it one class?", named(names)));
     }
     for (label, n) in classes.iter().filter(|(_, n)| **n < FEW) {
         said.push(format!("{label:?} has only {}; a score of so few says little", counted(*n, "photo", "photos")));
@@ -271,4 +282,21 @@ fn sections(classes: &BTreeMap<String, usize>, read: &[(&Photo, &Look)]) -> Vec<
             .collect(),
     };
     classes.iter().map(of).filter(|s| !s.thumbnails.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_that_may_be_one_class_are_said_with_who_takes_them_for_one() {
+        let said = |names: &[&str]| label_oddities(&names.iter().map(|name| (name.to_string(), 20)).collect());
+        let [one] = &said(&["Dent", "dent", "dent.", "scratch"])[..] else { panic!("one sentence") };
+        assert!(one.starts_with("\"Dent\" (20) and \"dent\" (20) and \"dent.\" (20) differ"), "{one}");
+        assert!(one.ends_with("; vlm eval takes them for one class"), "{one}");
+        let [one] = &said(&["paint chip", "Paint_chip."])[..] else { panic!("one sentence") };
+        assert!(one.ends_with(" differ only in case or spaces; is it one class?"), "{one}");
+        assert_eq!(said(&["Dent", "dent", "d-ent", "DENT_"]).len(), 2);
+        assert!(said(&["dent", "scratch"]).is_empty());
+    }
 }

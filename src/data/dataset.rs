@@ -7,8 +7,9 @@
 //!
 //! Start at [`read_dataset`].
 
+use super::label::composed;
 use super::messages::{
-    Content, Conversation, ImageSource, Message, Part, Role, conversation, folder_of, images, json_error,
+    Content, Conversation, ImageSource, Message, Part, Role, around_image, conversation, folder_of, images, json_error,
 };
 use crate::base::{Error, Result, counted, input};
 use serde_json::{Map, Value};
@@ -26,14 +27,21 @@ pub enum OnBad {
     Skip,
 }
 
+impl OnBad {
+    /// As a command's `--skip-bad` has it.
+    pub fn of(skip_bad: bool) -> OnBad {
+        if skip_bad { OnBad::Skip } else { OnBad::Fail }
+    }
+}
+
 /// One line of a dataset.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Counted from 1.
     pub line: usize,
     pub conversation: Conversation,
-    /// The line's `label` where it has one, else the text of the last assistant turn; `None` where there is neither,
-    /// and then there is nothing to learn from or to score.
+    /// The line's `label` where it has one, else the text of the last assistant turn, [`composed`]; `None` where there is
+    /// neither, and then there is nothing to learn from or to score.
     pub label: Option<String>,
 }
 
@@ -50,6 +58,8 @@ pub struct Dataset {
     pub samples: Vec<Sample>,
     /// The errors of the lines left out.
     pub skipped: Vec<Error>,
+    /// What to say where a prompt was given and lines bring their own question, which they keep.
+    pub unused_prompt: Option<String>,
 }
 
 /// Reads a dataset; image paths are relative to its folder. `prompt` is the question of shape 4, put after the image,
@@ -61,15 +71,18 @@ pub fn read_dataset(file: &Path, prompt: Option<&str>, on_bad: OnBad) -> Result<
     if file.is_dir() {
         return Err(Error::file(file, format!("is a folder, and {IMPORT}")));
     }
-    let bytes = input::read(file)?;
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let mut dataset = Dataset { samples: Vec::new(), skipped: Vec::new() };
+    let text = input::read_unmarked(file)?;
+    let mut dataset = Dataset { samples: Vec::new(), skipped: Vec::new(), unused_prompt: None };
+    let mut own = 0;
     for (index, line) in text.split(|byte| *byte == b'\n').enumerate() {
         if line.trim_ascii().is_empty() {
             continue;
         }
         match sample(line, index + 1, folder_of(file), prompt) {
-            Ok(sample) => dataset.samples.push(sample),
+            Ok((sample, asks)) => {
+                own += usize::from(asks);
+                dataset.samples.push(sample);
+            }
             Err(reason) => {
                 let error = Error::line(file, index + 1, reason);
                 match on_bad {
@@ -79,6 +92,15 @@ pub fn read_dataset(file: &Path, prompt: Option<&str>, on_bad: OnBad) -> Result<
             }
         }
     }
+    dataset.unused_prompt = prompt.filter(|_| own > 0).map(|_| {
+        let which = match (own, dataset.samples.len()) {
+            (1, 1) => "its line brings its".into(),
+            (1, all) => format!("1 of {all} lines brings its"),
+            (own, all) if own == all => format!("all {all} lines bring their"),
+            (own, all) => format!("{own} of {all} lines bring their"),
+        };
+        format!("{}: --prompt is for lines with image and label; {which} own question", file.display())
+    });
     match (dataset.samples.is_empty(), dataset.skipped.first()) {
         (false, _) => Ok(dataset),
         (true, None) => Err(Error::file(file, "holds no samples; wanted JSON Lines, one object a line")),
@@ -92,7 +114,8 @@ pub fn read_dataset(file: &Path, prompt: Option<&str>, on_bad: OnBad) -> Result<
     }
 }
 
-fn sample(line: &[u8], number: usize, folder: &Path, prompt: Option<&str>) -> Result<Sample, String> {
+/// The sample of a line, and whether that brings its own question.
+fn sample(line: &[u8], number: usize, folder: &Path, prompt: Option<&str>) -> Result<(Sample, bool), String> {
     let text = std::str::from_utf8(line).map_err(|e| format!("not UTF-8 (byte {})", e.valid_up_to() + 1))?;
     let object = match serde_json::from_str(text.trim_ascii()) {
         Ok(Value::Object(object)) => object,
@@ -111,15 +134,13 @@ fn sample(line: &[u8], number: usize, folder: &Path, prompt: Option<&str>) -> Re
     if number == 1 && object.contains_key("annotations") && object.contains_key("categories") {
         return Err(format!("these are COCO annotations, and {IMPORT}"));
     }
-    let class = class(&object)?;
-    let conversation = if object.contains_key("messages") || object.contains_key("conversations") {
-        conversation(&object, folder)?
-    } else {
-        labelled_image(&object, class.as_deref(), folder, prompt)?
-    };
+    let class = class(&object)?.map(|label| composed(&label));
+    let asks = object.contains_key("messages") || object.contains_key("conversations");
+    let conversation =
+        if asks { conversation(&object, folder)? } else { labelled_image(&object, class.as_deref(), folder, prompt)? };
     whole_loss(&conversation)?;
-    let label = class.or_else(|| conversation.last_answer());
-    Ok(Sample { line: number, conversation, label })
+    let label = class.or_else(|| Some(composed(&conversation.last_answer()?)));
+    Ok((Sample { line: number, conversation, label }, asks))
 }
 
 fn class(object: &Map<String, Value>) -> Result<Option<String>, String> {
@@ -128,14 +149,17 @@ fn class(object: &Map<String, Value>) -> Result<Option<String>, String> {
         Some(Value::String(text)) if text.trim().is_empty() => Err(r#"its "label" is empty"#.into()),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(Value::Number(number)) if number.is_i64() || number.is_u64() => Ok(Some(number.to_string())),
-        Some(Value::Array(labels)) if !labels.is_empty() => {
+        Some(Value::Array(labels)) if labels.is_empty() => {
+            Err(r#"its "label" is an empty list; a photo that shows none needs a label that says so"#.into())
+        }
+        Some(Value::Array(labels)) => {
             // several labels are one answer: a list with commas
             let texts = labels.iter().map(|l| l.as_str().filter(|t| !t.trim().is_empty() && !t.contains(',')));
             let texts: Option<Vec<&str>> = texts.collect();
             let wrong = r#"its "label" is a list, and not of texts without commas"#;
             texts.map(|t| Some(t.join(", "))).ok_or_else(|| wrong.into())
         }
-        Some(_) => Err(r#"its "label" is neither text nor a whole number"#.into()),
+        Some(_) => Err(r#"its "label" is neither text nor a whole number nor a list of texts"#.into()),
     }
 }
 
@@ -155,12 +179,7 @@ fn labelled_image(
         Some(Ok([image])) => image,
         _ => return Err(r#"wanted exactly one image in "image""#.into()),
     };
-    let around: Vec<&str> = prompt.split("<image>").collect();
-    let (before, after) = match around[..] {
-        [text] => ("", text),
-        [before, after] => (before, after),
-        _ => return Err("the prompt has more than one <image>, and a line has one image".into()),
-    };
+    let (before, after) = around_image(prompt)?;
     let text = |text: &str| (!text.is_empty()).then(|| Part::Text(text.into()));
     let question = text(before).into_iter().chain([Part::Image(image)]).chain(text(after)).collect();
     let messages = vec![Message::parts(Role::User, question), Message::text(Role::Assistant, class)];

@@ -27,8 +27,7 @@ pub struct Look {
 /// Reads and decodes a photo. Errors: those of [`image::decode`].
 pub fn look(source: &ImageSource, side: Option<usize>) -> Result<Look> {
     let (bytes, name) = content(source)?;
-    let kind = image::kind(&bytes, &name)?;
-    let picture = image::decode(&bytes, &name)?;
+    let (picture, kind) = image::decode_with_kind(&bytes, &name)?;
     let print = Print::of(&picture);
     Ok(Look {
         sha256: sha256(&bytes),

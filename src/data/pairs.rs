@@ -57,7 +57,8 @@ pub fn read_pairs(file: &Path) -> Result<Vec<Pair>> {
     let text = input::read_text(file)?;
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
     let pair = |(i, line): (usize, &str)| {
-        serde_json::from_str(line).map_err(|e| Error::line(file, i + 1, format!("is no pair: {}", json_error(&e))))
+        let said = |e| format!("is no pair of photos as vlm data dedupe writes them: {}", json_error(&e));
+        serde_json::from_str(line).map_err(|e| Error::line(file, i + 1, said(e)))
     };
     lines.map(pair).collect()
 }

@@ -19,8 +19,7 @@ impl Lines {
     /// Errors: the file cannot be read, or not again: a pipe gives its lines once, and what reads a dataset had them.
     pub fn read(file: &Path) -> Result<Lines> {
         input::twice(file)?;
-        let bytes = input::read(file)?;
-        let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+        let text = input::read_unmarked(file)?;
         let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let from = folder.canonicalize().map_err(|e| Error::io("use as a folder", folder, e))?;
         let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();

@@ -21,7 +21,7 @@ pub fn whole(
     let decoded = |source: &ImageSource| look::load(source).map(|_| ());
     let (samples, damaged) = seen(file, set.samples, on_bad, decoded, done)?;
     let skipped = set.skipped.into_iter().chain(damaged).collect();
-    Ok(Dataset { samples: samples.into_iter().map(|(sample, _)| sample).collect(), skipped })
+    Ok(Dataset { samples: samples.into_iter().map(|(sample, _)| sample).collect(), skipped, ..set })
 }
 
 /// What is said of a sample with a damaged photo where none is left out.

@@ -45,6 +45,20 @@ pub struct Calibration {
     pub curve: Vec<Point>,
 }
 
+impl Calibration {
+    /// The best of the other thresholds, the lowest where several are: by a hundredth or more better in precision or recall than
+    /// the chosen one, and worse in neither. The half that chooses may have no pair as near as the nearest wrong ones of the half
+    /// that tests; to choose by those would leave nothing to test it by, so that it is said and not done.
+    pub fn better(&self) -> Option<&Point> {
+        let precision = self.precision?;
+        let gain = |p: &Point| Some((p.precision? - precision, p.recall - self.recall));
+        let is_better = |p: &Point| gain(p).is_some_and(|(a, b)| a.min(b) >= 0.0 && a.max(b) >= 0.01);
+        let sum = |p: &Point| p.precision.unwrap_or(0.0) + p.recall;
+        // of equal ones max_by takes the last
+        self.curve.iter().rev().filter(|p| is_better(p)).max_by(|a, b| sum(a).total_cmp(&sum(b)))
+    }
+}
+
 /// A changed copy.
 #[derive(Debug, Clone)]
 pub struct Planted {

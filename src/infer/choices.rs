@@ -11,8 +11,8 @@ use crate::qwen3vl::model::{Model, Rows, StepSizes};
 use crate::qwen3vl::pack::{Packed, Sequence};
 use crate::tape::Tape;
 
-/// For each prompt the probability of each label. `labels[i]` are the tokens of label i, `close` the token that ends an
-/// answer. Errors: labels that cannot be scored; logits that are no numbers.
+/// For each prompt the probability of each label. `labels[i]` are the tokens of label i, no two the same, `close` the token
+/// that ends an answer. Errors: labels that cannot be scored; logits that are no numbers.
 pub fn score(
     engine: &mut Engine,
     prompts: &[&Sequence],
@@ -22,9 +22,6 @@ pub fn score(
 ) -> Result<Vec<Vec<f64>>> {
     if let Some(i) = labels.iter().position(Vec::is_empty) {
         return Err(Error::Usage(format!("label {} of the choices is empty", i + 1)));
-    }
-    if let Some(i) = (1..labels.len()).find(|i| labels[..*i].contains(&labels[*i])) {
-        return Err(Error::Usage(format!("label {} of the choices is there twice", i + 1)));
     }
     let vocabulary = engine.model.config.text.vocab_size;
     if let Some(id) = labels.iter().flatten().chain([&close]).find(|id| **id as usize >= vocabulary) {

@@ -27,7 +27,7 @@ impl Sets {
     /// The samples of a file, their photos decoded once: in the middle of a run it would be too late to find a damaged one.
     /// Errors: those of reading; a signal.
     pub fn samples(&mut self, file: &Path, settings: &Settings, watch: &mut Watch) -> Result<Vec<Sample>> {
-        let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        let on_bad = OnBad::of(settings.skip_bad);
         let data = read_dataset(file, settings.prompt.as_deref(), on_bad)?;
         let reading = Reading {
             file: file.into(),
@@ -42,7 +42,8 @@ impl Sets {
             (watch.said)(Said::Checked(n, all));
             watch.go_on()
         })?;
-        data.skipped.iter().for_each(|e| (watch.said)(Said::Note(format!("left out: {e}"))));
+        let left_out = data.skipped.iter().map(|e| format!("left out: {e}"));
+        data.unused_prompt.into_iter().chain(left_out).for_each(|said| (watch.said)(Said::Note(said)));
         self.known.push((reading, data.samples.clone()));
         Ok(data.samples)
     }

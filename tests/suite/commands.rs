@@ -128,7 +128,7 @@ fn wrong_usage_is_2() {
     misused("generate --model {} --prompt hi --max-new-tokens 18446744073709551615", &[&model], &["1 to 1000000"]);
     misused("generate --model {} --prompt hi --max-new-tokens 0", &[&model], &["1 to 1000000"]);
     misused("generate --model {} --prompt hi --choices a,,b", &[&model], &["label 2 of the choices is empty"]);
-    misused("generate --model {} --prompt hi --choices a,b,a", &[&model], &["label 3 of the choices is there twice"]);
+    misused("generate --model {} --prompt hi --choices a,b,a", &[&model], &["labels 1 and 3", r#""a" and "a""#]);
     misused("generate --model {} --prompt hi --min-pixels 9 --max-pixels 8", &[&model], &["--min-pixels 9 is above"]);
     misused("generate --model {} --prompt hi --precision f8", &[&model], &["f8", "bf16"]);
     misused("generate --model {} --image HTTPS://a.org/b.jpg --prompt hi", &[&model], &["from files only", "curl"]);

@@ -105,6 +105,11 @@ fn evaluation_and_its_refusals() {
     fails(&format!("{score} --overwrite"), &paths, &["set.jsonl, line 1"]);
     write(&[]);
     fails(&again, &paths, &["no samples"]);
+    let asks = json!({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "dent"}]});
+    write(&[&asks.to_string(), &line("scratch")]);
+    let done = vlm(&again, &paths);
+    assert!(done.code == Some(0) && done.stderr.contains("1 of 2 lines brings its own question\n"), "{}", done.stderr);
+    let again = format!("{score} --overwrite");
     write(&[&json!({"messages": [{"role": "user", "content": "hi"}]}).to_string()]);
     fails(&again, &paths, &["set.jsonl, line 1", "no label"]);
     // an answer to nothing

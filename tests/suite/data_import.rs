@@ -74,6 +74,20 @@ fn lines_are_sorted_and_paths_relative_to_the_file() {
     }
 }
 
+/// A folder's name from a Mac is decomposed Unicode: the path keeps that, the label does not.
+#[test]
+fn folders_whose_names_are_one_text_are_one_class() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["src/gru\u{308}n/1.png", "src/gr\u{fc}n/2.png"] {
+        photo(dir.path(), name);
+    }
+    let (source, out) = (dir.path().join("src"), dir.path().join("all.jsonl"));
+    let done = import(&[source.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+    assert!(text(&done.stdout).starts_with("2 photos of 1 class in"), "{}", text(&done.stdout));
+    let want = ["src/gru\u{308}n/1.png", "src/gr\u{fc}n/2.png"];
+    assert_eq!(values(&out), want.map(|path| json!({"image": path, "label": "gr\u{fc}n"})));
+}
+
 #[test]
 fn paths_that_share_nothing_but_the_root_are_absolute() {
     let dir = tempfile::tempdir().unwrap();

@@ -247,7 +247,11 @@ fn the_program_writes_parts_whose_photos_are_found() {
     assert_eq!(said["groups"], json!({"groups": 5, "samples": 12}));
     fs::write(&pairs, "{\"cosine\": 1}\n").unwrap();
     let (code, _, said) = vlm(&more);
-    assert!(code == Some(1) && said.contains("pairs.jsonl, line 1: is no pair"), "{said}");
+    let wanted = "pairs.jsonl, line 1: is no pair of photos as vlm data dedupe writes them: missing field `a`\n";
+    assert!(code == Some(1) && said.ends_with(wanted), "{said}");
+    fs::write(&pairs, "cosine\n").unwrap();
+    let (_, _, said) = vlm(&more);
+    assert!(said.contains("writes them: not valid JSON: expected value (column 1)"), "{said}");
     let (code, _, said) = vlm(&["split", set, "--out", "x", "--test", "much"]);
     assert!(code == Some(2) && said.contains("wanted a share such as 0.2 or 20%"), "{said}");
 }
@@ -282,6 +286,37 @@ fn photos_that_cannot_be_read_stop_a_split_or_are_left_out() {
     assert_eq!(serde_json::from_str::<Value>(&said).unwrap()["left_out"], 2);
     let (_, said, _) = vlm(&[&arguments[..], &["--overwrite", "--skip-bad"]].concat());
     assert!(said.contains("\n2 samples that cannot be read are left out\nin "), "{said}");
+}
+
+/// Of classes of one photo each the first by name are put into the test, since every class has its share of it: 14 of 24
+/// photos are 7 of the 12 dents and 7 of the 12 other classes.
+#[test]
+fn classes_that_no_model_can_learn_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |i: usize| {
+        fs::write(dir.path().join(format!("{i}.png")), to_png(&picture(i, 64, 48)).unwrap()).unwrap();
+        let label = if i < 12 { "dent".into() } else { format!("k{i}") };
+        json!({"image": format!("{i}.png"), "label": label}).to_string() + "\n"
+    };
+    let (set, out) = (dir.path().join("s.jsonl"), dir.path().join("o"));
+    let lines: Vec<String> = (0..24).map(line).collect();
+    fs::write(&set, lines.concat()).unwrap();
+    let arguments =
+        |test| ["split", set.to_str().unwrap(), "--out", out.to_str().unwrap(), "--overwrite", "--test", test];
+    let (code, _, said) = vlm(&arguments("14"));
+    let wanted = "7 classes are in validation or test and not in train, where no model can learn them: \"k12\", \"k13\", \
+                  \"k14\", \"k15\", \"k16\" and 2 more\n";
+    assert!(code == Some(0) && said.contains(wanted), "{said}");
+    // of 13 photos 7 are 6 of the 12 dents and the other
+    fs::write(&set, lines[..13].concat()).unwrap();
+    let (_, _, said) = vlm(&arguments("7"));
+    assert!(
+        said.contains("1 class is in validation or test and not in train, where no model can learn it: \"k12\"\n"),
+        "{said}"
+    );
+    // where nothing is to learn from, nothing is missing there
+    let (_, _, said) = vlm(&arguments("13"));
+    assert!(!said.contains("not in train"), "{said}");
 }
 
 /// 猫 takes two columns of a terminal.

@@ -66,10 +66,10 @@ fn tables_as_spreadsheets_write_them() {
     let want = pairs(&[
         ("a.jpg", "dent"),
         ("b,c.jpg", "scratch, deep"),
-        ("Ärger 日本/ü \"q\".jpg", "Beule"),
+        ("Ärger 日本/ü \"q\".jpg", "Gr\u{fc}n"),
         ("in/d.jpg", "dent"),
     ]);
-    let plain = "image,label\na.jpg,dent\n\"b,c.jpg\",\"scratch, deep\"\n\"Ärger 日本/ü \"\"q\"\".jpg\",Beule\n./x/../in/d.jpg, dent \n";
+    let plain = "image,label\na.jpg,dent\n\"b,c.jpg\",\"scratch, deep\"\n\"Ärger 日本/ü \"\"q\"\".jpg\",Gru\u{308}n\n./x/../in/d.jpg, dent \n";
     let variants = [
         plain.to_string(),
         format!("\u{feff}{plain}"),
@@ -200,7 +200,8 @@ fn a_hundred_thousand_rows() {
 /// A COCO file of these parts.
 fn coco(dir: &Path, images: Value, annotations: Value) -> PathBuf {
     let path = dir.join("annotations.json");
-    let categories = json!([{"id": 1, "name": "dent"}, {"id": 2, "name": "scratch"}, {"id": 7, "name": "Öl 日本"}]);
+    let categories =
+        json!([{"id": 1, "name": "dent"}, {"id": 2, "name": "scratch"}, {"id": 7, "name": "O\u{308}l 日本"}]);
     let all = json!({"info": {}, "images": images, "annotations": annotations, "categories": categories});
     fs::write(&path, all.to_string()).unwrap();
     path

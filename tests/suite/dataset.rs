@@ -32,7 +32,8 @@ fn text(text: &str) -> Part {
 }
 
 fn one(folder: &Path, line: &Value, prompt: Option<&str>) -> Sample {
-    let Dataset { mut samples, skipped } = read_dataset(&write(folder, line.to_string()), prompt, OnBad::Fail).unwrap();
+    let Dataset { mut samples, skipped, .. } =
+        read_dataset(&write(folder, line.to_string()), prompt, OnBad::Fail).unwrap();
     assert_eq!((samples.len(), skipped.len()), (1, 0));
     samples.remove(0)
 }
@@ -136,6 +137,47 @@ fn a_label_beside_an_image() {
     }
     let sample = one(at, &json!({"image": "a.png", "label": 3}), Some("What?"));
     assert_eq!((sample.label.as_deref(), sample.conversation.last_answer().as_deref()), (Some("3"), Some("3")));
+}
+
+#[test]
+fn a_prompt_that_lines_have_no_use_for_is_said() {
+    let dir = folder();
+    let (asks, bare) =
+        (json!({"messages": [{"role": "user", "content": "Which?"}]}), json!({"image": "a.png", "label": "x"}));
+    let said = |lines: &[&Value], prompt: Option<&str>| {
+        let lines: Vec<String> = lines.iter().map(|line| line.to_string()).collect();
+        let file = write(dir.path(), lines.join("\n"));
+        let said = read_dataset(&file, prompt, OnBad::Fail).unwrap().unused_prompt?;
+        let said = said.strip_prefix(&format!("{}: --prompt is for lines with image and label; ", file.display()))?;
+        Some(said.to_owned())
+    };
+    for (lines, wanted) in [
+        (&[&asks][..], Some("its line brings its own question")),
+        (&[&asks, &asks], Some("all 2 lines bring their own question")),
+        (&[&bare, &asks, &bare], Some("1 of 3 lines brings its own question")),
+        (&[&asks, &asks, &bare], Some("2 of 3 lines bring their own question")),
+        (&[&bare, &bare], None),
+    ] {
+        assert_eq!(said(lines, Some("What?")).as_deref(), wanted);
+    }
+    assert_eq!(said(&[&asks], None), None);
+}
+
+/// What a model can write is composed Unicode, and so is what it is to write; a path is what the file system has.
+#[test]
+fn labels_are_composed_unicode() {
+    let dir = folder();
+    let (decomposed, path) = ("gru\u{308}n", "a\u{308}.png");
+    std::fs::copy(dir.path().join("a.png"), dir.path().join(path)).unwrap();
+    let turns = json!([{"role": "user", "content": "Which?"}, {"role": "assistant", "content": decomposed}]);
+    for line in [json!({"image": path, "label": decomposed}), json!({"messages": turns})] {
+        let sample = one(dir.path(), &line, Some("?"));
+        assert_eq!(sample.label.as_deref(), Some("gr\u{fc}n"), "{line}");
+        assert!(sample.images().all(|i| i.file() == Some(dir.path().join(path).as_path())), "{line}");
+    }
+    let sample = one(dir.path(), &json!({"image": path, "label": [decomposed, "rot"]}), Some("?"));
+    assert_eq!(sample.label.as_deref(), Some("gr\u{fc}n, rot"));
+    assert_eq!(sample.conversation.last_answer().as_deref(), Some("gr\u{fc}n, rot"));
 }
 
 #[test]
@@ -255,7 +297,8 @@ fn every_refusal_says_what_is_wrong() {
         (json!({"messages": user, "images": ["a.png"], "tools": "{"}), "its \"tools\" is a string, not valid JSON"),
         (json!({"messages": user, "images": ["a.png"], "tools": {}}), "its \"tools\" is not an array of objects"),
         (json!({"messages": user, "label": " "}), "its \"label\" is empty"),
-        (json!({"messages": user, "label": 1.5}), "neither text nor a whole number"),
+        (json!({"messages": user, "label": 1.5}), "neither text nor a whole number nor a list"),
+        (json!({"messages": user, "label": []}), "its \"label\" is an empty list"),
         (
             json!({"messages": [{"role": "assistant", "content": "x", "weight": 0}]}),
             "message 1: \"weight\" asks to leave",

@@ -14,7 +14,7 @@ use vlm::data::dataset::OnBad;
 use vlm::data::image::{Rgb, to_png};
 use vlm::data::messages::ImageSource;
 use vlm::dedupe::cache::Cache;
-use vlm::dedupe::calibrate::{Planted, calibrate, cosine};
+use vlm::dedupe::calibrate::{Planted, Point, calibrate, cosine};
 use vlm::dedupe::embed::{Embedder, Wanted, Watch};
 use vlm::dedupe::leaks::{self, Alike, Photo, find};
 use vlm::dedupe::plant::{Change, planted};
@@ -222,6 +222,12 @@ fn a_threshold_by_hand() {
         &[between(2.0, 8.0)],
         |_| 1e-6,
     );
+    // a photo that tests, 3.5 degrees from another's copy: what the others chose (cos 5.8) lets that in, and cos 2.6 does not
+    assert_eq!(calibrate(&originals, &planted, &BTreeSet::new()).unwrap().better(), None);
+    planted[5].embedding = at(63.5);
+    let got = calibrate(&originals, &planted, &BTreeSet::new()).unwrap();
+    assert_eq!((got.precision, got.recall), (Some(8.0 / 9.0), 1.0));
+    assert_eq!(got.better(), Some(&Point { threshold: 0.999, precision: Some(1.0), recall: 1.0 }));
     // where all show the same there is nothing to tell a copy from
     let same = (0..8).flat_map(|i| (i + 1..8).map(move |j| (i, j))).collect();
     let said = calibrate(&originals, &planted, &same).unwrap_err().to_string();

@@ -144,6 +144,23 @@ fn labels_that_are_compared_as_one_are_counted_as_one() {
     }
 }
 
+/// A model writes composed Unicode, and whoever serves one elsewhere what he likes; labels of a Mac's folders are decomposed.
+#[test]
+fn an_answer_is_right_in_any_form_of_unicode() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("set.jsonl");
+    let turns = [("user", "Which?"), ("assistant", "gru\u{308}n")];
+    let turns = turns.map(|(role, text)| serde_json::json!({"role": role, "content": text}));
+    fs::write(&file, serde_json::json!({"messages": turns}).to_string()).unwrap();
+    let samples = read_dataset(&file, None, OnBad::Fail).unwrap().samples;
+    let classes = Classes::of(&file, &samples, false).unwrap();
+    assert_eq!(classes.names, ["gr\u{fc}n"]);
+    for answer in ["gr\u{fc}n", "Gru\u{308}n."] {
+        let record = classes.judge(&samples[0], answer.into()).unwrap();
+        assert!(record.right && record.label == "gr\u{fc}n" && record.prediction == record.label, "{record:?}");
+    }
+}
+
 #[test]
 fn mcnemar_as_statsmodels() {
     for case in cases("mcnemar") {

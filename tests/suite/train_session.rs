@@ -170,6 +170,25 @@ fn a_damaged_photo_is_found_before_the_first_step_or_left_out() {
     assert_eq!(log(&whole.out), log(&settings.out));
 }
 
+#[test]
+fn a_prompt_that_lines_have_no_use_for_is_said_once() {
+    let bench = Bench::new();
+    let settings = bench.settings(|s| s.prompt = Some("Which?".into()));
+    let mut notes = Vec::new();
+    let mut said = |said: Said| {
+        if let Said::Note(text) = said {
+            notes.push(text);
+        }
+    };
+    let mut watch = Watch { said: &mut said, interrupted: &|| false };
+    let mut sets = Sets::default();
+    for _ in 0..2 {
+        sets.samples(&settings.data, &settings, &mut watch).unwrap();
+    }
+    let wanted = "train.jsonl: --prompt is for lines with image and label; all 3 lines bring their own question";
+    assert!(notes.len() == 1 && notes[0].ends_with(wanted), "{notes:?}");
+}
+
 /// Two runs in one folder would mix their logs and checkpoints.
 #[test]
 fn a_run_leaves_the_folder_of_another_alone() {

@@ -130,7 +130,7 @@ pub fn search(sets: &[Set], embedder: &mut Embedder, options: &Options, out: &Pa
 impl Dedupe {
     pub fn run(&self) -> Result<()> {
         let start = Instant::now();
-        let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        let on_bad = OnBad::of(self.skip_bad);
         let options = self.tower.options(self.seed, self.within, on_bad)?;
         let taken = [leaks::PAIRS, leaks::SUMMARY].iter().any(|name| self.out.join(name).exists());
         if taken && !self.overwrite {
@@ -179,6 +179,14 @@ pub fn calibration(c: &Calibration) -> String {
         let here = if p.threshold == c.threshold { " *" } else { "" };
         let precision = p.precision.map_or("-".into(), |x| format!("{:.1}", 100.0 * x));
         _ = writeln!(said, "{:>9.4} {precision:>10} {:>8.1}{here}", p.threshold, 100.0 * p.recall);
+    }
+    if let Some(p) = c.better() {
+        let better = [percent(p.precision.unwrap_or(0.0)), percent(p.recall)];
+        _ = writeln!(
+            said,
+            "the half that tests does better with --threshold {}: precision {}, recall {}",
+            p.threshold, better[0], better[1]
+        );
     }
     said + "\n"
 }

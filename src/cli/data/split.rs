@@ -1,7 +1,7 @@
 //! `vlm data split`: a dataset in parts.
 
 use super::dedupe::{self, Tower};
-use crate::base::width::left;
+use crate::base::width::{left, shortened};
 use crate::base::{Error, Result, counted};
 use crate::cli::classes::Classes;
 use crate::cli::notice::{notice, plain};
@@ -23,6 +23,10 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+
+/// Classes that a notice names, and columns for each.
+const NAMED: usize = 5;
+const NAME: usize = 40;
 
 /// Cut a dataset into train, validation and test: each class in proportion, photos that look the same on one side
 #[derive(Debug, clap::Args)]
@@ -90,7 +94,7 @@ impl Split {
         for part in Part::ALL {
             output::not_an_input(&self.file_of(part), read.into_iter().flatten().map(PathBuf::as_path))?;
         }
-        let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        let on_bad = OnBad::of(self.skip_bad);
         // the question stays as it is in the lines
         let set = read_dataset(&self.file, Some(""), on_bad)?;
         let lines = Lines::read(&self.file)?;
@@ -186,7 +190,7 @@ impl Split {
 
     /// Pairs of samples by the tower of `model`.
     fn found(&self, model: &Path, samples: &[(Sample, Vec<Look>)]) -> Result<Vec<(usize, usize)>> {
-        let on_bad = if self.skip_bad { OnBad::Skip } else { OnBad::Fail };
+        let on_bad = OnBad::of(self.skip_bad);
         let options = self.tower.options(self.seed, false, on_bad)?;
         std::fs::create_dir_all(&self.out).map_err(|e| Error::io("create", &self.out, e))?;
         let out = self.out.canonicalize().map_err(|e| Error::io("use as a folder", &self.out, e))?;
@@ -246,6 +250,23 @@ impl Split {
         print(&said)?;
         for (label, c) in counts.iter().filter(|(_, c)| c[Part::Test as usize] == 0 && of(Part::Test) > 0) {
             notice(format_args!("no photo of {:?} is in test ({} in train)", label.unwrap_or(""), c[0]));
+        }
+        let unlearnt = counts.iter().filter(|(_, c)| c[Part::Train as usize] == 0 && of(Part::Train) > 0);
+        let unlearnt = unlearnt.filter(|(_, c)| c[Part::Validation as usize] + c[Part::Test as usize] > 0);
+        let mut unlearnt: Vec<String> =
+            unlearnt.filter_map(|(label, _)| Some(format!("\"{}\"", shortened((*label)?, NAME)))).collect();
+        if !unlearnt.is_empty() {
+            let (classes, them) = match unlearnt.len() {
+                1 => ("1 class is".into(), "it"),
+                n => (format!("{n} classes are"), "them"),
+            };
+            let more = unlearnt.len().saturating_sub(NAMED);
+            unlearnt.truncate(NAMED);
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            notice(format_args!(
+                "{classes} in validation or test and not in train, where no model can learn {them}: {}{more}",
+                unlearnt.join(", ")
+            ));
         }
         Ok(())
     }

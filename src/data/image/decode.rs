@@ -56,6 +56,20 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// [`load`] from memory; `name` is for messages.
 pub fn decode(bytes: &[u8], name: &Path) -> Result<Rgb> {
+    decode_with_kind(bytes, name).map(|(picture, _)| picture)
+}
+
+/// What a file turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kind {
+    /// JPEG, PNG, WebP or GIF.
+    pub format: &'static str,
+    /// Whether white shows through a pixel: what only could be transparent, as every GIF, need not be.
+    pub transparent: bool,
+}
+
+/// [`decode`], and what kind of file it is.
+pub fn decode_with_kind(bytes: &[u8], name: &Path) -> Result<(Rgb, Kind)> {
     let refuse = |reason: String| Error::file(name, reason);
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(too_many_bytes(name, bytes.len() as u64));
@@ -65,8 +79,9 @@ pub fn decode(bytes: &[u8], name: &Path) -> Result<Rgb> {
             let header = jpeg::header(bytes).map_err(refuse)?;
             check_size(header.width as u64, header.height as u64).map_err(refuse)?;
             let picture = jpeg::decode(bytes).map_err(refuse)?;
-            return upright(picture, header.orientation())
-                .ok_or_else(|| refuse("the picture's rows do not fit its size".into()));
+            let picture = upright(picture, header.orientation())
+                .ok_or_else(|| refuse("the picture's rows do not fit its size".into()))?;
+            return Ok((picture, Kind { format: "JPEG", transparent: false }));
         }
         Format::Other(format) => format,
     };
@@ -80,7 +95,13 @@ pub fn decode(bytes: &[u8], name: &Path) -> Result<Rgb> {
     let orientation = decoder.orientation().map_err(damaged)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     picture.apply_orientation(orientation);
-    Ok(on_white(picture))
+    let name = match format {
+        Other::Png => "PNG",
+        Other::WebP => "WebP",
+        Other::Gif => "GIF",
+    };
+    let kind = Kind { format: name, transparent: is_transparent(&picture) };
+    Ok((on_white(picture), kind))
 }
 
 /// Width and height of the image at `path` as [`load`] would return it, from the header alone.
@@ -131,31 +152,6 @@ fn upright_size(width: usize, height: usize, orientation: Orientation) -> Result
         Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH
     );
     Ok(if lies { (height, width) } else { (width, height) })
-}
-
-/// What a file says of itself, before any pixel is looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Kind {
-    /// JPEG, PNG, WebP or GIF.
-    pub format: &'static str,
-    /// Whether it can be transparent.
-    pub alpha: bool,
-}
-
-/// The kind of an encoded image. Errors: those of [`decode`] that the header shows.
-pub fn kind(bytes: &[u8], name: &Path) -> Result<Kind> {
-    let refuse = |reason: String| Error::file(name, reason);
-    let other = match format(bytes).map_err(refuse)? {
-        Format::Jpeg => return Ok(Kind { format: "JPEG", alpha: false }),
-        Format::Other(other) => other,
-    };
-    let decoder = decoder(other, bytes, Cursor::new(bytes)).map_err(refuse)?;
-    let format = match other {
-        Other::Png => "PNG",
-        Other::WebP => "WebP",
-        Other::Gif => "GIF",
-    };
-    Ok(Kind { format, alpha: decoder.color_type().has_alpha() })
 }
 
 impl jpeg::Header {
@@ -288,6 +284,17 @@ fn upright(picture: Rgb, orientation: Orientation) -> Option<Rgb> {
     let mut turned = DynamicImage::ImageRgb8(image::RgbImage::from_raw(width, height, picture.pixels)?);
     turned.apply_orientation(orientation);
     Some(on_white(turned))
+}
+
+/// Whether [`on_white`] changes a pixel. Of 16 bits of alpha the upper 8 count, as there.
+fn is_transparent(picture: &DynamicImage) -> bool {
+    match picture {
+        DynamicImage::ImageLumaA8(p) => p.pixels().any(|p| p.0[1] < u8::MAX),
+        DynamicImage::ImageRgba8(p) => p.pixels().any(|p| p.0[3] < u8::MAX),
+        DynamicImage::ImageLumaA16(p) => p.pixels().any(|p| p.0[1] >> 8 < 0xff),
+        DynamicImage::ImageRgba16(p) => p.pixels().any(|p| p.0[3] >> 8 < 0xff),
+        _ => false,
+    }
 }
 
 /// Pillow's `Image.new("RGB", size, "white").paste(picture, mask=alpha)`.

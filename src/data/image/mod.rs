@@ -10,7 +10,7 @@ mod jpeg;
 mod patches;
 mod resize;
 
-pub use decode::{Kind, decode, dimensions, dimensions_of, kind, load, read};
+pub use decode::{Kind, decode, decode_with_kind, dimensions, dimensions_of, load, read};
 pub use encode::{jpeg as to_jpeg, png as to_png};
 pub use patches::{AN_AREA, AREAS, PatchSpec, Patches};
 pub use resize::resize;

@@ -8,6 +8,7 @@
 use super::place::place;
 use super::{Imported, Named, Options, Photo, Place, images_folder, take};
 use crate::base::{Error, Result, input};
+use crate::data::label::composed;
 use crate::data::messages::json_error;
 use serde::Deserialize;
 use serde_json::Value;
@@ -61,12 +62,11 @@ struct Seen {
 
 /// Reads the annotations `file`. Errors: unreadable, not JSON (with its line), not of this format.
 pub fn annotations(file: &Path, options: &Options) -> Result<Imported> {
-    let bytes = input::read(file)?;
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+    let text = input::read_unmarked(file)?;
     if text.trim_ascii().is_empty() {
         return Err(Error::file(file, "is empty; wanted COCO annotations"));
     }
-    let coco: Coco = serde_json::from_slice(text).map_err(|e| match e.classify() {
+    let coco: Coco = serde_json::from_slice(&text).map_err(|e| match e.classify() {
         serde_json::error::Category::Data => {
             let said = "is not COCO annotations: wanted an object with the lists images, annotations and categories";
             Error::line(file, e.line().max(1), format!("{said} ({e})"))
@@ -139,12 +139,12 @@ fn category_names(file: &Path, categories: Vec<Category>, found: &mut Imported) 
     let mut names = HashMap::new();
     for (number, category) in categories.into_iter().enumerate() {
         let entry = format!("category {}", shown(&category.id, number));
-        let name = category.name.as_str().map(str::trim).filter(|name| !name.is_empty());
+        let name = category.name.as_str().map(|name| composed(name.trim())).filter(|name| !name.is_empty());
         match (key(&category.id), name) {
             (None, _) => found.bad.push(Error::file(file, format!("{entry}: has no id"))),
             (_, None) => found.bad.push(Error::file(file, format!("{entry}: has no name"))),
             (Some(id), Some(name)) => {
-                if let Some(other) = names.insert(id, name.to_string()).filter(|other| other != name) {
+                if let Some(other) = names.insert(id, name.clone()).filter(|other| *other != name) {
                     let said = format!("{entry}: the id is there twice, as {other:?} and {name:?}");
                     found.bad.push(Error::file(file, said));
                 }

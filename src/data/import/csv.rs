@@ -6,15 +6,15 @@
 use super::place::place;
 use super::{Imported, Named, Options, Photo, Place, images_folder, take};
 use crate::base::{Error, Result, counted, input};
+use crate::data::label::composed;
 use std::path::Path;
 
 /// Reads the table `file`. Errors: unreadable, empty, UTF-16, no such columns, a header alone.
 pub fn table(file: &Path, options: &Options) -> Result<Imported> {
-    let bytes = input::read(file)?;
-    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") {
+    let text = input::read_unmarked(file)?;
+    if text.starts_with(b"\xff\xfe") || text.starts_with(b"\xfe\xff") {
         return Err(Error::file(file, "is UTF-16; save it as CSV UTF-8"));
     }
-    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     if text.trim_ascii().is_empty() {
         return Err(Error::file(file, "is empty; wanted a header image,label and a row a photo"));
     }
@@ -27,7 +27,7 @@ pub fn table(file: &Path, options: &Options) -> Result<Imported> {
         .delimiter(delimiter.unwrap_or(b','))
         .flexible(true)
         .trim(::csv::Trim::All)
-        .from_reader(text);
+        .from_reader(&text[..]);
     let unread = |e: ::csv::Error| {
         let line = e.position().map_or(1, |p| p.line() as usize);
         Error::line(file, line.max(1), format!("cannot be read as CSV: {e}"))
@@ -92,5 +92,5 @@ fn row(
     if class.is_empty() {
         return Err("the label is empty".into());
     }
-    Ok(Photo { path: place(value(image)?, root)?, class: class.into() })
+    Ok(Photo { path: place(value(image)?, root)?, class: composed(class) })
 }

@@ -6,6 +6,7 @@
 
 use super::{Imported, Photo};
 use crate::base::{Error, Result, counted};
+use crate::data::label::composed;
 use crate::data::{image, paths};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ pub fn class_folders(source: &Path) -> Result<Imported> {
             found.left_out.push(Error::file(path, "lies in no class folder"));
             continue;
         }
-        let Some(class) = path.file_name().and_then(|name| name.to_str()).map(String::from) else {
+        let Some(class) = path.file_name().and_then(|name| name.to_str()).map(composed) else {
             found.left_out.push(Error::file(path, "the folder's name is not UTF-8, and a label must be; rename it"));
             continue;
         };

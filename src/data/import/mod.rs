@@ -9,6 +9,7 @@ pub mod csv;
 pub mod folders;
 mod place;
 
+use super::messages::around_image;
 use super::{image, paths};
 use crate::base::error::Context;
 use crate::base::{Error, Result, counted};
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 pub struct Photo {
     /// Absolute.
     pub path: PathBuf,
+    /// As a dataset's labels are: [`composed`](super::label::composed).
     pub class: String,
 }
 
@@ -185,12 +187,7 @@ fn images_folder(file: &Path, images: Option<&Path>) -> Result<PathBuf> {
 /// Errors: `folder` is missing; the prompt has more than one `<image>`; a path that is not UTF-8.
 pub fn lines(photos: &[Photo], prompt: Option<&str>, folder: &Path) -> Result<Vec<String>> {
     let folder = folder.canonicalize().map_err(|e| Error::io("use as a folder", folder, e))?;
-    let around = match prompt.map(|prompt| prompt.split("<image>").collect::<Vec<_>>()).as_deref() {
-        None => None,
-        Some([text]) => Some(("", *text)),
-        Some([before, after]) => Some((*before, *after)),
-        Some(_) => return Err(Error::Usage("--prompt has more than one <image>, and a line has one image".into())),
-    };
+    let around = prompt.map(around_image).transpose().map_err(Error::Usage)?;
     let line = |photo: &Photo| {
         let image = paths::text(&paths::relative(&photo.path, &folder))?;
         let Some((before, after)) = around else {

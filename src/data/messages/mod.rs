@@ -12,7 +12,7 @@ use crate::base::{Error, Result, input};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-pub(super) use parse::{conversation, from_bytes, images, json_error};
+pub(super) use parse::{around_image, conversation, from_bytes, images, json_error};
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -127,7 +127,7 @@ impl Conversation {
 /// Errors name the file, and the line where the JSON itself is broken: unreadable file, not JSON, an unknown role or
 /// item, an image file that does not exist, an http(s) image, images and `<image>` marks that differ in number.
 pub fn read_messages(file: &Path) -> Result<Conversation> {
-    let bytes = input::read(file)?;
+    let bytes = input::read_unmarked(file)?;
     let value = from_bytes(&bytes).map_err(|(line, reason)| Error::line(file, line, reason))?;
     let object = match value {
         Value::Object(object) => object,

@@ -13,18 +13,20 @@ type Object = Map<String, Value>;
 
 /// Parses one JSON value; the error carries its line, counted from 1.
 pub(in crate::data) fn from_bytes(bytes: &[u8]) -> Result<Value, (usize, String)> {
-    // Files written on Windows often begin with a byte order mark, which JSON does not allow.
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
     if bytes.trim_ascii().is_empty() {
         return Err((1, "the file is empty".into()));
     }
     serde_json::from_slice(bytes).map_err(|e| (e.line().max(1), json_error(&e)))
 }
 
-/// serde_json's message with its own line left out: for a line of JSONL that is always 1.
+/// serde_json's message with its own line left out: for a line of JSONL that is always 1. Of JSON that is not what was wanted it
+/// is what it lacks.
 pub(in crate::data) fn json_error(error: &serde_json::Error) -> String {
     let message = error.to_string();
     let message = message.rsplit_once(" at line ").map_or(message.as_str(), |(text, _)| text);
+    if error.is_data() {
+        return message.into();
+    }
     format!("not valid JSON: {message} (column {})", error.column())
 }
 
@@ -58,6 +60,15 @@ impl Listed {
             parts.push(Part::Text(rest.into()));
         }
         parts
+    }
+}
+
+/// What a prompt for lines of one image each says before it and after it: all after it, where the prompt has no mark.
+pub(in crate::data) fn around_image(prompt: &str) -> Result<(&str, &str), String> {
+    let (before, after) = prompt.split_once(MARK).unwrap_or(("", prompt));
+    match after.contains(MARK) {
+        true => Err(format!("--prompt has more than one {MARK}, and a line has one image")),
+        false => Ok((before, after)),
     }
 }
 

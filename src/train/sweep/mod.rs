@@ -200,7 +200,7 @@ fn check_sets(sweep: &Sweep) -> Result<()> {
 
 /// Of each sample's photos, or of its text where it has none.
 fn hashes(file: &Path, settings: &Settings) -> Result<HashSet<[u8; 32]>> {
-    let on_bad = if settings.skip_bad { OnBad::Skip } else { OnBad::Fail };
+    let on_bad = OnBad::of(settings.skip_bad);
     let set = read_dataset(file, Some(settings.prompt.as_deref().unwrap_or("")), on_bad)?;
     let of = |sample: &Sample| -> Result<[u8; 32]> {
         let photos = sample.images().map(|i| Ok(look::sha256(&look::content(i)?.0))).collect::<Result<Vec<_>>>()?;
