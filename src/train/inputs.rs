@@ -79,6 +79,15 @@ impl Inputs {
         Samples { file, all: samples, preparer: &self.preparer }.measure()
     }
 
+    /// The settings with what is used in the place of every default.
+    pub fn resolved(&self, settings: &Settings) -> Settings {
+        let adapter = match &self.kind {
+            Kind::Lora(lora) => Some(&lora.config),
+            Kind::Full => None,
+        };
+        settings.resolved(adapter, &self.preparer.spec, self.order.steps_per_epoch())
+    }
+
     /// What must not change while a run is interrupted. Errors: what cannot be read; a signal.
     pub fn fingerprints(&self, settings: &Settings, watch: &Watch) -> Result<Fingerprints> {
         let mut inputs = Fingerprints::new();

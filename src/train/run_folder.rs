@@ -72,8 +72,8 @@ pub struct Opened {
     pub warnings: Vec<String>,
 }
 
-/// The settings as an identity holds them, with the precision that the run computes in: where none was asked for, the device
-/// decides, and another machine has another.
+/// The settings ([`Settings::resolved`]) as an identity holds them, with the precision that the run computes in: where none
+/// was asked for, the device decides, and another machine has another.
 pub fn identity_of(
     settings: &Settings,
     precision: Precision,

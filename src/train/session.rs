@@ -150,7 +150,7 @@ pub fn train(
     let model = Model::training(&inputs.checkpoint, &inputs.trainable)?;
     // before anything else that reads the photos: its errors name the line
     let measured = inputs.learnt(&settings.data).measure()?;
-    let identity = identity_of(settings, precision, inputs.fingerprints(settings, watch)?)?;
+    let identity = identity_of(&inputs.resolved(settings), precision, inputs.fingerprints(settings, watch)?)?;
     let evaluated = inputs.measured_evaluation()?;
     watch.go_on()?;
     let Inputs { checkpoint, preparer, samples: all, evaluation, kind, init, trainable, order } = inputs;
