@@ -105,7 +105,7 @@
 //! | 2 | `tensor` | handles of values and weights | `base` |
 //! | 1 | `host` | the words' loops: the specification | `base` |
 //! | 1 | `data` | photos and text to arrays, datasets | `base` |
-//! | 1 | `io` | memory maps, safetensors, JSON, atomic files, locks | `base` |
+//! | 1 | `io` | memory maps, safetensors, JSON, atomic files, locks, kinds of folders | `base` |
 //! | 0 | `base` | errors, shapes, element types, environment, files that are read, random numbers, the date | nothing |
 
 // stdout and stderr are src/cli's: a write that fails must not end the program, as these macros do
