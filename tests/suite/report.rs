@@ -232,6 +232,16 @@ fn names_are_those_that_a_reader_can_find_again() {
         page.contains(&title) && page.contains(&format!("<span><i>3</i><span>{}</span></span>", long[2])),
         "{title}"
     );
+    // what is no label has no row, and no number
+    let file = dir.path().join("tuned/summary.json");
+    let mut summary: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let confusion = &mut summary["metrics"]["confusion"];
+    confusion["labels"].as_array_mut().unwrap().push("(other)".into());
+    confusion["counts"].as_array_mut().unwrap().iter_mut().for_each(|row| row.as_array_mut().unwrap().push(2.into()));
+    write_json(&file, &summary).unwrap();
+    build(&[dir.path().join("tuned")], None, &out).unwrap();
+    let page = fs::read_to_string(&out).unwrap();
+    assert!(page.contains(">3</th><th scope=\"col\" class=\"n\">(other)</th></tr>"), "{title}");
 }
 
 /// Two folders of one name are told apart by their paths, runs as evaluations are; one that is alone keeps its name.
