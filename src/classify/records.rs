@@ -131,6 +131,14 @@ pub fn summary(dir: &Path) -> Result<Map<String, Value>> {
     })
 }
 
+/// What an evaluation cost by its summary: dollars, as `show` writes them, and "at least" where an endpoint did not count the
+/// tokens of every answer. None where no price was given.
+pub fn dollars(summary: &Map<String, Value>, show: impl Fn(f64) -> String) -> Option<String> {
+    let dollars = show(summary.get("dollars")?.as_f64()?);
+    let least = summary.get("dollars_are_incomplete").and_then(Value::as_bool) == Some(true);
+    Some(if least { format!("at least {dollars}") } else { dollars })
+}
+
 /// What a person would call a folder: its name, which `.` does not say.
 pub fn folder_name(dir: &Path) -> String {
     let canonical = dir.canonicalize().unwrap_or_else(|_| dir.into());

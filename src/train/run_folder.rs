@@ -91,6 +91,11 @@ pub fn model_folder(out: &Path) -> PathBuf {
     out.join("model")
 }
 
+/// Whether the run in a folder left an adapter or a model.
+pub fn has_result(run: &Path) -> bool {
+    RESULTS.iter().all(|name| run.join(name).exists()) || model_folder(run).exists()
+}
+
 /// The files that runs write into their folder, and remove with `Overwrite`.
 pub fn files(out: &Path) -> impl Iterator<Item = PathBuf> {
     [CONFIG, METRICS, EVENTS, RESULT].into_iter().chain(RESULTS).map(|name| out.join(name))

@@ -64,7 +64,11 @@ fn an_adapter_on_weights_that_it_was_not_trained_on_is_said() {
     let said = |line: &str, paths: &[&Path]| {
         let done = vlm(line, paths);
         assert_eq!(done.code, Some(0), "{line}\n{}", done.stderr);
-        done.stderr.lines().filter(|l| l.contains("was not trained on the weights in")).map(String::from).collect::<Vec<_>>()
+        done.stderr
+            .lines()
+            .filter(|l| l.contains("was not trained on the weights in"))
+            .map(String::from)
+            .collect::<Vec<_>>()
     };
     assert!(said("merge --model {} --adapter {} --out {}", &[model.path(), &run, &merged]).is_empty());
     let wanted = format!(
