@@ -50,10 +50,8 @@ fn summary(found: &Sources, names: &[String]) -> String {
         .map(|(e, name)| (name.clone(), e.metrics.accuracy, Some(e.metrics.interval)))
         .collect();
     // of other sets they are others, and stand in the table alone
-    let baselines: [(&str, fn(&Baselines) -> f64); 2] =
-        [("majority class", |b| b.majority.accuracy), ("random guess", |b| b.random.accuracy)];
     let mut without = "";
-    for (name, of) in baselines {
+    let mut guess = |name: &str, of: &dyn Fn(&Baselines) -> f64| {
         let mut all = found.evaluations.iter().map(|e| of(&e.metrics.baselines));
         if let Some(one) = all.next()
             && all.all(|other| other == one)
@@ -61,7 +59,9 @@ fn summary(found: &Sources, names: &[String]) -> String {
             rows.push((name.into(), one, None));
             without = ", and what one gets without a look at the photos";
         }
-    }
+    };
+    guess("majority class", &|b| b.majority.accuracy);
+    guess("random guess", &|b| b.random.accuracy);
     let mut html = String::new();
     for note in &found.notes {
         _ = write!(html, "<p class=\"note\">{}</p>", text(note));
