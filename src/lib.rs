@@ -15,10 +15,10 @@
 //! | JPEG as libjpeg-turbo decodes it | `src/data/image/jpeg/mod.rs` | `decode` |
 //! | the size that fits patches and pixel limits | `src/data/image/patches.rs` | `target_size` |
 //! | bicubic, antialiased, in 8 bits | `src/data/image/resize.rs` | `resize` |
-//! | patches in the order that four of them merge | `src/data/image/patches.rs` | `patches` |
+//! | patches in the order in which they merge | `src/data/image/patches.rs` | `patches` |
 //! | the checkpoint's own template makes text of turns | `src/qwen3vl/template.rs` | `render_with_answers` |
 //! | text becomes ids | `src/qwen3vl/tokenizer.rs` | `encode_with_offsets` |
-//! | placeholders get a token for every four patches | `src/qwen3vl/prompt.rs` | `build` |
+//! | placeholders get a token for every square of patches that merges | `src/qwen3vl/prompt.rs` | `build` |
 //! | ids and pixels together: a `Sequence` | `src/qwen3vl/prepare.rs` | `prepare` |
 //!
 //! # A token becomes logits

@@ -53,6 +53,7 @@ pub enum Said {
     Note(String),
     /// So many samples of so many have whole photos, or were left out.
     Checked(usize, usize),
+    /// A step, and how many the run has.
     Step(StepMetrics, u64),
     Eval(EvalMetrics),
 }
