@@ -236,20 +236,18 @@ fn a_run_goes_on_with_its_defaults_spelled_out() {
     };
     let first = bench.settings(short);
     assert_eq!(bench.run(&first, Start::New, Some(2)).unwrap(), End::Interrupted { steps: 2 });
-    let changes: [(&dyn Fn(&mut Settings), &str); 4] = [
-        (&|s| s.rank = Some(8), "rank was 16 and is 8"),
-        (&|s| s.target_modules = Some("q_proj".into()), "gate_proj,up_proj,down_proj\" and is \"q_proj\""),
-        (&|s| s.save_every = Some(3), "save-every was 2 and is 3"),
-        (&|s| s.prompt = Some("Which?".into()), "prompt was not given and is \"Which?\""),
-    ];
-    for (change, wanted) in changes {
+    let refused = |change: &dyn Fn(&mut Settings), wanted: &str| {
         let changed = bench.settings(|s| {
             short(s);
             change(s);
         });
         let said = bench.run(&changed, Start::Resume, None).unwrap_err().to_string();
         assert!(said.contains(&format!("{wanted}; take back the change")), "{said}");
-    }
+    };
+    refused(&|s| s.rank = Some(8), "rank was 16 and is 8");
+    refused(&|s| s.target_modules = Some("q_proj".into()), "gate_proj,up_proj,down_proj\" and is \"q_proj\"");
+    refused(&|s| s.save_every = Some(3), "save-every was 2 and is 3");
+    refused(&|s| s.prompt = Some("Which?".into()), "prompt was not given and is \"Which?\"");
     let spelled = bench.settings(|s| {
         short(s);
         whole(s);
