@@ -15,10 +15,10 @@
 //! | JPEG as libjpeg-turbo decodes it | `src/data/image/jpeg/mod.rs` | `decode` |
 //! | the size that fits patches and pixel limits | `src/data/image/patches.rs` | `target_size` |
 //! | bicubic, antialiased, in 8 bits | `src/data/image/resize.rs` | `resize` |
-//! | patches in the order that four of them merge | `src/data/image/patches.rs` | `patches` |
+//! | patches in the order in which they merge | `src/data/image/patches.rs` | `patches` |
 //! | the checkpoint's own template makes text of turns | `src/qwen3vl/template.rs` | `render_with_answers` |
 //! | text becomes ids | `src/qwen3vl/tokenizer.rs` | `encode_with_offsets` |
-//! | placeholders get a token for every four patches | `src/qwen3vl/prompt.rs` | `build` |
+//! | placeholders get a token for every square of patches that merges | `src/qwen3vl/prompt.rs` | `build` |
 //! | ids and pixels together: a `Sequence` | `src/qwen3vl/prepare.rs` | `prepare` |
 //!
 //! # A token becomes logits
@@ -105,7 +105,7 @@
 //! | 2 | `tensor` | handles of values and weights | `base` |
 //! | 1 | `host` | the words' loops: the specification | `base` |
 //! | 1 | `data` | photos and text to arrays, datasets | `base` |
-//! | 1 | `io` | memory maps, safetensors, JSON, atomic files, locks | `base` |
+//! | 1 | `io` | memory maps, safetensors, JSON, atomic files, locks, kinds of folders | `base` |
 //! | 0 | `base` | errors, shapes, element types, environment, files that are read, random numbers, the date | nothing |
 
 // stdout and stderr are src/cli's: a write that fails must not end the program, as these macros do

@@ -253,6 +253,7 @@ def keyboard(browser, check, data):
     check.same(browser.js("document.getElementById('detail').open"), True, "Enter opens the photo")
     shown = browser.js("document.getElementById('detail-h').textContent")
     check.same(shown, data["photos"][0]["n"].split("/")[-1], "the name in the dialog")
+    check.same(browser.js(BROKEN), [], "numbers of the dialog in two lines")
     if n > 1:
         browser.key("ArrowRight")
         shown = browser.js("document.getElementById('detail-h').textContent")
@@ -351,7 +352,15 @@ PICTURES = """[...document.querySelectorAll('.thumb img, .frame img')].flatMap((
   return within && getComputedStyle(image).objectFit === 'contain' ? [] : [a.width + ' x ' + a.height + ' in ' + b.width + ' x ' + b.height];
 })"""
 
-# A name leaves room for numbers, and on a wide page a table of classes for all of them.
+# Of what the model thinks of each answer.
+BROKEN = """[...document.querySelectorAll('#detail .odds .n')].flatMap((cell) => {
+  const range = document.createRange();
+  range.selectNodeContents(cell);
+  return range.getClientRects().length > 1 ? [cell.textContent] : [];
+})"""
+
+# A name leaves room for numbers, and on a wide page for all of them where so many columns have room beside it. The rest is
+# reached by scrolling.
 TABLES = """[...document.querySelectorAll('.scroll')].flatMap((region) => {
   const bad = [];
   const end = region.getBoundingClientRect().right;
@@ -360,7 +369,14 @@ TABLES = """[...document.querySelectorAll('.scroll')].flatMap((region) => {
   const box = cell && cell.getBoundingClientRect();
   if (box && box.right > end) bad.push(name + ': the first number is cut');
   if (box && box.left < region.querySelector('tbody th').getBoundingClientRect().right - 1) bad.push(name + ': a name over a number');
-  if (innerWidth > 1200 && region.scrollWidth > region.clientWidth) bad.push(name + ': the last column is cut');
+  if (!box) return bad;
+  const row = [...region.querySelector('tbody tr').children];
+  const least = row[0].getBoundingClientRect().width + 38 * (row.length - 1);
+  if (innerWidth > 1200 && region.scrollWidth > region.clientWidth && least <= region.clientWidth)
+    bad.push(name + ': the last column is cut');
+  region.scrollLeft = region.scrollWidth;
+  if (row[row.length - 1].getBoundingClientRect().right > end + 1) bad.push(name + ': the last column is out of reach');
+  region.scrollLeft = 0;
   return bad;
 })"""
 

@@ -1,4 +1,4 @@
-//! The date, for the lines of a table.
+//! Days as dates, in UTC: for templates that ask for today, and the lines of a bench.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 

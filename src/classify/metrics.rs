@@ -27,11 +27,18 @@ pub struct ClassScore {
     pub average_precision: Option<f64>,
 }
 
-/// `counts[i][j]`: photos of class `labels[i]` that were called `labels[j]`.
+/// `counts[i][j]`: photos of class `labels[i]` that were called `labels[j]`. [`OTHER`], which no photo is, has no row.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Confusion {
     pub labels: Vec<String>,
     pub counts: Vec<Vec<usize>>,
+}
+
+impl Confusion {
+    /// Whether `labels[i]` has photos, and so a row with its name.
+    pub fn has_row(&self, i: usize) -> bool {
+        i < self.counts.len()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

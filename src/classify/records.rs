@@ -3,6 +3,7 @@
 use super::metrics::Metrics;
 use crate::base::{Error, Result};
 use crate::data::paths;
+use crate::io::folder_kind::{self, Wanted};
 use crate::io::json;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -85,22 +86,11 @@ pub struct Evaluation {
 }
 
 impl Evaluation {
-    /// Errors: no such folder, no finished evaluation in it, files that are none of ours.
+    /// Errors: as of [`summary`]; files that are none of ours.
     pub fn read(dir: &Path) -> Result<Evaluation> {
-        let summary_file = dir.join(SUMMARY);
-        if !summary_file.exists() {
-            let said = match (dir.is_dir(), dir.join(PREDICTIONS).exists()) {
-                (false, _) => "there is no such folder; wanted one that vlm eval has filled",
-                (true, true) => "holds an unfinished evaluation; the same vlm eval with --resume finishes it",
-                (true, false) => "holds no summary.json; wanted a folder that vlm eval has filled",
-            };
-            return Err(Error::file(dir, said));
-        }
-        let Value::Object(summary) = json::read(&summary_file)? else {
-            return Err(Error::file(summary_file, "wanted a JSON object"));
-        };
+        let summary = summary(dir)?;
         let metrics = serde_json::from_value(summary.get("metrics").cloned().unwrap_or(Value::Null));
-        let metrics = metrics.map_err(|e| Error::file(&summary_file, format!("metrics: {e}")))?;
+        let metrics = metrics.map_err(|e| Error::file(dir.join(SUMMARY), format!("metrics: {e}")))?;
         Ok(Evaluation { records: read(&dir.join(PREDICTIONS))?, dir: dir.into(), summary, metrics })
     }
 
@@ -121,6 +111,32 @@ impl Evaluation {
     pub fn path(&self, image: &str) -> Option<PathBuf> {
         (!image.starts_with("data:")).then(|| plain(&self.dir.join(image)))
     }
+}
+
+/// The summary.json of a folder that `vlm eval` has filled. Errors: no such folder, no finished evaluation in it, no JSON
+/// object.
+pub fn summary(dir: &Path) -> Result<Map<String, Value>> {
+    let file = dir.join(SUMMARY);
+    let unfinished = dir.join(PREDICTIONS).exists();
+    if !unfinished {
+        folder_kind::check(dir, Wanted::Evaluation)?;
+    }
+    json::read_object_if_there(&file)?.ok_or_else(|| {
+        let said = match (dir.is_dir(), unfinished) {
+            (false, _) => "there is no such folder; wanted one that vlm eval has filled",
+            (true, true) => "holds an unfinished evaluation; the same vlm eval with --resume finishes it",
+            (true, false) => "holds no summary.json; wanted a folder that vlm eval has filled",
+        };
+        Error::file(dir, said)
+    })
+}
+
+/// What an evaluation cost by its summary: dollars, as `show` writes them, and "at least" where an endpoint did not count the
+/// tokens of every answer. None where no price was given.
+pub fn dollars(summary: &Map<String, Value>, show: impl Fn(f64) -> String) -> Option<String> {
+    let dollars = show(summary.get("dollars")?.as_f64()?);
+    let least = summary.get("dollars_are_incomplete").and_then(Value::as_bool) == Some(true);
+    Some(if least { format!("at least {dollars}") } else { dollars })
 }
 
 /// What a person would call a folder: its name, which `.` does not say.

@@ -53,14 +53,17 @@ impl Classes {
     pub fn matrix(&self, confusion: &Confusion) -> String {
         let counts = confusion.counts.iter().flatten().max().map_or(1, |n| n.to_string().len());
         let column = if self.numbered { counts.max(self.digits()) } else { self.width().max(6) };
-        let over = |(i, name): (usize, &String)| {
-            right(&if self.numbered { (i + 1).to_string() } else { name.clone() }, column)
+        let over = |(i, name): (usize, &String)| match self.numbered && confusion.has_row(i) {
+            true => (i + 1).to_string(),
+            false => name.clone(),
         };
         let header: Vec<String> = self.names.iter().enumerate().map(over).collect();
+        let columns: Vec<usize> = header.iter().map(|over| width(over).max(column)).collect();
+        let header: Vec<String> = header.iter().zip(&columns).map(|(over, column)| right(over, *column)).collect();
         let rule = if self.numbered { "prediction, by its number" } else { "prediction" };
         let mut said = format!("{} {}   (rows: label, columns: {rule})\n", left("", self.width()), header.join(" "));
         for (label, row) in confusion.labels.iter().zip(&confusion.counts) {
-            let row: Vec<String> = row.iter().map(|n| format!("{n:>column$}")).collect();
+            let row: Vec<String> = row.iter().zip(&columns).map(|(n, column)| format!("{n:>column$}")).collect();
             _ = writeln!(said, "{} {}", self.cell(label), row.join(" "));
         }
         said
@@ -80,6 +83,7 @@ impl Classes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::classify::metrics::OTHER;
 
     fn confusion(names: &[String]) -> Confusion {
         let n = names.len();
@@ -109,6 +113,21 @@ mod tests {
         assert!(matrix.contains("19 20   (rows: label, columns: prediction, by its number)"), "{matrix}");
         assert!(matrix.lines().nth(3).unwrap().starts_with(" 3 very long"), "{matrix}");
         assert!(classes.legend().contains(&format!("\n20 {}\n", names[19])), "{}", classes.legend());
+    }
+
+    /// A number over a column is that of a row, and answers that are no label have none.
+    #[test]
+    fn a_column_without_a_row_has_its_name() {
+        let names: Vec<String> = (0..20).map(|i| format!("class {i}")).collect();
+        let mut confusion = confusion(&names);
+        confusion.labels.push(OTHER.into());
+        confusion.counts.iter_mut().for_each(|row| row.push(3));
+        let matrix = Classes::of(&confusion).matrix(&confusion);
+        let lines: Vec<&str> = matrix.lines().collect();
+        assert!(lines[0].contains("19 20 (other)   (rows: label, columns: prediction, by its number)"), "{matrix}");
+        assert!(lines.len() == 21 && lines[1..].iter().all(|l| l.ends_with("  3")), "{matrix}");
+        let end = lines[0].find("   (rows").unwrap();
+        assert!(lines[1..].iter().all(|l| width(l) == end), "{matrix}");
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use crate::base::{Error, Result};
 use crate::classify::curve::{Curve, Run, curve};
-use crate::io::json;
+use crate::classify::records::{SUMMARY, summary};
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Fit accuracy over the size of the training set, and say what more photos would bring
 #[derive(Debug, clap::Args)]
@@ -61,8 +61,8 @@ fn score(text: &str) -> Result<(Run, Option<String>)> {
         Some((n, folder)) if n.parse::<usize>().is_ok() && !Path::new(text).exists() => (n.parse().ok(), folder),
         _ => (None, text),
     };
-    let file = PathBuf::from(folder).join("summary.json");
-    let summary = json::read(&file)?;
+    let folder = Path::new(folder);
+    let (file, summary) = (folder.join(SUMMARY), Value::Object(summary(folder)?));
     let count = |pointer: &str| summary.pointer(pointer).and_then(Value::as_u64).map(|n| n as usize);
     let wrong = |said: &str| Error::file(&file, said);
     let samples = given.or(count("/training_samples")).ok_or_else(|| {

@@ -13,7 +13,7 @@ use crate::classify::endpoint::Said;
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::classify::folder::{Folder, Start};
 use crate::classify::metrics::{Metrics, distinct, metrics};
-use crate::classify::records::{Record, Usage};
+use crate::classify::records::{Record, Usage, dollars};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
 use crate::data::whole::{left_out, whole};
 use crate::train::{fingerprint, run_folder};
@@ -205,6 +205,7 @@ impl Eval {
                 "answers_without_count": uncounted,
             },
             "dollars": dollars,
+            "dollars_are_incomplete": dollars.is_some() && uncounted > 0,
         });
         self.finish(folder, data, classes, seconds, about)
     }
@@ -370,8 +371,8 @@ impl Eval {
         said.extend(left_out(skipped as usize).map(|left_out| left_out + "\n"));
         let [seconds, rate] = ["seconds", "images_per_second"].map(|key| number(key).unwrap_or(f64::NAN));
         _ = write!(said, "{seconds:.1} s, {rate:.2} images/s");
-        if let Some(dollars) = number("dollars") {
-            _ = write!(said, ", {dollars:.4} dollars");
+        if let Some(dollars) = summary.as_object().and_then(|s| dollars(s, |dollars| format!("{dollars:.4}"))) {
+            _ = write!(said, ", {dollars} dollars");
         }
         _ = writeln!(said, "; results in {}", self.out.display());
         super::print(&said)

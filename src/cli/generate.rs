@@ -26,11 +26,12 @@ use std::time::Instant;
     after_help = "Example: vlm generate --model Qwen3-VL-2B-Instruct --image car.jpg --prompt 'What is damaged?'\n\
                   Choices: vlm generate --model DIR --image car.jpg --prompt 'Which damage?' --choices scratch,dent,crack"
 )]
+#[command(group(clap::ArgGroup::new("question").required(true).args(["messages", "prompt"])))]
 pub struct Generate {
     #[command(flatten)]
     model: ModelFlags,
     /// {"messages": [...]}; image paths relative to the file
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "prompt"], required_unless_present = "prompt")]
+    #[arg(long, value_name = "FILE", conflicts_with = "image")]
     messages: Option<PathBuf>,
     /// A picture, before the prompt; may be given several times
     #[arg(long, value_name = "FILE", requires = "prompt", value_parser = picture)]

@@ -5,6 +5,7 @@ use crate::base::counted::{bytes, counted, grouped};
 use crate::base::{DType, Error, Precision, Result};
 use crate::data::image::PatchSpec;
 use crate::infer::cache;
+use crate::io::folder_kind::{self, Wanted};
 use crate::io::safetensors::SafetensorsFile;
 use crate::qwen3vl::adapter::AdapterConfig;
 use crate::qwen3vl::checkpoint::Checkpoint;
@@ -49,6 +50,7 @@ impl Inspect {
             self.adapter()
         } else {
             config::folder(&self.dir)?;
+            folder_kind::check(&self.dir, Wanted::Model)?;
             Err(Error::file(&self.dir, "holds neither config.json (a model) nor adapter_config.json (an adapter)"))
         }
     }

@@ -1,9 +1,9 @@
 //! `vlm merge`: base and adapter become one plain checkpoint.
 
+use super::model;
 use super::progress::Progress;
 use super::values::dtype;
 use crate::base::{DType, Result, counted};
-use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::merge::{self, Options};
 use std::path::PathBuf;
@@ -29,7 +29,7 @@ pub struct Merge {
 impl Merge {
     pub fn run(&self) -> Result<()> {
         let base = Checkpoint::open(&self.model)?;
-        let adapter = Adapter::open(&self.adapter, &base.config)?;
+        let adapter = model::open_adapter(&self.adapter, &base)?;
         let options = Options { dtype: self.dtype, ..Options::default() };
         let mut bar = Progress::new("bytes");
         merge::merge(&base, Some(&adapter), &self.out, options, &mut |done, all| bar.at(done, all))?;

@@ -1,6 +1,7 @@
 //! `--model` and `--adapter`: opens what every computing command needs.
 
 use super::compute::Compute;
+use super::notice::notice;
 use super::values::pixels;
 use crate::base::Result;
 use crate::infer::engine::Engine;
@@ -10,6 +11,7 @@ use crate::qwen3vl::generation_config::GenerationConfig;
 use crate::qwen3vl::model::Model;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::processor::read_patch_spec;
+use crate::train::run_folder;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
@@ -49,11 +51,20 @@ impl ModelFlags {
     }
 }
 
+/// Opens an adapter for the model; says where it was trained on another.
+pub fn open_adapter(dir: &Path, model: &Checkpoint) -> Result<Adapter> {
+    let adapter = Adapter::open(dir, &model.config)?;
+    if let Some(said) = run_folder::other_base(dir, &model.dir)? {
+        notice(said);
+    }
+    Ok(adapter)
+}
+
 /// Opens a model with the adapter, the picture sizes and the device that were asked for.
 pub fn open(dir: &Path, adapter: Option<&Path>, pixels: &PixelFlags, compute: &Compute) -> Result<Opened> {
     let (device, precision) = compute.open()?;
     let checkpoint = Checkpoint::open(dir)?;
-    let adapter = adapter.map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
+    let adapter = adapter.map(|dir| open_adapter(dir, &checkpoint)).transpose()?;
     let model = Model::load(&checkpoint, adapter.as_ref())?;
     let spec = read_patch_spec(dir)?.limited(pixels.min_pixels, pixels.max_pixels)?;
     let preparer = Preparer::open(dir, &checkpoint.config, spec)?;

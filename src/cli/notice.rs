@@ -1,4 +1,5 @@
-//! What is said on stderr beside a result. Only this file writes there, and a lint in `src/lib.rs` keeps it so.
+//! What is said on stderr beside a result. [`super::progress`] draws its bars there, clap says there what is wrong with
+//! flags, and the log goes there; all else comes through here, and a lint in `src/lib.rs` keeps macros out.
 //!
 //! Nobody may be listening (`2>&1 | head`), or the disk behind a log may be full: what cannot be said is not said, and the
 //! work goes on.

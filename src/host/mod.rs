@@ -1,11 +1,12 @@
 //! The specification: for every word the shortest correct loop over slices, written from the formula.
 //!
-//! Generic over [`Real`], so that tests can run it in f64. `linear`, `attention` and `linear_loss` have beside the loop
-//! one tuned function ([`linear_tuned`], [`linear_tuned_backward`], [`attention_tuned`], [`linear_loss_tuned`]) that is
-//! tested against it and is what the host device runs. A `_backward` takes the gradient of the output and *adds* to the
-//! gradients of the inputs: who wants to overwrite passes zeros (`activation_backward` alone writes: its dz is what
-//! `linear_backward` then reads). It rounds what PyTorch stores between two products (dz of an activation, ds of an
-//! adapter, the gradient of logits) and nothing else, and takes values as forward stored them.
+//! Generic over [`Real`], so that tests can run it in f64, but for what is drawn ([`sample`], [`dropout`]). `linear`,
+//! `attention` and `linear_loss` have beside the loop one tuned function ([`linear_tuned`], [`linear_tuned_backward`],
+//! [`attention_tuned`], [`linear_loss_tuned`]) that is tested against it and is what the host device runs. A `_backward`
+//! takes the gradient of the output and *adds* to the gradients of the inputs: who wants to overwrite passes zeros
+//! (`activation_backward` alone writes: its dz is what `linear_backward` then reads). It rounds what PyTorch stores between
+//! two products (dz of an activation, ds of an adapter, the gradient of logits) and nothing else, and takes values as
+//! forward stored them.
 //! Floor 1: uses `base`. Start at [`linear`].
 
 pub mod adamw;

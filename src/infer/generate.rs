@@ -28,7 +28,7 @@ pub enum Finish {
     Length,
 }
 
-/// One answer. Batched answers share their times.
+/// One answer.
 #[derive(Debug, Clone)]
 pub struct Generated {
     /// New tokens only; the stop token included where one came.
@@ -36,6 +36,7 @@ pub struct Generated {
     pub finish: Finish,
 }
 
+/// Of all answers of a batch together.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Timings {
     pub prefill_seconds: f64,

@@ -8,9 +8,9 @@ use crate::qwen3vl::pack::{Packed, Sequence};
 use crate::tape::Tape;
 use crate::tensor::Tensor;
 
-/// The tensors of one prompt by name: input_ids [T], position_ids [3, T], pixel_values [P, 1536], image_grid_thw [N, 3],
-/// image_embeds and deepstack.I [U, D], hidden.I [T, D] (0: embeddings with image rows in place; I: output of layer I
-/// before its deepstack add, the last one after the final norm), logits [T, V].
+/// The tensors of one prompt by name: input_ids [T], position_ids [3, T], pixel_values [P, 3 * temporal * patch * patch],
+/// image_grid_thw [N, 3], image_embeds and deepstack.I [U, D], hidden.I [T, D] (0: embeddings with image rows in place; I:
+/// output of layer I before its deepstack add, the last one after the final norm), logits [T, V].
 pub fn trace(engine: &mut Engine, sequence: &Sequence, progress: Progress) -> Result<Vec<(String, HostTensor)>> {
     let packed = Packed::new(&[sequence], engine.model.config.vision.merge_size)?;
     let mut tape = Tape::new(engine.precision);

@@ -9,6 +9,7 @@ use super::names::{self, LinearModule};
 use super::targets::{Layers, Pattern, Selection, Targets, paths_of};
 use crate::base::error::first_of;
 use crate::base::{Error, Result, dtype};
+use crate::io::folder_kind::{self, Wanted};
 use crate::io::json::{Fields, brief};
 use crate::io::safetensors::SafetensorsFile;
 use serde_json::Value;
@@ -51,6 +52,7 @@ impl AdapterConfig {
 
     /// Reads `adapter_config.json` in `dir`. Errors name file and key.
     pub fn read(dir: &Path) -> Result<Self> {
+        folder_kind::check(dir, Wanted::Adapter)?;
         let path = dir.join(CONFIG_FILE);
         let mut fields = Fields::read(&path)?;
         match fields.string("peft_type")?.as_deref() {

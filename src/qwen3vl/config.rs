@@ -6,6 +6,7 @@
 
 use super::config_keys::{at_most, nothing_else, positive, same, size};
 use crate::base::{Error, Result};
+use crate::io::folder_kind::{self, Wanted};
 use crate::io::json::Fields;
 use std::path::Path;
 
@@ -109,6 +110,7 @@ impl Config {
     /// Reads `config.json` in `dir`. Errors name file, key, what was wanted and what was found.
     pub fn read(dir: &Path) -> Result<Self> {
         folder(dir)?;
+        folder_kind::check(dir, Wanted::Model)?;
         let path = dir.join("config.json");
         let mut top = Fields::read(&path)?;
         check_model_type(&path, &mut top)?;

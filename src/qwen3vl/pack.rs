@@ -11,7 +11,7 @@ pub struct Sequence {
     pub is_image: Vec<bool>,
     /// [t, h, w] of each image, in patches.
     pub grids: Vec<[usize; 3]>,
-    /// [P, 1536] of all images, one after the other.
+    /// [P, 3 * temporal * patch * patch] of all images, one after the other.
     pub pixels: Vec<f32>,
 }
 

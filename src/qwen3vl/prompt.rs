@@ -71,7 +71,7 @@ impl PromptBuilder {
         self.image_pad
     }
 
-    /// `image_tokens` holds the rows of each image of [`Conversation::images`], in that order: t·h·w/4 of its grid.
+    /// `image_tokens` holds the rows of each image of [`Conversation::images`], in that order: t·h·w / merge² of its grid.
     /// The ids are those of transformers' `Qwen3VLProcessor`.
     ///
     /// Where transformers would put the wrong picture in a place, or lose a text, this is an error: the template

@@ -26,8 +26,8 @@ struct Block {
     fc2: Linear,
 }
 
-/// Four patches become one row of the text model's width. The final merger's norm is over one patch, a deepstack
-/// merger's over all four.
+/// A square of `merge` x `merge` patches becomes one row of the text model's width. The final merger's norm is over one
+/// patch, a deepstack merger's over all of the square.
 struct Merger {
     norm: Norm,
     norm_width: usize,

@@ -75,7 +75,7 @@ pub fn labels(ticks: &[f64], shares: bool) -> Vec<String> {
     ticks.iter().map(label).collect()
 }
 
-/// The smallest and the largest finite number, where there is one; a little apart where they are equal.
+/// The smallest and the largest finite number, where there is one.
 pub fn range(values: &[f64]) -> Option<(f64, f64)> {
     let finite = values.iter().copied().filter(|v| v.is_finite());
     let (low, high) = finite.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));

@@ -8,13 +8,19 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-/// Losses, learning rates and scores of the runs.
+/// Which runs failed; losses, learning rates and scores of the first of those that took a step.
 pub fn training(found: &Sources) -> String {
     let names = found.run_names();
+    let mut html = String::new();
+    for (run, name) in found.runs.iter().zip(&names) {
+        if let Some(failure) = &run.failure {
+            _ = write!(html, "<p class=\"note\">{} {}.</p>", text(name), text(failure));
+        }
+    }
     let runs = found.runs.iter().zip(names).filter(|(r, _)| !r.steps.is_empty());
     let (runs, names): (Vec<_>, Vec<String>) = runs.take(6).unzip();
     if runs.is_empty() {
-        return String::new();
+        return html;
     }
     let of = |pick: &dyn Fn(&Step) -> f64| -> Vec<Vec<(f64, f64)>> {
         runs.iter().map(|r| r.steps.iter().map(|s| (s.step, pick(s))).collect()).collect()
@@ -56,7 +62,7 @@ pub fn training(found: &Sources) -> String {
         log_x: false,
     };
     let about = format!("Loss of each step (faint) and its running mean. {}.", text(&said));
-    let mut html = chart("loss", "Training loss by step", "loss").figure(&loss, &about);
+    html += &chart("loss", "Training loss by step", "loss").figure(&loss, &about);
     html += &chart("rate", "Learning rate by step", "learning rate").figure(&rate, "Learning rate of each step.");
     let scored: Vec<Series> = runs
         .iter()

@@ -8,6 +8,8 @@ use super::sources::Sources;
 use super::tables::{classes, confusions, table};
 use crate::base::counted;
 use crate::classify::compare::{Comparison, Group};
+use crate::classify::metrics::Baselines;
+use crate::classify::records::dollars;
 use crate::classify::statistics::p_value;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -47,19 +49,26 @@ fn summary(found: &Sources, names: &[String]) -> String {
         .zip(names)
         .map(|(e, name)| (name.clone(), e.metrics.accuracy, Some(e.metrics.interval)))
         .collect();
-    if let Some(last) = found.evaluations.last() {
-        let b = &last.metrics.baselines;
-        rows.push(("majority class".into(), b.majority.accuracy, None));
-        rows.push(("random guess".into(), b.random.accuracy, None));
-    }
+    // of other sets they are others, and stand in the table alone
+    let mut without = "";
+    let mut guess = |name: &str, of: &dyn Fn(&Baselines) -> f64| {
+        let mut all = found.evaluations.iter().map(|e| of(&e.metrics.baselines));
+        if let Some(one) = all.next()
+            && all.all(|other| other == one)
+        {
+            rows.push((name.into(), one, None));
+            without = ", and what one gets without a look at the photos";
+        }
+    };
+    guess("majority class", &|b| b.majority.accuracy);
+    guess("random guess", &|b| b.random.accuracy);
     let mut html = String::new();
     for note in &found.notes {
         _ = write!(html, "<p class=\"note\">{}</p>", text(note));
     }
     _ = write!(
         html,
-        "<figure>{}<figcaption>Accuracy with its 95 % interval, and what one gets without a look at the \
-         photos.</figcaption></figure>",
+        "<figure>{}<figcaption>Accuracy with its 95 % interval{without}.</figcaption></figure>",
         intervals("accuracy", "Accuracy of each evaluation", &rows)
     );
     let ranked = found.evaluations.iter().any(|e| e.metrics.mean_average_precision.is_some());
@@ -101,7 +110,7 @@ fn summary(found: &Sources, names: &[String]) -> String {
             row.push(or_dash(e.number("training_samples"), &number));
         }
         if priced {
-            row.push(or_dash(e.number("dollars"), &number));
+            row.push(dollars(&e.summary, number).unwrap_or("–".into()));
         }
         rows.push((name.clone(), row));
     }

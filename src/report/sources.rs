@@ -5,7 +5,9 @@ use crate::classify::compare::{Comparison, OnDifferent, compare};
 use crate::classify::records::{Evaluation, PREDICTIONS, SUMMARY, folder_name};
 use crate::data::pairs::{Pair, read_pairs};
 use crate::io::json;
-use crate::train::metrics::{self, LoggedStep};
+use crate::train::metrics::{self, Log, LoggedStep};
+use crate::train::run_folder;
+use crate::train::sweep::{self, board::Outcome};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -36,6 +38,8 @@ pub struct Run {
     pub scores: Vec<(f64, f64)>,
     /// Of all steps.
     pub seconds: f64,
+    /// What became of a run that left nothing to use, in words that follow its name.
+    pub failure: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -144,7 +148,7 @@ fn folder(dir: &Path, found: &mut Sources) -> Result<bool> {
             }
         }
     }
-    if dir.join(metrics::FILE).exists() {
+    if dir.join(metrics::FILE).exists() || sweep::result_in(dir)?.is_some() {
         found.runs.push(run(dir)?);
         known = true;
     }
@@ -185,12 +189,25 @@ fn file(path: &Path, found: &mut Sources) -> Result<bool> {
 }
 
 fn run(dir: &Path) -> Result<Run> {
-    let log = metrics::read(dir)?;
+    // a trial may have failed before it was a run
+    let log = if dir.join(metrics::FILE).exists() { metrics::read(dir)? } else { Log::default() };
     let step = |s: &LoggedStep| Step { step: s.step as f64, loss: s.loss, lr: s.lr };
     Ok(Run {
         dir: dir.into(),
         steps: log.steps.iter().map(step).collect(),
         scores: log.evaluations.iter().map(|e| (e.step as f64, e.accuracy)).collect(),
         seconds: log.steps.iter().map(|s| s.seconds).sum(),
+        failure: failure(dir)?,
+    })
+}
+
+/// A trial of a sweep says why it failed. Other runs say nothing of it, and only that which they leave at their end is missing.
+fn failure(dir: &Path) -> Result<Option<String>> {
+    Ok(match sweep::result_in(dir)?.map(|row| row.outcome) {
+        Some(Outcome::Failed { reason }) => Some(format!("failed: {reason}")),
+        None if !run_folder::has_result(dir) => {
+            Some("has left neither an adapter nor a model: it failed, or has not ended".into())
+        }
+        _ => None,
     })
 }

@@ -76,7 +76,7 @@ fn matrix(evaluation: usize, name: &str, confusion: &Confusion) -> String {
     );
     for (i, label) in confusion.labels.iter().enumerate() {
         let label = text(label);
-        _ = match numbered {
+        _ = match numbered && confusion.has_row(i) {
             true => {
                 write!(html, "<th scope=\"col\" class=\"n\" title=\"{label}\" aria-label=\"{label}\">{}</th>", i + 1)
             }

@@ -31,7 +31,8 @@ pub struct Position {
     pub in_epoch: u64,
 }
 
-/// What must be the same when a run goes on: settings by name, fingerprints of what is read by what it is.
+/// What must be the same when a run goes on: settings by name, with a value for every default, and fingerprints of what is
+/// read by what it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Identity {
     pub settings: Map<String, Value>,
@@ -46,7 +47,10 @@ impl Identity {
         let mut said = Vec::new();
         let keys = self.settings.keys().chain(now.settings.keys().filter(|k| !self.settings.contains_key(*k)));
         for key in keys.filter(|key| !FREE.contains(&key.as_str())) {
-            let [was, is] = [self, now].map(|identity| identity.settings.get(key).unwrap_or(&Value::Null));
+            let [was, is] = [self, now].map(|identity| match identity.settings.get(key) {
+                None | Some(Value::Null) => "not given".to_string(),
+                Some(value) => value.to_string(),
+            });
             if was != is {
                 said.push(format!("{key} was {was} and is {is}"));
             }

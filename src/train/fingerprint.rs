@@ -34,6 +34,9 @@ const PROCESSING: [&str; 7] = [
 /// An adapter's folder.
 pub const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
+/// Of what a run learns from, the checkpoint folder.
+pub const MODEL: &str = "the model";
+
 /// By what they say of it, e.g. "the training set".
 pub type Fingerprints = BTreeMap<String, String>;
 

@@ -4,7 +4,8 @@ use super::examples::Samples;
 use super::fingerprint::{self, Fingerprints};
 use super::lora::Lora;
 use super::order::{Order, Spread, pick};
-use super::session::Watch;
+use super::run_folder;
+use super::session::{Said, Watch};
 use super::sets::Sets;
 use super::settings::Settings;
 use super::step::Example;
@@ -67,6 +68,11 @@ impl Inputs {
         let spec = read_patch_spec(&settings.model)?.limited(settings.min_pixels, settings.max_pixels)?;
         let preparer = Preparer::open(&settings.model, &checkpoint.config, spec)?;
         let init = settings.init_adapter.as_ref().map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
+        if let Some(dir) = &settings.init_adapter
+            && let Some(said) = run_folder::other_base(dir, &settings.model)?
+        {
+            (watch.said)(Said::Note(said));
+        }
         let (kind, trainable) = if settings.full {
             (Kind::Full, Trainable::full(&checkpoint))
         } else {
@@ -110,6 +116,15 @@ impl Inputs {
         Ok(measured)
     }
 
+    /// The settings with what is used in the place of every default.
+    pub fn resolved(&self, settings: &Settings) -> Settings {
+        let adapter = match &self.kind {
+            Kind::Lora(lora) => Some(&lora.config),
+            Kind::Full => None,
+        };
+        settings.resolved(adapter, &self.preparer.spec, self.order.steps_per_epoch())
+    }
+
     /// What must not change while a run is interrupted. Errors: what cannot be read; a signal.
     pub fn fingerprints(&self, settings: &Settings, watch: &Watch) -> Result<Fingerprints> {
         let mut inputs = Fingerprints::new();
@@ -117,7 +132,7 @@ impl Inputs {
             inputs.insert(what.into(), fingerprint?);
             watch.go_on()
         };
-        of("the model", fingerprint::of_model(&settings.model))?;
+        of(fingerprint::MODEL, fingerprint::of_model(&settings.model))?;
         of("the model's tokenizer, templates or processor", fingerprint::of_processing(&settings.model))?;
         of("the training set", fingerprint::of_file(&settings.data))?;
         of("the photos of the training set", fingerprint::of_photos(&self.samples))?;

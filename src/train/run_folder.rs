@@ -4,8 +4,8 @@
 //! config.toml                    the settings; `vlm train --config` with it does the run again
 //! metrics.jsonl                  a line a step and a line an evaluation      \  append-only: cut back to where the
 //! events.out.tfevents.run.vlm    the same for TensorBoard                    /  checkpoint was when a run is resumed
-//! run.json                       what it came to: steps, loss, seconds, of how many samples, and dollars where
-//!                                --dollars-per-hour was given
+//! run.json                       what it came to: steps, loss, seconds, of how many samples, the fingerprint of the model
+//!                                that it began with, and dollars where --dollars-per-hour was given
 //! checkpoints/step-N.safetensors the last two
 //! adapter_model.safetensors, adapter_config.json      written by the loop, or with --full
 //! model/                         a checkpoint folder; model.new beside it until it is whole
@@ -18,7 +18,7 @@
 use super::checkpoint::{self, About, Checkpoint, Identity, Logs, Position};
 use super::metrics::{self, Record};
 use super::settings::Settings;
-use super::{config_file, events};
+use super::{config_file, events, fingerprint};
 use crate::base::{Error, Precision, Result, input};
 use crate::io::atomic::is_left_behind;
 use crate::io::json;
@@ -37,6 +37,8 @@ const EVENTS: &str = "events.out.tfevents.run.vlm";
 const CHECKPOINTS: &str = "checkpoints";
 /// Not `summary.json`, which is an evaluation's: one folder may hold both.
 const RESULT: &str = "run.json";
+/// In run.json, the model that the run began with.
+const BASE: &str = "model_fingerprint";
 /// What the loop writes at the end, or at each better evaluation.
 const RESULTS: [&str; 2] = ["adapter_model.safetensors", "adapter_config.json"];
 
@@ -72,13 +74,9 @@ pub struct Opened {
     pub warnings: Vec<String>,
 }
 
-/// The settings as an identity holds them, with the precision that the run computes in: where none was asked for, the device
-/// decides, and another machine has another.
-pub fn identity_of(
-    settings: &Settings,
-    precision: Precision,
-    inputs: super::fingerprint::Fingerprints,
-) -> Result<Identity> {
+/// The settings ([`Settings::resolved`]) as an identity holds them, with the precision that the run computes in: where none
+/// was asked for, the device decides, and another machine has another.
+pub fn identity_of(settings: &Settings, precision: Precision, inputs: fingerprint::Fingerprints) -> Result<Identity> {
     let mut settings = match serde_json::to_value(settings) {
         Ok(Value::Object(settings)) => settings,
         Ok(_) => Map::new(),
@@ -91,6 +89,11 @@ pub fn identity_of(
 /// Where `--full` leaves its model, below the run's folder.
 pub fn model_folder(out: &Path) -> PathBuf {
     out.join("model")
+}
+
+/// Whether the run in a folder left an adapter or a model.
+pub fn has_result(run: &Path) -> bool {
+    RESULTS.iter().all(|name| run.join(name).exists()) || model_folder(run).exists()
 }
 
 /// The files that runs write into their folder, and remove with `Overwrite`.
@@ -116,6 +119,27 @@ pub fn training_samples(run: &Path) -> Option<usize> {
     let settings = settings_in(run);
     let asked = ["overfit", "subset"].into_iter().find_map(|key| settings.get(key)?.as_integer()?.try_into().ok());
     counted.or(asked)?.try_into().ok()
+}
+
+/// A sentence where `adapter` is the folder of a run that began with other weights than those in the checkpoint folder
+/// `model`; None where they are the same, or no run.json says which they were. Errors: the model cannot be read.
+///
+/// An adapter changes any weights of its shapes, those that hold it already too.
+pub fn other_base(adapter: &Path, model: &Path) -> Result<Option<String>> {
+    let result = json::read(&adapter.join(RESULT)).ok();
+    let Some(base) = result.as_ref().and_then(|result| result[BASE].as_str()) else { return Ok(None) };
+    if fingerprint::of_model(model)? == base {
+        return Ok(None);
+    }
+    let settings = settings_in(adapter);
+    let named = settings.get("model").and_then(toml::Value::as_str);
+    Ok(Some(format!(
+        "the adapter in {} was not trained on the weights in {}: where these hold it already, as those of vlm merge do, leave \
+         it out; else give the model that it was trained on{}",
+        adapter.display(),
+        model.display(),
+        named.map_or(String::new(), |named| format!(" ({named})"))
+    )))
 }
 
 /// The settings of the run in a folder as they stand there, of whatever version; none where there is no run.
@@ -220,9 +244,13 @@ impl RunFolder {
         self.events.append(&events::scalars(wall_time, record.step(), &record.scalars()))
     }
 
-    /// Writes what the run took and came to.
+    /// Writes what the run took and came to, and from which model.
     pub fn write_result(&self, result: &Value) -> Result<()> {
-        json::write(&self.dir.join(RESULT), result)
+        let mut result = result.clone();
+        if let (Some(fields), Some(model)) = (result.as_object_mut(), self.identity.inputs.get(fingerprint::MODEL)) {
+            fields.insert(BASE.into(), json!(model));
+        }
+        json::write(&self.dir.join(RESULT), &result)
     }
 
     /// Begins to write a checkpoint, beside what comes next; [`RunFolder::saved`] waits for it. `state` comes back as it is.

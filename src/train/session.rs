@@ -54,6 +54,7 @@ pub enum Said {
     Note(String),
     /// So many samples of so many have whole photos, or were left out.
     Checked(usize, usize),
+    /// A step, and how many the run has.
     Step(StepMetrics, u64),
     Eval(EvalMetrics),
 }
@@ -151,7 +152,7 @@ pub fn train(
     let model = Model::training(&inputs.checkpoint, &inputs.trainable)?;
     // before anything else that reads the photos: its errors name the line
     let measured = inputs.measured(settings)?;
-    let identity = identity_of(settings, precision, inputs.fingerprints(settings, watch)?)?;
+    let identity = identity_of(&inputs.resolved(settings), precision, inputs.fingerprints(settings, watch)?)?;
     watch.go_on()?;
     let mut device = device;
     let plan = planned(settings, &inputs, &measured, &model, &device, precision, None)?;

@@ -7,6 +7,7 @@ use super::order::{Length, Sequence};
 use super::schedule::{Decay, Schedule, WarmUp};
 use crate::base::{Error, Precision, Result};
 use crate::data::image::PatchSpec;
+use crate::qwen3vl::adapter::AdapterConfig;
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -178,6 +179,35 @@ impl Settings {
 
     pub fn max_norm(&self) -> Option<f64> {
         (self.max_grad_norm > 0.0).then_some(self.max_grad_norm)
+    }
+
+    /// The same with what is used in the place of every default: two runs that do the same have the same, however much of it
+    /// was spelled out. `adapter` is what is trained, None with `full`; `pixels` has the limits that hold; an epoch has
+    /// `steps_per_epoch`.
+    pub fn resolved(&self, adapter: Option<&AdapterConfig>, pixels: &PatchSpec, steps_per_epoch: u64) -> Settings {
+        let mut resolved = self.clone();
+        if let Some(adapter) = adapter {
+            resolved.rank = Some(adapter.rank);
+            resolved.alpha = Some(adapter.alpha);
+            resolved.rslora = Some(adapter.use_rslora);
+            if self.init_adapter.is_some() {
+                // its modules are trained, whether they were named or not
+                (resolved.target_modules, resolved.lora_vision, resolved.lora_merger) = (None, false, false);
+            } else {
+                resolved.target_modules.get_or_insert_with(|| TARGET_MODULES.into());
+            }
+        }
+        resolved.min_pixels = Some(pixels.min_pixels);
+        resolved.max_pixels = Some(pixels.max_pixels);
+        resolved.vision_learning_rate.get_or_insert(self.learning_rate);
+        if self.warmup_ratio.is_none() {
+            resolved.warmup_steps.get_or_insert(0);
+        }
+        if self.eval_data.is_some() {
+            resolved.eval_every.get_or_insert(steps_per_epoch);
+        }
+        resolved.save_every.get_or_insert(steps_per_epoch);
+        resolved
     }
 
     /// Settles what depends on several settings, makes paths absolute and checks all of it. Errors: wrong usage, one

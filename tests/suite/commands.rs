@@ -100,8 +100,11 @@ fn wrong_usage_is_2() {
     misused("", &[], &["Usage: vlm"]);
     misused("paint", &[], &["paint"]);
     misused("generate --prompt hi", &[], &["--model"]);
-    misused("generate --model {}", &[&model], &["--messages"]);
-    misused("generate --model {} --image {}", &[&model, &image], &["--prompt"]);
+    // of two flags that exclude each other one is asked for
+    let one = "\n  <--messages <FILE>|--prompt <TEXT>>\n\nUsage:";
+    misused("generate --model {}", &[&model], &[one]);
+    misused("generate --model {} --image {}", &[&model, &image], &[one]);
+    misused("generate --model {} --image {} --messages a.json", &[&model, &image], &["cannot be used with"]);
     misused("generate --model {} --messages a.json --prompt hi", &[&model], &["cannot be used with"]);
     for x in ["-1", "nan", "inf", "1e39"] {
         let flag = format!("'{x}' for '--temperature <X>'");

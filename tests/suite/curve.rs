@@ -158,7 +158,7 @@ fn folders_of_eval_make_a_curve() {
     let (code, _, said) = vlm(&[&folders[0], "--target", "95"]);
     assert!(code == Some(2) && said.contains("--target 95"), "{said}");
     let (code, _, said) = vlm(&["nowhere"]);
-    assert!(code == Some(1) && said.contains("cannot open nowhere/summary.json"), "{said}");
+    assert!(code == Some(1) && said.contains("nowhere: there is no such folder"), "{said}");
     let broken = eval(dir.path(), "broken", json!({"training_samples": 5, "metrics": {"n": 3}}));
     let (code, _, said) = vlm(&[&broken]);
     assert!(code == Some(1) && said.contains("holds no accuracy of single labels"), "{said}");

@@ -480,7 +480,13 @@ proptest! {
 
 #[test]
 fn deep_nesting_is_an_error() {
-    survives(&[b'['; 100_000]);
-    survives("{\"messages\":".repeat(100_000).as_bytes());
+    for deep in ["[".repeat(100_000), "{\"messages\":".repeat(100_000)] {
+        let dir = folder();
+        let file = write(dir.path(), deep.as_bytes());
+        let errors = [read_dataset(&file, Some("What?"), OnBad::Fail).err(), read_messages(&file).err()];
+        for error in errors.map(|error| error.map(|error| error.to_string())) {
+            assert!(error.as_ref().is_some_and(|said| said.contains("data.jsonl")), "{error:?}");
+        }
+    }
     survives(good_line().to_string().as_bytes());
 }

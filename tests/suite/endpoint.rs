@@ -303,6 +303,25 @@ fn a_stopped_evaluation_asks_only_what_is_left() {
     assert_eq!(lines, [1, 2, 3, 4]);
 }
 
+/// What an answer without a count cost nobody knows: the sum of the others is the least.
+#[test]
+fn a_cost_without_all_counts_is_the_least() {
+    let without = said("dent").replace("\"usage\"", "\"other\"");
+    for (first, wanted) in [(said("dent"), ", 0.0044 dollars; "), (without, ", at least 0.0022 dollars; ")] {
+        let dir = tempfile::tempdir().unwrap();
+        set(dir.path(), &["dent", "dent"]);
+        let server = Server::start(move |n, _| Reply::Http(200, "", if n == 0 { first.clone() } else { said("dent") }));
+        let prices = ["--price-in", "2", "--price-out", "10"];
+        let done = eval(dir.path(), &server, &prices).output().unwrap();
+        let printed = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(done.status.success() && printed.contains(wanted), "{printed}");
+        // and so it stands in what an evaluation that is finished says again
+        let done = eval(dir.path(), &server, &[&prices[..], &["--resume"]].concat()).output().unwrap();
+        let printed = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(printed.contains(wanted), "{printed}");
+    }
+}
+
 #[test]
 fn ctrl_c_keeps_what_was_answered() {
     let dir = tempfile::tempdir().unwrap();

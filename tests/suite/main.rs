@@ -58,6 +58,7 @@ mod kernel_qk_rope;
 mod kernel_replay;
 mod kernel_words;
 mod merge;
+mod mistaken_folders;
 mod names;
 mod outputs;
 mod pixels;

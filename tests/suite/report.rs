@@ -36,10 +36,12 @@ fn evaluation(dir: &Path, classes: &[String], photos: &[(String, usize)], seed: 
     let mut random = Random::new(seed);
     let record = |(i, (image, class)): (usize, &(String, usize))| {
         let said = if random.below(100) < right { *class } else { random.below(classes.len()) };
+        // the widest share that there is
+        let sure = if i == 0 { 1.0 } else { 0.6 };
         let odds: BTreeMap<String, f64> = classes
             .iter()
             .enumerate()
-            .map(|(c, name)| (name.clone(), if c == said { 0.6 } else { 0.4 / 3.0 }))
+            .map(|(c, name)| (name.clone(), if c == said { sure } else { (1.0 - sure) / 3.0 }))
             .collect();
         Record {
             line: i + 1,
@@ -232,6 +234,72 @@ fn names_are_those_that_a_reader_can_find_again() {
         page.contains(&title) && page.contains(&format!("<span><i>3</i><span>{}</span></span>", long[2])),
         "{title}"
     );
+    // what is no label has no row, and no number
+    let file = dir.path().join("tuned/summary.json");
+    let mut summary: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let confusion = &mut summary["metrics"]["confusion"];
+    confusion["labels"].as_array_mut().unwrap().push("(other)".into());
+    confusion["counts"].as_array_mut().unwrap().iter_mut().for_each(|row| row.as_array_mut().unwrap().push(2.into()));
+    write_json(&file, &summary).unwrap();
+    build(&[dir.path().join("tuned")], None, &out).unwrap();
+    let page = fs::read_to_string(&out).unwrap();
+    assert!(page.contains(">3</th><th scope=\"col\" class=\"n\">(other)</th></tr>"), "{title}");
+}
+
+/// What guessing gets is one line of the chart where it is one number, and a cost that is not all known is the least.
+#[test]
+fn baselines_of_other_sets_and_costs_without_all_counts_are_not_told_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let sources = everything(dir.path(), 8);
+    let out = dir.path().join("page.html");
+    let summary = || {
+        build(&sources[..2], None, &out).unwrap();
+        let page = fs::read_to_string(&out).unwrap();
+        page.split("<section id=\"summary\"").nth(1).unwrap().split("</section>").next().unwrap().to_owned()
+    };
+    let row = |name: &str| format!("{name}<title>{name}</title></text>");
+    let both = summary();
+    assert!(both.contains(&row("majority class")) && both.contains(&row("random guess")), "{both}");
+    assert!(both.contains("95 % interval, and what one gets without a look at the photos.<"), "{both}");
+    let file = sources[0].join("summary.json");
+    let mut about: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    about["metrics"]["baselines"]["majority"]["accuracy"] = 0.375.into();
+    (about["dollars"], about["dollars_are_incomplete"]) = (0.0.into(), true.into());
+    write_json(&file, &about).unwrap();
+    let other = summary();
+    assert!(!other.contains(&row("majority class")) && other.contains(&row("random guess")), "{other}");
+    assert!(other.contains(">37.5 %</td>") && other.contains(">at least 0</td>"), "{other}");
+    about["metrics"]["baselines"]["random"]["accuracy"] = 0.125.into();
+    write_json(&file, &about).unwrap();
+    let none = summary();
+    assert!(!none.contains(&row("random guess")) && none.contains("with its 95 % interval.<"), "{none}");
+}
+
+/// What the terminal said of a trial that failed, the page says too; of a run that left nothing, that it did.
+#[test]
+fn a_run_that_failed_is_said_to_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = &everything(dir.path(), 6)[2];
+    let out = dir.path().join("page.html");
+    let training = || {
+        build(std::slice::from_ref(run), None, &out).unwrap();
+        let page = fs::read_to_string(&out).unwrap();
+        page.split("<section id=\"training\"").nth(1).unwrap().split("</section>").next().unwrap().to_owned()
+    };
+    let note = |said: &str| format!("<p class=\"note\">run &lt;b&gt; {said}.</p>");
+    let nothing = note("has left neither an adapter nor a model: it failed, or has not ended");
+    assert!(training().contains(&nothing), "{}", training());
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::write(run.join(name), "").unwrap();
+    }
+    assert!(!training().contains("<p class=\"note\">"), "{}", training());
+    let failed =
+        json!({"trial": 5, "folder": run, "varied": {}, "status": "failed", "reason": "a loss of NaN & no more"});
+    write_json(&run.join("trial.json"), &failed).unwrap();
+    assert!(training().contains(&note("failed: a loss of NaN &amp; no more")), "{}", training());
+    // before its first step, too
+    fs::remove_file(run.join("metrics.jsonl")).unwrap();
+    assert!(training().contains(&note("failed: a loss of NaN &amp; no more")), "{}", training());
 }
 
 /// Two folders of one name are told apart by their paths, runs as evaluations are; one that is alone keeps its name.

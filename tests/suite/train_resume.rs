@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use vlm::base::{Error, Precision};
 use vlm::device::Device;
+use vlm::qwen3vl::processor::read_patch_spec;
 use vlm::train::run_folder::{RunFolder, Start, identity_of, training_samples};
 use vlm::train::session::{Begin, End, Said, Watch, Why, train};
 use vlm::train::sets::Sets;
@@ -214,6 +215,54 @@ fn a_run_goes_on_with_the_same_tokenizer_adapter_and_precision_alone() {
         fs::write(&file, text).unwrap();
     }
     assert!(matches!(bench.run(&settings, Start::Resume, None), Ok(End::Done { steps: 6, .. })));
+}
+
+/// A default that is spelled out is no change, and a change is told beside the default that was used.
+#[test]
+fn a_run_goes_on_with_its_defaults_spelled_out() {
+    let bench = Bench::new();
+    bench.write("eval.jsonl", &fs::read_to_string(bench.path("train.jsonl")).unwrap());
+    let short = |s: &mut Settings| {
+        (s.rank, s.save_every, s.eval_data, s.lora_vision) = (None, None, Some(bench.path("eval.jsonl")), true);
+    };
+    let whole = |s: &mut Settings| {
+        let pixels = read_patch_spec(&s.model).unwrap();
+        (s.rank, s.alpha, s.rslora) = (Some(16), Some(32.0), Some(false));
+        s.target_modules = Some("q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj".into());
+        (s.min_pixels, s.max_pixels) = (Some(pixels.min_pixels), Some(pixels.max_pixels));
+        (s.vision_learning_rate, s.warmup_steps) = (Some(1e-3), Some(0));
+        // an epoch has two steps
+        (s.eval_every, s.save_every) = (Some(2), Some(2));
+    };
+    let first = bench.settings(short);
+    assert_eq!(bench.run(&first, Start::New, Some(2)).unwrap(), End::Interrupted { steps: 2 });
+    let refused = |change: &dyn Fn(&mut Settings), wanted: &str| {
+        let changed = bench.settings(|s| {
+            short(s);
+            change(s);
+        });
+        let said = bench.run(&changed, Start::Resume, None).unwrap_err().to_string();
+        assert!(said.contains(&format!("{wanted}; take back the change")), "{said}");
+    };
+    refused(&|s| s.rank = Some(8), "rank was 16 and is 8");
+    refused(&|s| s.target_modules = Some("q_proj".into()), "gate_proj,up_proj,down_proj\" and is \"q_proj\"");
+    refused(&|s| s.save_every = Some(3), "save-every was 2 and is 3");
+    refused(&|s| s.prompt = Some("Which?".into()), "prompt was not given and is \"Which?\"");
+    let spelled = bench.settings(|s| {
+        short(s);
+        whole(s);
+    });
+    assert!(matches!(bench.run(&spelled, Start::Resume, None), Ok(End::Done { steps: 6, .. })));
+    // where an adapter is trained on, its own are the defaults
+    let on = |s: &mut Settings| {
+        (s.rank, s.init_adapter, s.out) = (None, Some(first.out.clone()), bench.path("second"));
+    };
+    assert_eq!(bench.run(&bench.settings(on), Start::New, Some(2)).unwrap(), End::Interrupted { steps: 2 });
+    let spelled = bench.settings(|s| {
+        on(s);
+        (s.rank, s.alpha, s.rslora, s.lora_vision) = (Some(16), Some(32.0), Some(false), true);
+    });
+    assert!(matches!(bench.run(&spelled, Start::Resume, None), Ok(End::Done { steps: 6, .. })));
 }
 
 /// An adapter beside the weights that it was trained on does not make another model of them.

@@ -376,7 +376,7 @@ fn a_resumed_run_must_be_the_same_run() {
     assert!(error.contains(r#"precision was "f32" and is "bf16"; take back"#), "{error}");
     let changed = Settings { rank: Some(8), learning_rate: 1e-3, ..was.clone() };
     let error = resume(&changed, &same).unwrap_err().to_string();
-    assert!(error.contains("rank was null and is 8; learning-rate was 0.0002 and is 0.001; take back"), "{error}");
+    assert!(error.contains("rank was not given and is 8; learning-rate was 0.0002 and is 0.001; take back"), "{error}");
     for (inputs, wanted) in [
         (&[("the training set", "abd")][..], "same run: the training set changed; take"),
         (&[], "there was the training set, and now is none"),

@@ -63,7 +63,7 @@ pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
     remember(sweep)?;
     let mut rows: Vec<Row> = Vec::new();
     for trial in &sweep.trials {
-        if let Some(row) = finished(trial)? {
+        if let Some(row) = result_in(&trial.settings.out)? {
             rows.push(row);
         }
     }
@@ -114,14 +114,11 @@ fn attempt(trial: &Trial, sets: &mut Sets, host: &mut Host) -> Result<Option<Row
     Ok(Some(row))
 }
 
-/// The result of a trial that is done.
-fn finished(trial: &Trial) -> Result<Option<Row>> {
-    let file = trial.settings.out.join(RESULT);
-    if !file.exists() {
-        return Ok(None);
-    }
-    let value = json::read(&file)?;
-    serde_json::from_value(value).map(Some).map_err(|e| Error::file(&file, format!("is no trial's result: {e}")))
+/// The result of the trial in `folder`; None where it is not done, or the folder is no trial's. Errors: it cannot be read.
+pub fn result_in(folder: &Path) -> Result<Option<Row>> {
+    let file = folder.join(RESULT);
+    let result = json::read_if_there(&file)?.map(serde_json::from_value);
+    result.transpose().map_err(|e| Error::file(&file, format!("is no trial's result: {e}")))
 }
 
 /// Writes what the trials are, or holds it against what an earlier call wrote: more trials are fine, others are not.
