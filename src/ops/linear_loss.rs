@@ -236,7 +236,8 @@ impl LinearLoss {
             };
             product.push(LinearBand { width: v as i32, ..LinearBand::default() }, &[piece]);
             let arguments = LinearLossArgs { product, labels: labels + of_index, statistics, label_logits };
-            let tiles = run_logits(gpu, &arguments)?;
+            // SAFETY: x and labels have these m rows, head is [v, d] by contract; the workspace was made for as many.
+            let tiles = unsafe { run_logits(gpu, &arguments)? };
             let losses = losses + of_index;
             let arguments = LinearLossRowsArgs { statistics, label_logits, rows, losses, m: m as i32, tiles };
             let launch = Launch::of("linear_loss_fwd_rows_f32", m.div_ceil(8) as u32, 256);
@@ -252,7 +253,9 @@ impl LinearLoss {
             let launch = Launch { kernel: "linear_loss_bwd_dlogits_bf16", grid, block: 256, shared_bytes: 0 };
             // SAFETY: logits and dlogits are workspace for m rows; rows and labels have as many.
             unsafe { gpu.launch("linear_loss", &launch, &arguments)? }
-            self.dx_of(gpu, m, dlogits, head, dx + of_row, partial)?;
+            // SAFETY: dlogits, just written, are workspace for m rows; head is [v, d], dx has these rows by contract, and
+            // `partial` is what the plan reckoned for a chunk.
+            unsafe { self.dx_of(gpu, m, dlogits, head, dx + of_row, partial)? }
             if dw != 0 {
                 let mut gradient = LinearGradientArgs {
                     left_stride: dlogits_stride,
@@ -271,14 +274,26 @@ impl LinearLoss {
                     scale: 1.0,
                     ..LinearGradientBand::default()
                 });
-                run_gradients(gpu, "linear_loss", &[gradient])?;
+                // SAFETY: dlogits and x have m rows, of v and d columns, and the gradient the head's shape by contract.
+                unsafe { run_gradients(gpu, "linear_loss", &[gradient])? }
             }
         }
         Ok(())
     }
 
     /// dx = dl W of m rows: the vocabulary is cut where there are few rows, and the parts summed in order.
-    fn dx_of(&self, gpu: &mut Accelerator, m: usize, dlogits: u64, head: u64, dx: u64, partial: u64) -> Result<()> {
+    ///
+    /// # Safety
+    /// m rows of the logits' gradient and of dx lie at these addresses, the head, and a chunk's `partial` of [`LossPlan`].
+    unsafe fn dx_of(
+        &self,
+        gpu: &mut Accelerator,
+        m: usize,
+        dlogits: u64,
+        head: u64,
+        dx: u64,
+        partial: u64,
+    ) -> Result<()> {
         let (d, v) = (self.x.shape.width(), self.head.shape().rows());
         let (splits, split_depth) = plan::product_splits(m as i32, d as i32, v as i32, gpu.facts());
         let mut product = LinearArgs {
@@ -299,13 +314,16 @@ impl LinearLoss {
             ..LinearPiece::default()
         };
         product.push(LinearBand { width: d as i32, ..LinearBand::default() }, &[piece]);
-        run(gpu, "linear_loss", &product, Form::Backward)
+        // SAFETY: the caller's promise.
+        unsafe { run(gpu, "linear_loss", &product, Form::Backward) }
     }
 }
 
-/// Launches the logits of one chunk, whose addresses are what [`LinearLoss::launch`] asked for; into how many tiles the
-/// vocabulary was cut.
-fn run_logits(gpu: &mut Accelerator, args: &LinearLossArgs) -> Result<i32> {
+/// Launches the logits of one chunk; into how many tiles the vocabulary was cut.
+///
+/// # Safety
+/// As of [`run`], of the product and of the labels and statistics of its rows.
+unsafe fn run_logits(gpu: &mut Accelerator, args: &LinearLossArgs) -> Result<i32> {
     let (product, piece) = (&args.product, &args.product.pieces[0]);
     let width = product.bands[0].width;
     let tiles = |columns: i32| (width + columns - 1) / columns;
@@ -326,13 +344,12 @@ fn run_logits(gpu: &mut Accelerator, args: &LinearLossArgs) -> Result<i32> {
             right: map(gpu, piece.right, [depth, v], piece.right_stride, boxes(HopperTile::WIDEST))?,
             logits: if product.wide == 0 { TensorMap([0; 16]) } else { gpu.tensor_map(&logits)? },
         };
-        // SAFETY: x and labels have these rows, head is [v, d] by contract; the workspace was made for as many rows. The
-        // maps describe the same.
+        // SAFETY: the caller's promise; the maps describe the same.
         unsafe { gpu.launch("linear_loss", &launch, &maps)? }
         return Ok(tiles(HopperTile::WIDEST as i32));
     }
     let tile = plan::tile(product, Form::Forward, gpu.facts());
-    // SAFETY: as above, without maps.
+    // SAFETY: the caller's promise.
     unsafe { gpu.launch("linear_loss", &plan::launch_of(product, tile, kernel(tile)), args)? }
     Ok(tiles(tile.columns()))
 }

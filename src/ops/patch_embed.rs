@@ -244,11 +244,13 @@ impl PatchEmbedBackward {
         if dw != 0 {
             let [partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
             let args = self.gradient([dy, at.of(&f.pixels)?, dw, partial], gpu.facts());
-            run_gradients(gpu, OP, &[args])?;
+            // SAFETY: dy and pixels have m rows, of the weight's c and k by contract; the scratch memory has all parts.
+            unsafe { run_gradients(gpu, OP, &[args])? }
         }
         if f.bias.as_trained().is_some() {
             let dbias = at.gradient(&f.bias)?;
-            run_bias(gpu, OP, &LinearBiasArgs { dz: dy, dbias, stride: c as i64, m, n: c as i32 })?;
+            // SAFETY: dy is [m, c] and the bias [c] by contract.
+            unsafe { run_bias(gpu, OP, &LinearBiasArgs { dz: dy, dbias, stride: c as i64, m, n: c as i32 })? }
         }
         let dtable = at.gradient(&f.table)?;
         if dtable == 0 {
