@@ -10,8 +10,8 @@ use super::linear::arguments::*;
 use super::linear::matrix;
 use super::linear::plan::{self, Form, HopperTile, Tile};
 use super::linear::run::{map, run, run_gradients};
-use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
-use crate::base::{DType, Precision, Result};
+use super::{Op, bf16, f32, indices, open_trained, require, shape, trained, weight_shape, whole};
+use crate::base::{Precision, Result};
 use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Device, Facts, Launch, Memory};
 use crate::host::linear_loss_tuned::{Gradients, linear_loss};
@@ -36,14 +36,16 @@ impl Op for LinearLoss {
     }
 
     fn contract(&self) -> Result<()> {
-        let (r, d) = (self.x.shape.rows(), self.x.shape.width());
-        weight_shape("linear_loss", "head", &self.head, [self.head.shape().rows(), d])?;
+        let (r, d, v) = (self.x.shape.rows(), self.x.shape.width(), self.head.shape().rows());
+        // as for `linear`
+        require("linear_loss", "head", v > 0 && d > 0, || "rows and columns".into(), &self.head.shape())?;
+        weight_shape("linear_loss", "head", &self.head, [v, d])?;
         shape("linear_loss", "labels", &self.labels, [r])?;
         whole("linear_loss", "labels", &self.labels)?;
         shape("linear_loss", "scale", &self.scale, [1])?;
+        f32("linear_loss", "scale", &self.scale)?;
         shape("linear_loss", "losses", &self.losses, [r])?;
-        let dtype = self.losses.dtype;
-        require("linear_loss", "losses", dtype == DType::F32, || "f32".into(), &dtype)?;
+        f32("linear_loss", "losses", &self.losses)?;
         self.dx.iter().try_for_each(|dx| shape("linear_loss", "dx", dx, self.x.shape))
     }
 

@@ -8,7 +8,7 @@ use super::linear::arguments::*;
 use super::linear::matrix;
 use super::linear::plan::{self, Form, Tile};
 use super::linear::run::{run_bias, run_gradients};
-use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
+use super::{Op, bf16, f32, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
 use crate::device::{Accelerator, Device, Facts, Launch, Memory};
 use crate::host::linear_tuned::Segment;
@@ -44,6 +44,7 @@ impl Op for PatchEmbed {
         shape("patch_embed", "corners", &self.corners, [p, 4])?;
         whole("patch_embed", "corners", &self.corners)?;
         shape("patch_embed", "shares", &self.shares, [p, 4])?;
+        f32("patch_embed", "shares", &self.shares)?;
         shape("patch_embed", "y", &self.y, [p, c])
     }
 

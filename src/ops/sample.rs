@@ -1,6 +1,6 @@
 //! `sample`: the next token of each sequence. Specification: `host/sample.rs`; kernel: `cuda/sample.cu`.
 
-use super::{Op, THREADS, require, shape, whole};
+use super::{Op, THREADS, f32, require, shape, whole};
 use crate::base::{DType, Result};
 use crate::device::accelerator::COUNTERS;
 use crate::device::{Device, Facts, Launch, Memory};
@@ -78,12 +78,12 @@ impl Op for Sample {
 
     fn contract(&self) -> Result<()> {
         let (b, v) = (self.logits.shape.rows(), self.logits.shape.width());
-        let dtype = self.logits.dtype;
-        require("sample", "logits", dtype == DType::F32, || "f32".into(), &dtype)?;
+        f32("sample", "logits", &self.logits)?;
         require("sample", "n_valid", (1..=v).contains(&self.n_valid), || format!("1 to {v}"), &self.n_valid)?;
         shape("sample", "seen", &self.seen, [b, self.seen.shape.width()])?;
         shape("sample", "generated", &self.generated, [b, self.generated.shape.width()])?;
         shape("sample", "uniform", &self.uniform, [b])?;
+        f32("sample", "uniform", &self.uniform)?;
         shape("sample", "y", &self.y, [b])?;
         [("seen", &self.seen), ("generated", &self.generated), ("y", &self.y)]
             .into_iter()
