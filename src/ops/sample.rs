@@ -42,7 +42,7 @@ pub fn chosen(memory: &mut Memory, y: Tensor) -> Result<Vec<Option<u32>>> {
 
 /// logits [B, V] (f32) to y [B] (i32). seen [B, any] and generated [B, any] (i32, -1 pads): tokens of prompt and answer,
 /// and of the answer alone. uniform [B] (f32) in [0, 1). Ids from `n_valid` on are never chosen; -1 is, where a
-/// logit is NaN or plus infinity, or none is a number: [`chosen`] reads y.
+/// logit is NaN or plus infinity, or none is a number: [`chosen`] reads y. `n_valid` is at most 2^20.
 #[derive(Debug, Clone)]
 pub struct Sample {
     pub logits: Tensor,
@@ -79,7 +79,8 @@ impl Op for Sample {
     fn contract(&self) -> Result<()> {
         let (b, v) = (self.logits.shape.rows(), self.logits.shape.width());
         f32("sample", "logits", &self.logits)?;
-        require("sample", "n_valid", (1..=v).contains(&self.n_valid), || format!("1 to {v}"), &self.n_valid)?;
+        let most = v.min(host::sample::MOST_TOKENS);
+        require("sample", "n_valid", (1..=most).contains(&self.n_valid), || format!("1 to {most}"), &self.n_valid)?;
         shape("sample", "seen", &self.seen, [b, self.seen.shape.width()])?;
         shape("sample", "generated", &self.generated, [b, self.generated.shape.width()])?;
         shape("sample", "uniform", &self.uniform, [b])?;

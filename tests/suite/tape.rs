@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use vlm::base::{DType, Error, Precision};
 use vlm::device::{Clock, Device, Layout, Memory, Place};
 use vlm::host::adamw;
+use vlm::host::sample::MOST_TOKENS;
 use vlm::nn::{Linear, Norm, NormKind};
 use vlm::ops::Op;
 use vlm::ops::adamw::AdamW;
@@ -398,6 +399,11 @@ fn contracts_name_operation_argument_wanted_and_got() {
         |n_valid| Sample { logits: x, seen, generated: seen, uniform, choice: Choice::GREEDY, n_valid, y: token };
     is(contract(tape.push(sample(D + 1))), ["sample", "n_valid", "1 to 72", "73"]);
     is(contract(tape.push(sample(0))), ["sample", "n_valid", "1 to 72", "0"]);
+    // sums of as many probabilities fit into 64 bits
+    let (one, number) = (tape.input(DType::I32, [1, 1]), tape.input(DType::F32, [1]));
+    let (logits, y) = (tape.input(DType::F32, [1, MOST_TOKENS + 1]), tape.value(DType::I32, [1]));
+    let most = Sample { logits, seen: one, generated: one, uniform: number, y, ..sample(MOST_TOKENS + 1) };
+    is(contract(tape.push(most)), ["sample", "n_valid", "1 to 1048576", "1048577"]);
     assert!(tape.records().is_empty(), "nothing that breaks its contract is recorded");
 }
 
