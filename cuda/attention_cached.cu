@@ -79,10 +79,10 @@ DEV float* partial_of(const AttentionCachedArgs& a, int row, int split) {
 }
 
 // The splits of each row: a warp for every fourth row of a slot and key head. A lane weighs every 32nd split, and has every
-// 32nd column of all splits in order: each number is read once, and many reads are under way at a time, since the next
-// kernel waits for this last block.
+// 32nd column of all splits in order: each number is read once, and those of 8 splits at a time, since the next kernel
+// waits for this last block.
 DEV void join_splits(const AttentionCachedArgs& a, const Queries& q) {
-  constexpr int kColumns = 128 / 32;
+  constexpr int kColumns = 128 / 32, kAtOnce = 8;
   const int lane = threadIdx.x & 31, key_head = blockIdx.y, stride = a.width + 2;
   for (int r = threadIdx.x >> 5; r < kRows && q.first + r < q.n_rows; r += kThreads / 32) {
     const int row = q.first + r, n_splits = (seen_by(a, q, row) + kSplit - 1) / kSplit;
@@ -97,11 +97,16 @@ DEV void join_splits(const AttentionCachedArgs& a, const Queries& q) {
         const float* state = parts + (first + lane) * stride + a.width;
         own = ex2(state[0] - base), weights = fmaf(own, state[1], weights);
       }
-      for (int s = first; s < min(first + 32, n_splits); s++) {
-        const float weight = __shfl_sync(0xffffffffu, own, s - first);
-        UNROLL for (int c = 0; c < kColumns; c++) {
+      // all that are read at once before the first is needed: no load crosses a shuffle
+      for (int s = first; s < min(first + 32, n_splits); s += kAtOnce) {
+        float v[kAtOnce][kColumns];
+        UNROLL for (int i = 0; i < kAtOnce; i++) UNROLL for (int c = 0; c < kColumns; c++) {
           const int column = c * 32 + lane;
-          if (column < a.width) y[c] = fmaf(weight, parts[s * stride + column], y[c]);
+          v[i][c] = s + i < n_splits && column < a.width ? parts[(s + i) * stride + column] : 0.f;
+        }
+        UNROLL for (int i = 0; i < kAtOnce; i++) {
+          const float weight = __shfl_sync(0xffffffffu, own, s - first + i);
+          if (s + i < n_splits) UNROLL for (int c = 0; c < kColumns; c++) y[c] = fmaf(weight, v[i][c], y[c]);
         }
       }
     }

@@ -4,7 +4,8 @@
 // those of tokens in `generated` lose the presence penalty. Greedy: the first of the largest. Else: l / temperature; the
 // top_k largest and what equals the last of them; probabilities; without the smallest that together have at most
 // 1 - top_p; the first token, from the largest down, at which the sum of probabilities exceeds `uniform`.
-// Source of the semantics: transformers 5.x, generation/logits_process.py; presence as vLLM's.
+// Source of the semantics: transformers 5.x, generation/logits_process.py; presence as vLLM's. Specification:
+// src/host/sample.rs.
 //
 // | tensor          | shape         | dtype | layout                                                       |
 // |-----------------|---------------|-------|--------------------------------------------------------------|
@@ -16,19 +17,20 @@
 // | counters        | [B]           | u32   | 0 before and after                                           |
 // | y               | [B]           | i32   | -1 where a logit is NaN or +infinity, or none is a number    |
 //
-// Numerics: penalties in f32, probabilities and their sums in f64. NaN or +infinity among the logits gives -1;
-// -infinity is never chosen.
+// Numerics: penalties in f32. A probability is a mass, a whole number of units of 2^-43 of the largest token's, made by an
+// exponential in f64 and cut off: sums of masses are exact, and no order of adding has a say in them. NaN or +infinity among
+// the logits gives -1; -infinity is never chosen, nor is a token with a mass of 0.
 //
 // Ownership: a block owns a chunk of a sequence's V and keeps its logits in shared memory; the last to come to an end owns
 // the sequence. Logits cross device memory once. With top_k each chunk lists its own k largest, since those of the whole
-// are among them: what is left for the last block is short.
+// are among them: what is left for the last block is short. Without, it has V entries, which are read five times for a
+// token and ten with top_p, from L2; an exponential for each once, or twice.
 //
 // The simple algorithm: sort, and walk. Deviations:
-//  1. No sort: a key orders as its logit does, and the key at which a running sum crosses a value is found 8 bits at a
-//     time, from counts or sums for each of 256 bins.
-//  2. Sums of probabilities have a thread a bin, which reads the whole list: no atomic, so one order. Without top_k that
-//     list has V entries, and choosing takes milliseconds.
-//  3. Equal logits stand in the list in the order of their ids, in which a sort would leave them.
+//  1. No sort: where a running sum reaches a value is found 11 bits of the order at a time, from the sums of 2048 bins. Of
+//     the first 11, a sign, an exponent and two bits behind it, logits take dozens: few threads want one bin at once.
+//  2. A sum of 64 bits is two words and a carry: shared memory adds words by itself, and 64 bits in a loop.
+//  3. Equal logits come in the order of their ids, in which a sort would leave them: the id is the end of what is ordered.
 // Unmeasured: no GPU was at hand.
 // Deterministic: atomics only on whole numbers; which block comes last decides nothing else. There is no backward.
 #include "common/prim.cuh"
@@ -37,6 +39,9 @@ namespace sample {
 constexpr int THREADS = 256;
 
 constexpr int CHUNK = 4096;
+constexpr int AT_ONCE = 8;  // entries of a list that a thread reads before it needs one of them
+constexpr int BIN_BITS = 11, BINS = 1 << BIN_BITS, ID_BITS = 23;
+constexpr double UNIT = 8796093022208.0;  // units in a mass of 1, 2^43; V is at most 2^20
 
 // What a chunk came to: key and id of its largest, the first of equals; how many may be chosen, and how many it listed;
 // whether one is NaN or +infinity.
@@ -109,29 +114,93 @@ DEV Part join_all(const Part& mine) {
   return s_parts[0];
 }
 
-// The k-th largest of n keys, of which 0 is none: at each step the bin that holds it.
-DEV uint32_t kth_key(const uint32_t* keys, int64_t n, int64_t k) {
-  SHARED(uint32_t, s_counts, [256]);
-  SHARED(uint32_t, s_found, [2]);
-  uint32_t prefix = 0;
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    s_counts[threadIdx.x] = 0;  // thread 0 has read the last step's: all waited for what it found
+// A sum in two words, whoever adds first. A carry is known by the low word from before.
+DEV void add(uint32_t& low, uint32_t& high, uint64_t x) {
+  const uint32_t of_low = (uint32_t)x, before = atomicAdd(&low, of_low);
+  const uint32_t of_high = (uint32_t)(x >> 32) + (before + of_low < before);
+  if (of_high) atomicAdd(&high, of_high);
+}
+
+struct Reached {
+  uint64_t place, sum;  // up to this place and with it
+};
+
+struct Bins {
+  uint32_t low[BINS], high[BINS];
+  uint64_t warps[THREADS / 32];
+  Reached found;  // the bin; the sum of those above
+};
+DEV Bins& bins() {
+  SHARED(Bins, s_bins, [1]);
+  return s_bins[0];
+}
+DEV uint64_t sum_of(const Bins& s, int bin) { return (uint64_t)s.high[bin] << 32 | s.low[bin]; }
+
+// Goes through n keys from the largest down, of equals from the smallest id, and adds up the weights: where the sum reaches
+// what `wanted` makes of the sum of all, 1 to that. A place is a key and behind it the id, counted down; `BITS` are all of
+// it that is looked at, from the front. A key of 0 is none.
+template <int BITS, class Weight, class Wanted>
+DEV Reached reach(const uint32_t* keys, const uint32_t* ids, int64_t n, Weight&& weight, Wanted&& wanted) {
+  Bins& s = bins();
+  constexpr int PLACE_BITS = 32 + ID_BITS, OWN = BINS / THREADS;
+  const int me = threadIdx.x, lane = me & 31, warp = me >> 5;
+  uint64_t prefix = 0, above = 0, target = 0;
+  int shift = PLACE_BITS;
+  while (shift > PLACE_BITS - BITS) {
+    shift -= BIN_BITS;
+    for (int bin = me; bin < BINS; bin += THREADS) s.low[bin] = s.high[bin] = 0;
     __syncthreads();
-    for (int64_t i = threadIdx.x; i < n; i += THREADS) {
-      const uint32_t key = keys[i];
-      if (key && ((uint64_t)key >> (shift + 8)) == prefix) atomicAdd(&s_counts[key >> shift & 255u], 1u);
+    for (int64_t from = me; from < n; from += AT_ONCE * THREADS) {
+      uint32_t key[AT_ONCE], id[AT_ONCE];
+      UNROLL for (int j = 0; j < AT_ONCE; j++) {
+        const int64_t i = from + j * THREADS;
+        key[j] = i < n ? keys[i] : 0u, id[j] = i < n && ids ? ids[i] : 0u;
+      }
+      UNROLL for (int j = 0; j < AT_ONCE; j++) {
+        const uint64_t place = (uint64_t)key[j] << ID_BITS | ((1u << ID_BITS) - 1 - id[j]);
+        if (!key[j] || place >> (shift + BIN_BITS) != prefix) continue;
+        const int bin = (int)(place >> shift & (BINS - 1));
+        add(s.low[bin], s.high[bin], weight(key[j]));
+      }
     }
     __syncthreads();
-    if (threadIdx.x == 0) {
-      uint32_t bin = 255, above = 0;
-      for (; bin > 0 && (int64_t)above + s_counts[bin] < k; bin--) above += s_counts[bin];
-      s_found[0] = bin, s_found[1] = above;
+    // a thread has neighbouring bins, the first the largest; its sum with those before it
+    const int last = BINS - 1 - me * OWN;
+    uint64_t own = 0;
+    UNROLL for (int j = 0; j < OWN; j++) own += sum_of(s, last - j);
+    uint64_t sum = own, all = above;
+    UNROLL for (int distance = 1; distance < 32; distance *= 2) {
+      const uint64_t before = __shfl_up_sync(0xffffffffu, sum, distance);
+      if (lane >= distance) sum += before;
+    }
+    if (lane == 31) s.warps[warp] = sum;
+    __syncthreads();
+    sum += above;
+    for (int w = 0; w < THREADS / 32; w++) {
+      all += s.warps[w];
+      if (w < warp) sum += s.warps[w];
+    }
+    if (shift == PLACE_BITS - BIN_BITS) target = wanted(all);
+    if (sum >= target && sum - own < target) {
+      int bin = last;
+      sum -= own;
+      for (; sum + sum_of(s, bin) < target; bin--) sum += sum_of(s, bin);
+      s.found = {(uint64_t)bin, sum};
     }
     __syncthreads();
-    prefix = prefix << 8 | s_found[0];
-    k -= s_found[1];
+    prefix = prefix << BIN_BITS | s.found.place;
+    above = s.found.sum;
   }
-  return prefix;
+  const uint64_t at = sum_of(s, (int)(prefix & (BINS - 1)));
+  __syncthreads();  // before the bins are used again
+  return {prefix << shift, above + at};
+}
+
+// The k-th largest of n keys, of which at least k are not 0.
+DEV uint32_t kth_key(const uint32_t* keys, int64_t n, int64_t k) {
+  auto one = [](uint32_t) { return (uint64_t)1; };
+  auto wanted = [k](uint64_t) { return (uint64_t)k; };
+  return (uint32_t)(reach<32>(keys, nullptr, n, one, wanted).place >> ID_BITS);
 }
 
 // Lists those of n keys that are at least `low`, with their ids: `ids`, or `first` and on. How many they are. The list may
@@ -159,87 +228,29 @@ DEV int64_t list(const Row& row, const uint32_t* keys, const uint32_t* ids, uint
   return listed;
 }
 
-// Brings what the chunks listed, `listed` in all, together at the front of the row: a thread every 256th, which it may read
-// at once.
+// Brings what the chunks listed, `listed` in all, together at the front of the row: a thread every 256th, of which it may
+// read several at once.
 DEV void gather(const Row& row, const Part* parts, int64_t listed) {
   int64_t chunk = 0, before = 0;  // listed by those before it
-  for (int64_t from = 0; from < listed; from += THREADS) {
-    const int64_t to = from + threadIdx.x;
-    uint32_t key = 0, id = 0;
-    if (to < listed) {
+  for (int64_t from = threadIdx.x; from - threadIdx.x < listed; from += AT_ONCE * THREADS) {
+    uint32_t key[AT_ONCE], id[AT_ONCE];
+    UNROLL for (int j = 0; j < AT_ONCE; j++) {
+      const int64_t to = from + j * THREADS;
+      if (to >= listed) break;
       while (to - before >= parts[chunk].listed) before += parts[chunk++].listed;
       const int64_t at = chunk * CHUNK + to - before;
-      key = row.keys[at], id = row.ids[at];
+      key[j] = row.keys[at], id[j] = row.ids[at];
     }
     __syncthreads();  // nothing that is still to be read lies before the end of what is written now
-    if (to < listed) row.keys[to] = key, row.ids[to] = id;
-  }
-}
-
-DEV double mass(const SampleArgs& a, uint32_t key, double max) {
-  return exp((double)number_of(key) / (double)a.temperature - max);
-}
-
-struct Found {
-  uint32_t id;
-  double sum;  // of the masses down to this one, itself included
-};
-
-// From the largest down, the first token at which the sum of masses reaches `wanted` (STRICT: exceeds it), or the last.
-template <bool STRICT> DEV Found find(const SampleArgs& a, const Row& row, int64_t n, double max, double wanted) {
-  SHARED(double, s_sums, [256]);
-  SHARED(uint32_t, s_counts, [256]);
-  SHARED(uint32_t, s_bin, [1]);
-  SHARED(double, s_above, [1]);
-  uint32_t prefix = 0;
-  double above = 0.0;
-  for (int shift = 24; shift >= 0; shift -= 8) {
-    double sum = 0.0;
-    uint32_t count = 0;
-    for (int64_t i = 0; i < n; i++) {
-      const uint32_t key = row.keys[i];
-      if (((uint64_t)key >> (shift + 8)) == prefix && (key >> shift & 255u) == threadIdx.x) sum += mass(a, key, max), count++;
+    UNROLL for (int j = 0; j < AT_ONCE; j++) {
+      const int64_t to = from + j * THREADS;
+      if (to < listed) row.keys[to] = key[j], row.ids[to] = id[j];
     }
-    // thread 0 has read the last step's: all waited for what it found
-    s_sums[threadIdx.x] = sum, s_counts[threadIdx.x] = count;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      uint32_t last = 0;
-      double at_last = above, run = above;
-      for (int bin = 255; bin >= 0; bin--) {
-        if (!s_counts[bin]) continue;
-        last = (uint32_t)bin, at_last = run;
-        run += s_sums[bin];
-        if (STRICT ? run > wanted : run >= wanted) break;
-      }
-      s_bin[0] = last, s_above[0] = at_last;
-    }
-    __syncthreads();
-    prefix = prefix << 8 | s_bin[0];
-    above = s_above[0];
   }
-  Found found{0, above};
-  for (int64_t i = 0; i < n; i++) {
-    if (row.keys[i] != prefix) continue;
-    found.id = row.ids[i];
-    found.sum += mass(a, prefix, max);
-    if (STRICT ? found.sum > wanted : found.sum >= wanted) break;
-  }
-  return found;
 }
 
-DEV double total(const SampleArgs& a, const Row& row, int64_t n, double max) {
-  SHARED(double, s_sums, [THREADS]);
-  double sum = 0.0;
-  for (int64_t i = threadIdx.x; i < n; i += THREADS) sum += mass(a, row.keys[i], max);
-  s_sums[threadIdx.x] = sum;
-  for (int half = THREADS / 2; half; half /= 2) {
-    __syncthreads();
-    if ((int)threadIdx.x < half) s_sums[threadIdx.x] += s_sums[threadIdx.x + half];
-  }
-  __syncthreads();
-  return s_sums[0];
-}
+// Of a sum of masses, less than all.
+DEV uint64_t share(double of, uint64_t sum) { return min((uint64_t)(of * (double)sum), sum - 1); }
 }  // namespace sample
 
 KERNEL(sample_fwd_f32, 256, 1, const __grid_constant__ sample::SampleArgs a) {
@@ -295,14 +306,18 @@ KERNEL(sample_fwd_f32, 256, 1, const __grid_constant__ sample::SampleArgs a) {
   int32_t chosen = top.wrong || !top.key ? -1 : (int32_t)top.id;
   if (!a.greedy && chosen >= 0) {
     int64_t listed = top.listed;
-    gather(row, parts, listed);
+    if (listed < a.n_valid) gather(row, parts, listed);  // else all lie where they belong
     if (a.top_k > 0 && a.top_k < (int64_t)top.count) {
       listed = list(row, row.keys, row.ids, 0, listed, kth_key(row.keys, listed, a.top_k));
     }
-    const double max = (double)number_of(top.key) / (double)a.temperature;
-    double sum = total(a, row, listed, max);
-    if (a.top_p < 1.0f) sum = find<false>(a, row, listed, max, sum - (1.0 - (double)a.top_p) * sum).sum;
-    chosen = (int32_t)find<true>(a, row, listed, max, (double)a.uniform[b] * sum).id;
+    const double temperature = a.temperature, max = (double)number_of(top.key) / temperature;
+    auto mass = [=](uint32_t key) { return (uint64_t)(exp((double)number_of(key) / temperature - max) * UNIT); };
+    auto find = [&](auto&& wanted) { return reach<32 + ID_BITS>(row.keys, row.ids, listed, mass, wanted); };
+    auto drawn = [&](uint64_t sum) { return share(a.uniform[b], sum) + 1; };
+    auto kept = [&](uint64_t sum) { return sum - share(1.0 - (double)a.top_p, sum); };
+    const uint64_t sum = a.top_p < 1.0f ? find(kept).sum : 0;
+    const Reached found = find([&](uint64_t all) { return drawn(a.top_p < 1.0f ? sum : all); });
+    chosen = (1 << ID_BITS) - 1 - (int32_t)(found.place & ((1u << ID_BITS) - 1));
   }
   if (threadIdx.x == 0) a.y[b] = chosen;
 }

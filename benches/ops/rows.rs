@@ -410,7 +410,9 @@ fn of_decode(model: &'static Model, decode: &'static Decode) -> Vec<Row> {
     });
     rows.beside(Form::Forward, b, d, o);
     let free = Choice { temperature: Some(0.7), top_k: 20, top_p: 0.8, ..Choice::GREEDY };
-    for (name, choice) in [("sample greedy", Choice::GREEDY), ("sample top-k top-p", free)] {
+    let of_all = Choice { top_k: 0, ..free };
+    let choices = [("sample greedy", Choice::GREEDY), ("sample top-k top-p", free), ("sample top-p", of_all)];
+    for (name, choice) in choices {
         rows.push(name, format!("{b}x{v}"), move |room| Sample {
             logits: room.f32([b, v]),
             seen: room.whole([b, 1], vec![-1; b]),

@@ -45,8 +45,14 @@ pub fn penalise(logits: &mut [f32], seen: &[i32], generated: &[i32], choice: &Ch
     }
 }
 
-/// The probability of each token that may be chosen, largest first: (token, probability).
-pub fn distribution(logits: &[f32], choice: &Choice) -> Vec<(usize, f64)> {
+/// Logits that [`masses`] takes at most: so many masses of 1 have a sum below 2^64.
+pub const MOST_TOKENS: usize = 1 << 20;
+/// Units in a mass of 1.
+const UNIT: f64 = (1u64 << 43) as f64;
+
+/// The mass of each token that may be chosen, largest first: (token, mass). Its probability is its mass over the sum of
+/// all. The largest has a mass of 1, in units of 2^-43, cut off: sums of whole numbers are the same in any order.
+pub fn masses(logits: &[f32], choice: &Choice) -> Vec<(usize, u64)> {
     let temperature = choice.temperature.unwrap_or(1.0) as f64;
     // both zeros are one score: equals stand in the order of their ids
     let score = |l: &f32| *l as f64 / temperature + 0.0;
@@ -57,23 +63,30 @@ pub fn distribution(logits: &[f32], choice: &Choice) -> Vec<(usize, f64)> {
         let last = scores[choice.top_k - 1].1;
         scores.retain(|(_, s)| *s >= last);
     }
-    let Some(&(_, max)) = scores.first() else { return scores };
-    scores.iter_mut().for_each(|(_, s)| *s = (*s - max).exp());
-    let sum: f64 = scores.iter().map(|(_, p)| p).sum();
-    scores.iter_mut().for_each(|(_, p)| *p /= sum);
+    let max = scores.first().map_or(0.0, |(_, s)| *s);
+    let mut masses: Vec<(usize, u64)> =
+        scores.into_iter().map(|(token, s)| (token, ((s - max).exp() * UNIT) as u64)).collect();
     if choice.top_p < 1.0 {
         // a token goes where it and all smaller ones together have at most 1 - top_p; the largest always stays
-        let mut tail: f64 = 0.0;
-        let mut keep = scores.len();
-        while keep > 1 && tail + scores[keep - 1].1 <= 1.0 - choice.top_p as f64 {
-            tail += scores[keep - 1].1;
-            keep -= 1;
-        }
-        scores.truncate(keep);
-        let sum: f64 = scores.iter().map(|(_, p)| p).sum();
-        scores.iter_mut().for_each(|(_, p)| *p /= sum);
+        let last = reach(&masses, |sum| sum - share(1.0 - choice.top_p as f64, sum));
+        masses.truncate(last.map_or(0, |last| last + 1));
     }
-    scores
+    masses
+}
+
+/// Of a sum of masses, less than all.
+fn share(of: f64, sum: u64) -> u64 {
+    ((of * sum as f64) as u64).min(sum - 1)
+}
+
+/// Where the sum of masses, from the first on, reaches what `wanted` makes of the sum of all, 1 to that. None of none.
+fn reach(masses: &[(usize, u64)], wanted: impl Fn(u64) -> u64) -> Option<usize> {
+    let all = masses.iter().map(|(_, mass)| mass).sum();
+    let mut sum = 0;
+    masses.iter().position(|(_, mass)| {
+        sum += mass;
+        sum >= wanted(all)
+    })
 }
 
 /// The next token. `uniform` in [0, 1) decides among the distribution; the first of equals wins when greedy. Those at
@@ -91,13 +104,7 @@ pub fn sample(logits: &[f32], choice: &Choice, uniform: f32) -> Option<usize> {
         });
         return best.map(|(i, _)| i);
     }
-    let distribution = distribution(logits, choice);
-    let mut below = 0.0;
-    for (token, p) in &distribution {
-        below += p;
-        if (uniform as f64) < below {
-            return Some(*token);
-        }
-    }
-    distribution.last().map(|(token, _)| *token)
+    let masses = masses(logits, choice);
+    // from the largest down, the first at which the sum of probabilities exceeds `uniform`
+    reach(&masses, |sum| share(uniform as f64, sum) + 1).map(|at| masses[at].0)
 }

@@ -35,12 +35,8 @@ impl HostTensor {
         };
         let shape = entry.shape.clone();
         Ok(match entry.dtype {
-            DType::F32 | DType::Bf16 | DType::F16 => {
+            DType::F64 | DType::F32 | DType::Bf16 | DType::F16 => {
                 HostTensor::f32(shape, dtype::widened(entry.dtype, bytes, Precision::F32).into_owned())
-            }
-            DType::F64 => {
-                let values = bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32);
-                HostTensor::f32(shape, values.collect())
             }
             DType::I64 => {
                 HostTensor::i64(shape, bytes.as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b)).collect())

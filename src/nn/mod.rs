@@ -54,13 +54,6 @@ impl Linear {
         self.record(tape, x, None, None, Activation::None, None, DType::F32)
     }
 
-    fn weights(&self) -> impl Iterator<Item = &Weight> {
-        self.segments.iter().flat_map(|seg| {
-            let adapter = seg.adapter.iter().flat_map(|a| [&a.a, &a.b]);
-            std::iter::once(&seg.weight).chain(&seg.bias).chain(adapter)
-        })
-    }
-
     #[allow(clippy::too_many_arguments, reason = "what one record holds")]
     fn record(
         &self,
@@ -77,7 +70,8 @@ impl Linear {
         let rank = linear::Linear::rank(&self.segments);
         let s = (rank > 0).then(|| tape.activation([m, rank]));
         let segments = self.segments.clone();
-        let trains = self.weights().any(|w| w.as_trained().is_some()) || tape.requires_gradient(&x);
+        let trained = segments.iter().flat_map(Segment::weights).any(|w| w.as_trained().is_some());
+        let trains = trained || tape.requires_gradient(&x);
         let z = (activation != Activation::None && trains).then(|| tape.activation(y.shape));
         // only what an adapter drops out needs keys
         let noise = noise.filter(|_| segments.iter().flat_map(|seg| &seg.adapter).any(|a| a.dropout.is_some()));

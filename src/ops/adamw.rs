@@ -3,8 +3,8 @@
 //! Specification: `host/adamw.rs` (PyTorch's AdamW) and `host/grad_norm.rs` (its clipping); kernel: `cuda/adamw.cu`.
 //! Everything is f32; on a device that runs kernels the bf16 shadow is written too.
 
-use super::{Op, THREADS, require, shape};
-use crate::base::{DType, Result};
+use super::{Op, THREADS, f32, shape};
+use crate::base::Result;
 use crate::device::{Device, Launch};
 use crate::host::adamw::Constants;
 use crate::host::{adamw, grad_norm};
@@ -41,7 +41,7 @@ fn plan(n: usize) -> Launch {
     Launch::of("adamw_fwd_f32", n.div_ceil(THREADS).min(1 << 20) as u32, THREADS as u32)
 }
 
-/// value, gradient, first and second moment [N] (f32); norm [1] of all gradients, and the most it may be.
+/// value, gradient, first and second moment [N] (f32); norm [1] (f32) of all gradients, and the most it may be.
 #[derive(Debug, Clone)]
 pub struct AdamW {
     pub value: Tensor,
@@ -62,11 +62,13 @@ impl Op for AdamW {
 
     fn contract(&self) -> Result<()> {
         let n = self.value.shape;
+        f32("adamw", "value", &self.value)?;
         for (name, t) in [("gradient", &self.gradient), ("first", &self.first), ("second", &self.second)] {
             shape("adamw", name, t, n)?;
-            require("adamw", name, t.dtype == DType::F32, || "f32".into(), &t.dtype)?;
+            f32("adamw", name, t)?;
         }
-        shape("adamw", "norm", &self.norm, [1])
+        shape("adamw", "norm", &self.norm, [1])?;
+        f32("adamw", "norm", &self.norm)
     }
 
     fn inputs(&self) -> Vec<Tensor> {

@@ -1,7 +1,7 @@
 //! `grad_norm`: the length of all gradients together. Specification: `host/grad_norm.rs`: sums of squares in f64, in a
 //! fixed order; kernels: `cuda/grad_norm.cu`.
 
-use super::{Op, THREADS, require, shape};
+use super::{Op, THREADS, f32, shape};
 use crate::base::{DType, Result};
 use crate::device::{Device, Facts, Launch};
 use crate::host;
@@ -40,9 +40,9 @@ impl Op for GradNorm {
     }
 
     fn contract(&self) -> Result<()> {
-        let dtype = self.gradients.dtype;
-        require("grad_norm", "gradients", dtype == DType::F32, || "f32".into(), &dtype)?;
-        shape("grad_norm", "norm", &self.norm, [1])
+        f32("grad_norm", "gradients", &self.gradients)?;
+        shape("grad_norm", "norm", &self.norm, [1])?;
+        f32("grad_norm", "norm", &self.norm)
     }
 
     fn inputs(&self) -> Vec<Tensor> {

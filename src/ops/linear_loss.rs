@@ -10,8 +10,8 @@ use super::linear::arguments::*;
 use super::linear::matrix;
 use super::linear::plan::{self, Form, HopperTile, Tile};
 use super::linear::run::{map, run, run_gradients};
-use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
-use crate::base::{DType, Precision, Result};
+use super::{Op, bf16, f32, indices, open_trained, require, shape, trained, weight_shape, whole};
+use crate::base::{Precision, Result};
 use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Device, Facts, Launch, Memory};
 use crate::host::linear_loss_tuned::{Gradients, linear_loss};
@@ -36,14 +36,16 @@ impl Op for LinearLoss {
     }
 
     fn contract(&self) -> Result<()> {
-        let (r, d) = (self.x.shape.rows(), self.x.shape.width());
-        weight_shape("linear_loss", "head", &self.head, [self.head.shape().rows(), d])?;
+        let (r, d, v) = (self.x.shape.rows(), self.x.shape.width(), self.head.shape().rows());
+        // as for `linear`
+        require("linear_loss", "head", v > 0 && d > 0, || "rows and columns".into(), &self.head.shape())?;
+        weight_shape("linear_loss", "head", &self.head, [v, d])?;
         shape("linear_loss", "labels", &self.labels, [r])?;
         whole("linear_loss", "labels", &self.labels)?;
         shape("linear_loss", "scale", &self.scale, [1])?;
+        f32("linear_loss", "scale", &self.scale)?;
         shape("linear_loss", "losses", &self.losses, [r])?;
-        let dtype = self.losses.dtype;
-        require("linear_loss", "losses", dtype == DType::F32, || "f32".into(), &dtype)?;
+        f32("linear_loss", "losses", &self.losses)?;
         self.dx.iter().try_for_each(|dx| shape("linear_loss", "dx", dx, self.x.shape))
     }
 
@@ -236,7 +238,8 @@ impl LinearLoss {
             };
             product.push(LinearBand { width: v as i32, ..LinearBand::default() }, &[piece]);
             let arguments = LinearLossArgs { product, labels: labels + of_index, statistics, label_logits };
-            let tiles = run_logits(gpu, &arguments)?;
+            // SAFETY: x and labels have these m rows, head is [v, d] by contract; the workspace was made for as many.
+            let tiles = unsafe { run_logits(gpu, &arguments)? };
             let losses = losses + of_index;
             let arguments = LinearLossRowsArgs { statistics, label_logits, rows, losses, m: m as i32, tiles };
             let launch = Launch::of("linear_loss_fwd_rows_f32", m.div_ceil(8) as u32, 256);
@@ -252,7 +255,9 @@ impl LinearLoss {
             let launch = Launch { kernel: "linear_loss_bwd_dlogits_bf16", grid, block: 256, shared_bytes: 0 };
             // SAFETY: logits and dlogits are workspace for m rows; rows and labels have as many.
             unsafe { gpu.launch("linear_loss", &launch, &arguments)? }
-            self.dx_of(gpu, m, dlogits, head, dx + of_row, partial)?;
+            // SAFETY: dlogits, just written, are workspace for m rows; head is [v, d], dx has these rows by contract, and
+            // `partial` is what the plan reckoned for a chunk.
+            unsafe { self.dx_of(gpu, m, dlogits, head, dx + of_row, partial)? }
             if dw != 0 {
                 let mut gradient = LinearGradientArgs {
                     left_stride: dlogits_stride,
@@ -271,14 +276,26 @@ impl LinearLoss {
                     scale: 1.0,
                     ..LinearGradientBand::default()
                 });
-                run_gradients(gpu, "linear_loss", &[gradient])?;
+                // SAFETY: dlogits and x have m rows, of v and d columns, and the gradient the head's shape by contract.
+                unsafe { run_gradients(gpu, "linear_loss", &[gradient])? }
             }
         }
         Ok(())
     }
 
     /// dx = dl W of m rows: the vocabulary is cut where there are few rows, and the parts summed in order.
-    fn dx_of(&self, gpu: &mut Accelerator, m: usize, dlogits: u64, head: u64, dx: u64, partial: u64) -> Result<()> {
+    ///
+    /// # Safety
+    /// m rows of the logits' gradient and of dx lie at these addresses, the head, and a chunk's `partial` of [`LossPlan`].
+    unsafe fn dx_of(
+        &self,
+        gpu: &mut Accelerator,
+        m: usize,
+        dlogits: u64,
+        head: u64,
+        dx: u64,
+        partial: u64,
+    ) -> Result<()> {
         let (d, v) = (self.x.shape.width(), self.head.shape().rows());
         let (splits, split_depth) = plan::product_splits(m as i32, d as i32, v as i32, gpu.facts());
         let mut product = LinearArgs {
@@ -299,13 +316,16 @@ impl LinearLoss {
             ..LinearPiece::default()
         };
         product.push(LinearBand { width: d as i32, ..LinearBand::default() }, &[piece]);
-        run(gpu, "linear_loss", &product, Form::Backward)
+        // SAFETY: the caller's promise.
+        unsafe { run(gpu, "linear_loss", &product, Form::Backward) }
     }
 }
 
-/// Launches the logits of one chunk, whose addresses are what [`LinearLoss::launch`] asked for; into how many tiles the
-/// vocabulary was cut.
-fn run_logits(gpu: &mut Accelerator, args: &LinearLossArgs) -> Result<i32> {
+/// Launches the logits of one chunk; into how many tiles the vocabulary was cut.
+///
+/// # Safety
+/// As of [`run`], of the product and of the labels and statistics of its rows.
+unsafe fn run_logits(gpu: &mut Accelerator, args: &LinearLossArgs) -> Result<i32> {
     let (product, piece) = (&args.product, &args.product.pieces[0]);
     let width = product.bands[0].width;
     let tiles = |columns: i32| (width + columns - 1) / columns;
@@ -326,13 +346,12 @@ fn run_logits(gpu: &mut Accelerator, args: &LinearLossArgs) -> Result<i32> {
             right: map(gpu, piece.right, [depth, v], piece.right_stride, boxes(HopperTile::WIDEST))?,
             logits: if product.wide == 0 { TensorMap([0; 16]) } else { gpu.tensor_map(&logits)? },
         };
-        // SAFETY: x and labels have these rows, head is [v, d] by contract; the workspace was made for as many rows. The
-        // maps describe the same.
+        // SAFETY: the caller's promise; the maps describe the same.
         unsafe { gpu.launch("linear_loss", &launch, &maps)? }
         return Ok(tiles(HopperTile::WIDEST as i32));
     }
     let tile = plan::tile(product, Form::Forward, gpu.facts());
-    // SAFETY: as above, without maps.
+    // SAFETY: the caller's promise.
     unsafe { gpu.launch("linear_loss", &plan::launch_of(product, tile, kernel(tile)), args)? }
     Ok(tiles(tile.columns()))
 }

@@ -151,6 +151,11 @@ fn whole(op: &'static str, argument: &'static str, tensor: &Tensor) -> Result<()
     require(op, argument, tensor.dtype == DType::I32, || "i32".into(), &tensor.dtype)
 }
 
+/// Checks that a tensor holds f32.
+fn f32(op: &'static str, argument: &'static str, tensor: &Tensor) -> Result<()> {
+    require(op, argument, tensor.dtype == DType::F32, || "f32".into(), &tensor.dtype)
+}
+
 /// Checks indices that a kernel would follow: all in 0..limit, or also -1 where `or_none`.
 fn indices(op: &'static str, argument: &'static str, values: &[i32], limit: usize, or_none: bool) -> Result<()> {
     let low = if or_none { -1 } else { 0 };

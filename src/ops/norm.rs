@@ -272,7 +272,8 @@ impl Op for NormBackward {
             }
             Device::Launch(gpu) => {
                 let f = &self.forward;
-                bf16("norm_backward", &[&f.x, &self.dy])?;
+                let dx = self.dx.iter().map(|dx| &dx.tensor);
+                bf16("norm_backward", &[&f.x, &self.dy].into_iter().chain(dx).collect::<Vec<_>>())?;
                 let at = gpu.addresses(&self.inputs(), &self.weights(), &self.outputs())?;
                 let (weight, bias) = f.kind.parameters();
                 let (n_rows, d) = (self.dy.shape.rows(), f.x.shape.width());

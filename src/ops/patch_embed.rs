@@ -8,7 +8,7 @@ use super::linear::arguments::*;
 use super::linear::matrix;
 use super::linear::plan::{self, Form, Tile};
 use super::linear::run::{run_bias, run_gradients};
-use super::{Op, bf16, indices, open_trained, require, shape, trained, weight_shape, whole};
+use super::{Op, bf16, f32, indices, open_trained, require, shape, trained, weight_shape, whole};
 use crate::base::{Precision, Result};
 use crate::device::{Accelerator, Device, Facts, Launch, Memory};
 use crate::host::linear_tuned::Segment;
@@ -44,6 +44,7 @@ impl Op for PatchEmbed {
         shape("patch_embed", "corners", &self.corners, [p, 4])?;
         whole("patch_embed", "corners", &self.corners)?;
         shape("patch_embed", "shares", &self.shares, [p, 4])?;
+        f32("patch_embed", "shares", &self.shares)?;
         shape("patch_embed", "y", &self.y, [p, c])
     }
 
@@ -244,11 +245,13 @@ impl PatchEmbedBackward {
         if dw != 0 {
             let [partial] = gpu.scratch(&self.scratch(gpu.facts())?)?;
             let args = self.gradient([dy, at.of(&f.pixels)?, dw, partial], gpu.facts());
-            run_gradients(gpu, OP, &[args])?;
+            // SAFETY: dy and pixels have m rows, of the weight's c and k by contract; the scratch memory has all parts.
+            unsafe { run_gradients(gpu, OP, &[args])? }
         }
         if f.bias.as_trained().is_some() {
             let dbias = at.gradient(&f.bias)?;
-            run_bias(gpu, OP, &LinearBiasArgs { dz: dy, dbias, stride: c as i64, m, n: c as i32 })?;
+            // SAFETY: dy is [m, c] and the bias [c] by contract.
+            unsafe { run_bias(gpu, OP, &LinearBiasArgs { dz: dy, dbias, stride: c as i64, m, n: c as i32 })? }
         }
         let dtable = at.gradient(&f.table)?;
         if dtable == 0 {

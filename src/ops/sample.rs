@@ -1,6 +1,6 @@
 //! `sample`: the next token of each sequence. Specification: `host/sample.rs`; kernel: `cuda/sample.cu`.
 
-use super::{Op, THREADS, require, shape, whole};
+use super::{Op, THREADS, f32, require, shape, whole};
 use crate::base::{DType, Result};
 use crate::device::accelerator::COUNTERS;
 use crate::device::{Device, Facts, Launch, Memory};
@@ -42,7 +42,7 @@ pub fn chosen(memory: &mut Memory, y: Tensor) -> Result<Vec<Option<u32>>> {
 
 /// logits [B, V] (f32) to y [B] (i32). seen [B, any] and generated [B, any] (i32, -1 pads): tokens of prompt and answer,
 /// and of the answer alone. uniform [B] (f32) in [0, 1). Ids from `n_valid` on are never chosen; -1 is, where a
-/// logit is NaN or plus infinity, or none is a number: [`chosen`] reads y.
+/// logit is NaN or plus infinity, or none is a number: [`chosen`] reads y. `n_valid` is at most 2^20.
 #[derive(Debug, Clone)]
 pub struct Sample {
     pub logits: Tensor,
@@ -78,12 +78,13 @@ impl Op for Sample {
 
     fn contract(&self) -> Result<()> {
         let (b, v) = (self.logits.shape.rows(), self.logits.shape.width());
-        let dtype = self.logits.dtype;
-        require("sample", "logits", dtype == DType::F32, || "f32".into(), &dtype)?;
-        require("sample", "n_valid", (1..=v).contains(&self.n_valid), || format!("1 to {v}"), &self.n_valid)?;
+        f32("sample", "logits", &self.logits)?;
+        let most = v.min(host::sample::MOST_TOKENS);
+        require("sample", "n_valid", (1..=most).contains(&self.n_valid), || format!("1 to {most}"), &self.n_valid)?;
         shape("sample", "seen", &self.seen, [b, self.seen.shape.width()])?;
         shape("sample", "generated", &self.generated, [b, self.generated.shape.width()])?;
         shape("sample", "uniform", &self.uniform, [b])?;
+        f32("sample", "uniform", &self.uniform)?;
         shape("sample", "y", &self.y, [b])?;
         [("seen", &self.seen), ("generated", &self.generated), ("y", &self.y)]
             .into_iter()

@@ -62,13 +62,9 @@ pub struct VisionConfig {
 }
 
 impl VisionConfig {
+    /// Width of one head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.n_heads
-    }
-
-    /// Elements of one flattened patch: channels, frames, rows, columns.
-    pub fn patch_elements(&self) -> usize {
-        self.in_channels * self.temporal_patch_size * self.patch_size * self.patch_size
     }
 
     /// Width of merge_size x merge_size patches side by side.
@@ -80,8 +76,8 @@ impl VisionConfig {
 /// Bounds on what a config may claim, far above any model, so that sizes multiply without overflow.
 pub(super) const MAX_SIZE: usize = 1 << 24;
 const MAX_LAYERS: usize = 1 << 10;
-/// The base of the vision tower's rotary angles is no parameter of any released model.
-const VISION_ROPE_THETA: f64 = 10_000.0;
+/// The base of the vision tower's rotary angles: fixed in the reference, and checked where a configuration names it.
+pub(super) const VISION_ROPE_THETA: f64 = 10_000.0;
 
 /// Errors: `dir` is no folder; says how to get one where it is a repository's name of Hugging Face.
 pub fn folder(dir: &Path) -> Result<()> {

@@ -15,6 +15,17 @@ pub struct Sequence {
     pub pixels: Vec<f32>,
 }
 
+impl Sequence {
+    /// Patches of all images.
+    pub fn patches(&self) -> usize {
+        patches(&self.grids)
+    }
+}
+
+fn patches(grids: &[[usize; 3]]) -> usize {
+    grids.iter().map(|g| g.iter().product::<usize>()).sum()
+}
+
 /// Packed sequences: token t of sequence b stands at starts[b] + t.
 pub struct Packed {
     /// [T]
@@ -74,7 +85,7 @@ impl Packed {
 
     /// Patches in all.
     pub fn patches(&self) -> usize {
-        self.grids.iter().map(|g| g.iter().product::<usize>()).sum()
+        patches(&self.grids)
     }
 
     /// Image tokens of one sequence.

@@ -2,11 +2,8 @@
 //! position table. Semantics: transformers `models/qwen3_vl/modeling_qwen3_vl.py` (get_rope_index,
 //! apply_interleaved_mrope, rot_pos_emb, fast_pos_embed_interpolate), checked against 4.57 and 5.17.
 
-use super::config::{TextConfig, VisionConfig};
+use super::config::{TextConfig, VISION_ROPE_THETA, VisionConfig};
 use crate::base::{Error, Result};
-
-/// The base of the tower's rotary: fixed in the reference, and checked where a configuration names it.
-const VISION_THETA: f64 = 10_000.0;
 
 /// Time, height and width position of one token.
 pub type Position = [i32; 3];
@@ -65,8 +62,8 @@ impl Frequencies {
 
     /// The tower's 2-D rotary: the first half of the frequencies turns with the row, the second with the column.
     pub fn vision(config: &VisionConfig) -> Frequencies {
-        let quarter = config.hidden_size / config.n_heads / 4;
-        let axis = |axis| (0..quarter).map(move |i| (axis, frequency(VISION_THETA, 2 * i, 2 * quarter)));
+        let quarter = config.head_dim() / 4;
+        let axis = |axis| (0..quarter).map(move |i| (axis, frequency(VISION_ROPE_THETA, 2 * i, 2 * quarter)));
         Frequencies(axis(0).chain(axis(1)).collect())
     }
 

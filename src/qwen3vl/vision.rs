@@ -102,7 +102,7 @@ impl VisionTower {
 
     /// Appends the inputs for `n_patches` patches in `n_images` images.
     pub fn inputs(&self, tape: &mut Tape, n_patches: usize, n_images: usize) -> Inputs {
-        let width = self.config.hidden_size / self.config.n_heads;
+        let width = self.config.head_dim();
         let pixels = tape.precision().dtype();
         Inputs {
             pixels: tape.input(pixels, [n_patches, self.patch_weight.shape().width()]),
@@ -139,7 +139,8 @@ impl VisionTower {
         tape.scope("vision.patch_embed");
         let c = self.config.hidden_size;
         let n = inputs.pixels.shape.rows();
-        let heads = Heads { queries: self.config.n_heads, keys: self.config.n_heads, width: c / self.config.n_heads };
+        let n_heads = self.config.n_heads;
+        let heads = Heads { queries: n_heads, keys: n_heads, width: self.config.head_dim() };
         let mut x = tape.activation([n, c]);
         tape.push(PatchEmbed {
             pixels: inputs.pixels,

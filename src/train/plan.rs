@@ -208,7 +208,7 @@ impl Planner<'_> {
     /// The micro-batches that may need most: by tokens, by patches and by label tokens.
     fn largest(&self, order: &Order) -> Result<Vec<Vec<&Example>>> {
         let sizes: [fn(&Example) -> usize; 3] =
-            [|e| e.sequence.ids.len(), |e| patches(&e.sequence), Example::label_tokens];
+            [|e| e.sequence.ids.len(), |e| e.sequence.patches(), Example::label_tokens];
         let mut largest: [(usize, Vec<usize>); 3] = Default::default();
         let of_batch = |batch: &[usize], size: fn(&Example) -> usize| {
             1 + batch.iter().map(|at| size(&self.measured.samples[*at])).sum::<usize>()
@@ -264,7 +264,7 @@ impl Planner<'_> {
         for batch in largest_of(evaluated, batch) {
             judging.tapes.push(self.pass(&batch.iter().collect::<Vec<_>>(), Direction::Forward)?);
         }
-        let most = evaluated.iter().map(|e| &e.sequence).max_by_key(|s| patches(s));
+        let most = evaluated.iter().map(|e| &e.sequence).max_by_key(|s| s.patches());
         if let Some(most) = most.filter(|s| !s.grids.is_empty() && !self.trainable.trains_vision()) {
             judging.tapes.push(self.tower(most)?);
         }
@@ -301,7 +301,7 @@ impl Planner<'_> {
     fn features(&self, order: &Order, budget: usize) -> Room {
         let config = &self.model.config;
         let rows = |examples: &[Example]| -> Vec<usize> {
-            examples.iter().map(|e| patches(&e.sequence) / config.vision.merge_size.pow(2)).collect()
+            examples.iter().map(|e| e.sequence.patches() / config.vision.merge_size.pow(2)).collect()
         };
         let most = |rows: &[usize]| rows.iter().copied().max().unwrap_or(0);
         let (trained, evaluated) = (rows(&self.measured.samples), rows(&self.measured.evaluated));
@@ -337,7 +337,7 @@ impl Planner<'_> {
 
     /// The frozen tower over the sample with the most patches; None where the tower is part of each step.
     fn largest_tower(&self) -> Result<Option<Tape>> {
-        let most = self.measured.samples.iter().map(|e| &e.sequence).max_by_key(|s| patches(s));
+        let most = self.measured.samples.iter().map(|e| &e.sequence).max_by_key(|s| s.patches());
         let alone = most.filter(|s| !s.grids.is_empty() && !self.trainable.trains_vision());
         alone.map(|sequence| self.tower(sequence)).transpose()
     }
@@ -423,7 +423,7 @@ fn largest_of(examples: &[Example], batch: usize) -> Vec<&[Example]> {
         let batches = examples.chunks(batch.max(1)).enumerate();
         batches.map(|(at, batch)| (at, batch.iter().map(size).sum::<usize>())).max_by_key(|(_, n)| *n)
     };
-    let sizes: [fn(&Example) -> usize; 2] = [|e| e.sequence.ids.len(), |e| patches(&e.sequence)];
+    let sizes: [fn(&Example) -> usize; 2] = [|e| e.sequence.ids.len(), |e| e.sequence.patches()];
     let places: BTreeSet<usize> = sizes.into_iter().filter_map(most).map(|(at, _)| at).collect();
     places.into_iter().filter_map(|at| examples.chunks(batch.max(1)).nth(at)).collect()
 }
@@ -456,8 +456,4 @@ pub fn table(plan: &Plan) -> String {
         ("all together", plan.bytes()),
     ];
     rows.map(|(what, bytes)| format!("{bytes:>16}  {what}")).join("\n")
-}
-
-fn patches(sequence: &Sequence) -> usize {
-    sequence.grids.iter().map(|g| g.iter().product::<usize>()).sum()
 }

@@ -48,6 +48,7 @@ fn every_row_runs_in_the_emulator_and_leaves_a_line() {
         "linear gate_up with swiglu",
         "linear o with norm",
         "sample top-k top-p",
+        "sample top-p",
         "patch_embed",
     ];
     let missing: Vec<_> = wanted.iter().filter(|w| !words.contains(**w)).collect();

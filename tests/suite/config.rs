@@ -34,10 +34,8 @@ fn the_published_2b_config_is_read() {
     assert_eq!((config.text.rope_theta, config.text.rms_norm_eps), (5e6, 1e-6));
     assert_eq!((config.text.mrope_section, config.text.max_position_embeddings), ([24, 20, 20], 262_144));
     assert_eq!((config.vision.depth, config.vision.hidden_size, config.vision.n_heads), (24, 1024, 16));
-    assert_eq!(
-        (config.vision.head_dim(), config.vision.patch_elements(), config.vision.merged_size()),
-        (64, 1536, 4096)
-    );
+    assert_eq!((config.vision.head_dim(), config.vision.merged_size()), (64, 4096));
+    assert_eq!((config.vision.in_channels, config.vision.temporal_patch_size, config.vision.patch_size), (3, 2, 16));
     assert_eq!(config.vision.deepstack_indexes, [5, 11, 17]);
     assert_eq!((config.image_token_id, config.video_token_id), (151_655, 151_656));
     assert_eq!((config.vision_start_token_id, config.vision_end_token_id), (151_652, 151_653));

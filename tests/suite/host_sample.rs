@@ -2,7 +2,7 @@
 
 use crate::support::close::assert_close;
 use crate::support::golden::Golden;
-use vlm::host::sample::{Choice, distribution, penalise, sample};
+use vlm::host::sample::{Choice, masses, penalise, sample};
 
 #[test]
 fn probabilities_follow_transformers() {
@@ -20,8 +20,10 @@ fn probabilities_follow_transformers() {
         let mut logits = case.f32("logits");
         penalise(&mut logits, &case.i32("history"), &[], &choice);
         let mut got = vec![0.0; logits.len()];
-        for (token, p) in distribution(&logits, &choice) {
-            got[token] = p;
+        let masses = masses(&logits, &choice);
+        let sum: u64 = masses.iter().map(|(_, mass)| mass).sum();
+        for (token, mass) in masses {
+            got[token] = mass as f64 / sum as f64;
         }
         let want = case.f64("probabilities");
         for (token, (g, w)) in got.iter().zip(&want).enumerate() {
@@ -40,6 +42,30 @@ fn a_uniform_number_walks_the_distribution() {
     for (uniform, want) in [(0.0, 0), (0.49, 0), (0.51, 2), (0.87, 2), (0.88, 1), (0.999_999_9, 1)] {
         assert_eq!(sample(&logits, &choice, uniform), Some(want), "{uniform}");
     }
+}
+
+/// Sums of a thousand rounded probabilities would be off by more than the border's width.
+#[test]
+fn equals_are_counted_to_the_one() {
+    let logits = vec![-1.25; 1000];
+    let choice = Choice { temperature: Some(0.3), ..Choice::GREEDY };
+    for (uniform, want) in [(0.0, 0), (0.125, 125), (0.25, 250), (0.5, 500), (0.875, 875)] {
+        assert_eq!(sample(&logits, &choice, uniform), Some(want), "{uniform}");
+    }
+    for (top_p, want) in [(0.125, 125), (0.25, 250), (0.5, 500), (0.875, 875), (1e-9, 1), (1.0, 1000)] {
+        assert_eq!(masses(&logits, &Choice { top_p, ..choice }).len(), want, "{top_p}");
+    }
+}
+
+/// What is too small for a unit counts as nothing: it is held, and never drawn.
+#[test]
+fn what_has_no_mass_is_not_drawn() {
+    let choice = Choice { temperature: Some(1.0), ..Choice::GREEDY };
+    let logits = [0.0, -29.0, -31.0];
+    assert_eq!(masses(&logits, &choice), [(0, 1 << 43), (1, 2), (2, 0)]);
+    // even at the very end
+    assert_eq!(sample(&logits, &choice, 1.0), Some(1));
+    assert_eq!(masses(&[], &choice), []);
 }
 
 #[test]

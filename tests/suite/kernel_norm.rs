@@ -108,3 +108,15 @@ fn rows_outside_are_refused_before_a_kernel_reads_them() {
         assert_eq!(said, format!("norm: rows: wanted 0 to 5 exclusive, got {bad}"));
     }
 }
+
+/// Kernels write the gradient in bf16, whatever its tensor is.
+#[test]
+fn a_gradient_that_is_not_bf16_is_refused() {
+    let mut case = Case::new(5);
+    let forward = norm(&mut case, (5, 24), None, false, false);
+    let (dy, tensor) = (case.bf16([5, 24]), case.output(DType::F32, [5, 24]));
+    let dx = Some(Gradient { tensor, accumulate: Accumulate::Overwrite });
+    let mut device = vlm::device::Device::emulated((9, 0)).expect("an emulator");
+    let said = case.run(&NormBackward { forward, dy, dx }, &mut device).expect_err("f32").to_string();
+    assert!(said.contains("norm_backward: precision: wanted bf16") && said.contains("F32"), "{said}");
+}

@@ -3,9 +3,16 @@
 use proptest::prelude::*;
 use vlm::base::{DType, Error, Precision};
 use vlm::device::{Clock, Device, Layout, Memory, Place};
+use vlm::host::adamw;
+use vlm::host::sample::MOST_TOKENS;
 use vlm::nn::{Linear, Norm, NormKind};
+use vlm::ops::Op;
+use vlm::ops::adamw::AdamW;
 use vlm::ops::deepstack_add::DeepstackAdd;
+use vlm::ops::grad_norm::GradNorm;
 use vlm::ops::linear::{Activation, Segment};
+use vlm::ops::linear_loss::LinearLoss;
+use vlm::ops::patch_embed::PatchEmbed;
 use vlm::ops::sample::{Choice, Sample};
 use vlm::ops::swiglu::Swiglu;
 use vlm::qwen3vl::checkpoint::Checkpoint;
@@ -392,7 +399,72 @@ fn contracts_name_operation_argument_wanted_and_got() {
         |n_valid| Sample { logits: x, seen, generated: seen, uniform, choice: Choice::GREEDY, n_valid, y: token };
     is(contract(tape.push(sample(D + 1))), ["sample", "n_valid", "1 to 72", "73"]);
     is(contract(tape.push(sample(0))), ["sample", "n_valid", "1 to 72", "0"]);
+    // sums of as many probabilities fit into 64 bits
+    let (one, number) = (tape.input(DType::I32, [1, 1]), tape.input(DType::F32, [1]));
+    let (logits, y) = (tape.input(DType::F32, [1, MOST_TOKENS + 1]), tape.value(DType::I32, [1]));
+    let most = Sample { logits, seen: one, generated: one, uniform: number, y, ..sample(MOST_TOKENS + 1) };
+    is(contract(tape.push(most)), ["sample", "n_valid", "1 to 1048576", "1048577"]);
     assert!(tape.records().is_empty(), "nothing that breaks its contract is recorded");
+}
+
+/// What a kernel reads as f32 is f32 by contract, and a product sums something.
+#[test]
+fn contracts_hold_numbers_to_f32() {
+    let mut tape = Tape::new(Precision::F32);
+    let refuses = |op: &dyn Op, want: [&str; 4]| {
+        let got = contract(op.contract());
+        assert_eq!((got.0, got.1), (want[0], want[1]));
+        assert!(got.2.contains(want[2]) && got.3.contains(want[3]), "{got:?} and not {want:?}");
+    };
+    let [one, half_of_one] = [DType::F32, DType::Bf16].map(|dtype| tape.input(dtype, [1]));
+    let [of_n, half_of_n] = [DType::F32, DType::Bf16].map(|dtype| tape.input(dtype, [D]));
+    let step = adamw::Step {
+        number: 1,
+        learning_rate: 1e-3,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        gradient_scale: 1.0,
+    };
+    let [value, gradient, first, second] = [of_n; 4];
+    let adamw = AdamW { value, gradient, first, second, norm: one, max_norm: None, step };
+    adamw.contract().unwrap();
+    refuses(&AdamW { value: half_of_n, ..adamw.clone() }, ["adamw", "value", "f32", "Bf16"]);
+    refuses(&AdamW { gradient: half_of_n, ..adamw.clone() }, ["adamw", "gradient", "f32", "Bf16"]);
+    refuses(&AdamW { first: half_of_n, ..adamw.clone() }, ["adamw", "first", "f32", "Bf16"]);
+    refuses(&AdamW { second: half_of_n, ..adamw.clone() }, ["adamw", "second", "f32", "Bf16"]);
+    refuses(&AdamW { norm: half_of_one, ..adamw }, ["adamw", "norm", "f32", "Bf16"]);
+    let norm = GradNorm { gradients: of_n, norm: one };
+    norm.contract().unwrap();
+    refuses(&GradNorm { gradients: half_of_n, ..norm.clone() }, ["grad_norm", "gradients", "f32", "Bf16"]);
+    refuses(&GradNorm { norm: half_of_one, ..norm }, ["grad_norm", "norm", "f32", "Bf16"]);
+
+    let labels = tape.input(DType::I32, [T]);
+    let [losses, half_of_t] = [DType::F32, DType::Bf16].map(|dtype| tape.input(dtype, [T]));
+    let (x, head) = (tape.input(DType::F32, [T, D]), weight(3, D, 0));
+    let loss = LinearLoss { x, head, labels, scale: one, precision: Precision::F32, losses, dx: None };
+    loss.contract().unwrap();
+    refuses(&LinearLoss { scale: half_of_one, ..loss.clone() }, ["linear_loss", "scale", "f32", "Bf16"]);
+    refuses(&LinearLoss { losses: half_of_t, ..loss.clone() }, ["linear_loss", "losses", "f32", "Bf16"]);
+    refuses(&LinearLoss { head: weight(0, D, 0), ..loss.clone() }, ["linear_loss", "head", "rows and", "[0, 72]"]);
+    let nothing = tape.input(DType::F32, [T, 0]);
+    refuses(&LinearLoss { x: nothing, head: weight(3, 0, 0), ..loss }, ["linear_loss", "head", "rows and", "[3, 0]"]);
+
+    let corners = tape.input(DType::I32, [T, 4]);
+    let [shares, half_of_shares] = [DType::F32, DType::Bf16].map(|dtype| tape.input(dtype, [T, 4]));
+    let (kernel, table, y) = (weight(8, D, 0), weight(4, 8, 1), tape.activation([T, 8]));
+    let bias = Weight::from_f32("b", [8], &numbers(8, 2)).unwrap();
+    let embed = PatchEmbed { pixels: x, weight: kernel, bias, table, corners, shares, precision: Precision::F32, y };
+    embed.contract().unwrap();
+    refuses(&PatchEmbed { shares: half_of_shares, ..embed }, ["patch_embed", "shares", "f32", "Bf16"]);
+
+    let (seen, y) = (tape.input(DType::I32, [T, 3]), tape.value(DType::I32, [T]));
+    let sample = Sample { logits: x, seen, generated: seen, uniform: losses, choice: Choice::GREEDY, n_valid: D, y };
+    sample.contract().unwrap();
+    let half = tape.value(DType::Bf16, [T, D]);
+    refuses(&Sample { logits: half, ..sample.clone() }, ["sample", "logits", "f32", "Bf16"]);
+    refuses(&Sample { uniform: half_of_t, ..sample }, ["sample", "uniform", "f32", "Bf16"]);
 }
 
 /// What only shows when numbers are there: the message also says where in the model it was.

@@ -112,21 +112,29 @@ pub(super) fn forward(op: &Linear, followed: Option<&Followed>, gpu: &mut Accele
         fits(product.push(band, &pieces))?;
     }
     if rank > 0 {
-        run(gpu, "linear", &plan::cut(shrink, Form::Forward, partial, false, gpu.facts()), Form::Forward)?;
+        let shrink = plan::cut(shrink, Form::Forward, partial, false, gpu.facts());
+        // SAFETY: x has rows of k, as every A, and s m rows of all ranks by contract; `rows` lie in x, as `check` found.
+        unsafe { run(gpu, "linear", &shrink, Form::Forward)? }
     }
     let product = plan::cut(product, Form::Forward, partial, keeps_parts, gpu.facts());
     let plan = plan::product(&product, Form::Forward, gpu.facts());
     if let (Some(HopperTile::Few { rows }), Some(followed)) = (plan.hopper, followed) {
-        run_few(gpu, "linear", &product, (&plan.launch, rows), &followed.arguments(&at)?)?;
+        let following = followed.arguments(&at)?;
+        // SAFETY: as below; the word that follows has checked its contract, and reads y by its shape.
+        unsafe { run_few(gpu, "linear", &product, (&plan.launch, rows), &following)? }
         return Ok(true);
     }
     if let Some(gated) = followed.and_then(Followed::gated)
         && let Some(launch) = plan::gated(&product, &plan, gpu.facts())
     {
-        run_gated(gpu, "linear", &product, &launch, at.of(gated)?)?;
+        let swiglu = at.of(gated)?;
+        // SAFETY: as below; SwiGLU's result has y's rows and half its width by its contract.
+        unsafe { run_gated(gpu, "linear", &product, &launch, swiglu)? }
         return Ok(true);
     }
-    run(gpu, "linear", &product, Form::Forward)?;
+    // SAFETY: the contract gives x, weights, biases, pairs, s, z, the residual and y their shapes; `rows` lie in x, as
+    // `check` found, and `partial` has the bytes of `forward_scratch`.
+    unsafe { run(gpu, "linear", &product, Form::Forward)? }
     Ok(false)
 }
 
@@ -198,7 +206,8 @@ pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()>
         let Some(bias) = p.segment.bias.as_ref().filter(|b| b.as_trained().is_some()) else { continue };
         let (m, n) = (m as i32, p.n);
         let (dz, dbias, stride) = (dz + 2 * p.column as u64, operands.at.gradient(bias)?, operands.n);
-        run_bias(gpu, "linear_backward", &LinearBiasArgs { dz, dbias, stride, m, n })?;
+        // SAFETY: the segment's n columns of dz, which has m rows of y's width; its bias has n by contract.
+        unsafe { run_bias(gpu, "linear_backward", &LinearBiasArgs { dz, dbias, stride, m, n })? }
     }
     let at = &operands.at;
     let from = Gradients {
@@ -211,7 +220,9 @@ pub(super) fn backward(op: &LinearBackward, gpu: &mut Accelerator) -> Result<()>
         partial,
     };
     let (gradients, _) = from.of(f, |weight| at.gradient(weight), gpu.facts())?;
-    run_gradients(gpu, "linear_backward", &gradients)
+    // SAFETY: x, s, dz and ds have m rows each, or x those that `rows` names, as `check` found; gradients have their
+    // weights' shapes by contract, and `partial` the bytes that `of` counts.
+    unsafe { run_gradients(gpu, "linear_backward", &gradients) }
 }
 
 /// Where the operands of gradients lie; nowhere, if only sizes are wanted.
@@ -310,7 +321,9 @@ impl Operands {
             fits(args.push(band, &[self.of_dz(p, self.at.weight(&adapter.b)?, r)]))?;
         }
         let args = plan::cut(args, Form::Backward, self.partial, false, gpu.facts());
-        run(gpu, "linear_backward", &args, Form::Backward)
+        // SAFETY: dz and ds have m rows, of y's width and of all ranks: the contract and `backward_scratch`, which has the
+        // parts, too. B is [n, r] by contract.
+        unsafe { run(gpu, "linear_backward", &args, Form::Backward) }
     }
 
     /// dx = sum over segments of dz W + (ds A) o keep.
@@ -344,7 +357,9 @@ impl Operands {
         // what drops out comes last, as Hopper's kernel wants it
         pieces.sort_by_key(|piece| piece.dropout.drops());
         fits(args.push(LinearBand { width: self.k, ..LinearBand::default() }, &pieces))?;
-        run(gpu, "linear_backward", &args, Form::Backward)
+        // SAFETY: dz and ds as for `low_rank_rows`, weights and A of k columns; dx has x's shape by contract, and a row for
+        // each of `rows`, as `check` found.
+        unsafe { run(gpu, "linear_backward", &args, Form::Backward) }
     }
 
     /// A segment's columns of dz times a matrix [n, width].

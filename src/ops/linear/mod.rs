@@ -36,6 +36,14 @@ pub struct Segment {
     pub adapter: Option<Adapter>,
 }
 
+impl Segment {
+    /// The weight, its bias, A and B.
+    pub fn weights(&self) -> impl Iterator<Item = &Weight> {
+        let adapter = self.adapter.iter().flat_map(|a| [&a.a, &a.b]);
+        std::iter::once(&self.weight).chain(&self.bias).chain(adapter)
+    }
+}
+
 /// A LoRA pair: A [R, K], B [N, R]; where noise is given, A reads x after its dropout.
 #[derive(Debug, Clone)]
 pub struct Adapter {
@@ -150,13 +158,7 @@ impl Op for Linear {
     }
 
     fn weights(&self) -> Vec<&Weight> {
-        self.segments
-            .iter()
-            .flat_map(|seg| {
-                let adapter = seg.adapter.iter().flat_map(|a| [&a.a, &a.b]);
-                std::iter::once(&seg.weight).chain(&seg.bias).chain(adapter)
-            })
-            .collect()
+        self.segments.iter().flat_map(Segment::weights).collect()
     }
 
     fn flops(&self) -> u64 {

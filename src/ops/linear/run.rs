@@ -6,26 +6,30 @@ use crate::base::Result;
 use crate::device::launcher::{MapType, Swizzle, TensorMap, TensorMapShape};
 use crate::device::{Accelerator, Launch};
 
-/// Launches a product for the word `op`. Its pieces, bands and results lie in what the word asked addresses of, with the
-/// sizes that its contract demands: this is what every caller in `ops` has to see to.
-pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &LinearArgs, form: Form) -> Result<()> {
+/// Launches a product for the word `op`.
+///
+/// # Safety
+/// As of [`Accelerator::launch`]: pieces, bands and results lie, with the sizes that `args` gives them, in what the word
+/// asked addresses of. `partial` has room for the sums of all splits.
+pub(in crate::ops) unsafe fn run(gpu: &mut Accelerator, op: &'static str, args: &LinearArgs, form: Form) -> Result<()> {
     let plan = plan::product(args, form, gpu.facts());
     match plan.hopper.filter(|_| !plan.launch.is_empty()) {
         // it adds its splits up itself
         Some(HopperTile::Few { rows }) => {
-            return run_few(gpu, op, args, (&plan.launch, rows), &LinearFewArgs::default());
+            // SAFETY: the caller's promise; nothing follows.
+            return unsafe { run_few(gpu, op, args, (&plan.launch, rows), &LinearFewArgs::default()) };
         }
         Some(HopperTile::Narrow { .. }) => {
             let product = narrow_maps(gpu, args)?;
-            // SAFETY: as below; the maps describe the same operands.
+            // SAFETY: the caller's promise; the maps describe the same operands.
             unsafe { gpu.launch(op, &plan.launch, &product)? }
         }
         Some(HopperTile::Wide { columns }) => {
             let product = product_maps(gpu, args, form, columns)?;
-            // SAFETY: as below; the maps describe the same operands.
+            // SAFETY: the caller's promise; the maps describe the same operands.
             unsafe { gpu.launch(op, &plan.launch, &product)? }
         }
-        // SAFETY: the kernel takes LinearArgs; it reads and writes what the arguments describe (see above).
+        // SAFETY: the kernel takes LinearArgs; the rest is the caller's promise.
         None => unsafe { gpu.launch(op, &plan.launch, args)? },
     }
     if args.splits == 1 {
@@ -35,9 +39,12 @@ pub(in crate::ops) fn run(gpu: &mut Accelerator, op: &'static str, args: &Linear
     unsafe { gpu.launch(op, &plan::sum(args), args) }
 }
 
-/// Launches a product of few rows for [`run`], or with the word after it: `following` says what that reads and writes, in
-/// what its word asked addresses of, with the sizes that its contract demands. With the launch and its tiles' rows.
-pub(super) fn run_few(
+/// Launches a product of few rows for [`run`], or with the word after it: `following` says what that reads and writes. With
+/// the launch, as [`plan::product`] planned it, and its tiles' rows.
+///
+/// # Safety
+/// As of [`run`], and the same of `following`.
+pub(super) unsafe fn run_few(
     gpu: &mut Accelerator,
     op: &'static str,
     args: &LinearArgs,
@@ -52,14 +59,16 @@ pub(super) fn run_few(
         few.left[i] = map(gpu, piece.right, [depth, width], piece.right_stride, boxes(HopperTile::LEFT))?;
         few.right[i] = map(gpu, piece.left, [depth, m], piece.left_stride, boxes(rows))?;
     }
-    // SAFETY: the kernel takes LinearFewArgs; it reads and writes what the arguments describe (see above), and no more
-    // counters than there are, or `product` would have planned otherwise.
+    // SAFETY: the kernel takes LinearFewArgs, and no more counters than there are, or `product` would have planned
+    // otherwise; the rest is the caller's promise.
     unsafe { gpu.launch(op, launch, &few) }
 }
 
-/// Launches a product of gate and up with their SwiGLU, for `Followed`: `swiglu` is where that goes, of half the product's
-/// width. The product is what [`plan::gated`] planned it for.
-pub(super) fn run_gated(
+/// Launches a product of gate and up with their SwiGLU, for `Followed`, as [`plan::gated`] planned it.
+///
+/// # Safety
+/// As of [`run`]; at `swiglu` there are as many rows of half the product's width.
+pub(super) unsafe fn run_gated(
     gpu: &mut Accelerator,
     op: &'static str,
     args: &LinearArgs,
@@ -69,8 +78,7 @@ pub(super) fn run_gated(
     let product = product_maps(gpu, args, Form::Forward, HopperTile::LEFT)?;
     let (half, boxes) = (args.stride / 2, [HopperTile::DEPTH, HopperTile::STAGED_ROWS]);
     let swiglu = map(gpu, swiglu, [half as u64, args.m as u64], half, boxes)?;
-    // SAFETY: the kernel takes LinearGatedArgs; the maps describe what the product reads and writes, as in `run`, and the
-    // result of its word.
+    // SAFETY: the kernel takes LinearGatedArgs; the maps describe what the caller promised.
     unsafe { gpu.launch(op, launch, &LinearGatedArgs { product, swiglu }) }
 }
 
@@ -121,14 +129,18 @@ fn y_maps(gpu: &Accelerator, args: &LinearArgs) -> Result<[TensorMap; BANDS]> {
     Ok(maps)
 }
 
-/// Launches up to [`GRADIENTS`] gradients of weights, and one launch more for all whose batch rows are cut. As for [`run`],
-/// the bands describe what the word asked addresses of; each `partial` is scratch memory of its own for all parts.
-pub(in crate::ops) fn run_gradients(
+/// Launches up to [`GRADIENTS`] gradients of weights, and one launch more for all whose batch rows are cut.
+///
+/// # Safety
+/// As of [`Accelerator::launch`]: what the bands describe lies, with the sizes that they give, in what the word asked
+/// addresses of; each `partial` is scratch memory of its own for all parts.
+pub(in crate::ops) unsafe fn run_gradients(
     gpu: &mut Accelerator,
     op: &'static str,
     gradients: &[LinearGradientArgs],
 ) -> Result<()> {
-    gradients.iter().try_for_each(|args| run_gradient(gpu, op, args))?;
+    // SAFETY: the caller's promise.
+    gradients.iter().try_for_each(|args| unsafe { run_gradient(gpu, op, args) })?;
     let mut sum = LinearGradientSumArgs::default();
     let cut = gradients.iter().filter(|args| args.splits > 1);
     sum.gradients.iter_mut().zip(cut).for_each(|(to, args)| *to = *args);
@@ -137,12 +149,15 @@ pub(in crate::ops) fn run_gradients(
         return Ok(());
     }
     let launch = Launch::of("linear_bwd_dw_sum_f32", elements.div_ceil(256) as u32, 256);
-    // SAFETY: the kernel takes these arguments; it reads the parts and adds to the gradients just described.
+    // SAFETY: the kernel takes these arguments; it reads the parts, just written, and adds to the same gradients.
     unsafe { gpu.launch(op, &launch, &sum) }
 }
 
 /// The products of gradients that share their batch rows.
-fn run_gradient(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientArgs) -> Result<()> {
+///
+/// # Safety
+/// As of [`run_gradients`].
+unsafe fn run_gradient(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientArgs) -> Result<()> {
     let plan = plan::gradients(args, gpu.facts());
     if plan.launch.is_empty() {
         return Ok(());
@@ -167,18 +182,21 @@ fn run_gradient(gpu: &mut Accelerator, op: &'static str, args: &LinearGradientAr
                 maps.right[0] = operand(bands[0].left, bands.iter().map(|b| b.height).sum(), args.left_stride)?;
             }
         }
-        // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
+        // SAFETY: the kernel takes these arguments; the maps describe what the caller promised.
         unsafe { gpu.launch(op, &plan.launch, &maps) }
     } else {
-        // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
+        // SAFETY: the kernel takes these arguments; the rest is the caller's promise.
         unsafe { gpu.launch(op, &plan.launch, args) }
     }
 }
 
-/// Launches the gradient of a bias: dz has m rows of at least n columns, dbias n elements.
-pub(in crate::ops) fn run_bias(gpu: &mut Accelerator, op: &'static str, args: &LinearBiasArgs) -> Result<()> {
+/// Launches the gradient of a bias.
+///
+/// # Safety
+/// As of [`Accelerator::launch`]: dz has m rows of n columns in rows of `stride`, dbias n elements.
+pub(in crate::ops) unsafe fn run_bias(gpu: &mut Accelerator, op: &'static str, args: &LinearBiasArgs) -> Result<()> {
     let launch = Launch::of("linear_bwd_dbias_bf16", (args.n as u32).div_ceil(32), 256);
-    // SAFETY: the kernel takes these arguments; it reads and writes what they describe (see above).
+    // SAFETY: the kernel takes these arguments; the rest is the caller's promise.
     unsafe { gpu.launch(op, &launch, args) }
 }
 
