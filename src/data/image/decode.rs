@@ -1,10 +1,11 @@
 //! Bytes of an image file to upright RGB on white.
 //!
-//! The format is found from the content. Sizes are checked in the header before anything is decoded. EXIF orientation
-//! is applied; transparent pixels lie on white, rounded as Pillow's `paste` rounds; of 16 bits a channel the upper 8
+//! The format is found from the content. Sizes are checked in the header before anything is decoded. The orientation
+//! is applied that EXIF or XMP says; transparent pixels lie on white, rounded as Pillow's `paste` rounds; of 16 bits a channel the upper 8
 //! are kept, as Pillow does for colour. Colour profiles and gamma are ignored, as the reference does. Of an animation
 //! the first frame is taken.
 
+use super::orientation::Notes;
 use super::{Rgb, jpeg};
 use crate::base::{Error, Result, input};
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
@@ -65,7 +66,7 @@ pub fn decode(bytes: &[u8], name: &Path) -> Result<Rgb> {
             let header = jpeg::header(bytes).map_err(refuse)?;
             check_size(header.width as u64, header.height as u64).map_err(refuse)?;
             let picture = jpeg::decode(bytes).map_err(refuse)?;
-            return upright(picture, header.orientation())
+            return upright(picture, header.notes.orientation())
                 .ok_or_else(|| refuse("the picture's rows do not fit its size".into()));
         }
         Format::Other(format) => format,
@@ -74,12 +75,11 @@ pub fn decode(bytes: &[u8], name: &Path) -> Result<Rgb> {
         check_webp_length(bytes).map_err(refuse)?;
     }
     let damaged = |e| refuse(damaged(format, e));
-    let mut decoder = decoder(format, bytes, Cursor::new(bytes)).map_err(refuse)?;
+    let (decoder, notes) = with_notes(format, bytes, Cursor::new(bytes)).map_err(refuse)?;
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into()).map_err(refuse)?;
-    let orientation = decoder.orientation().map_err(damaged)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    picture.apply_orientation(orientation);
+    picture.apply_orientation(notes.orientation());
     Ok(on_white(picture))
 }
 
@@ -117,10 +117,9 @@ pub fn dimensions_of(bytes: &[u8], name: &Path) -> Result<(usize, usize)> {
 
 /// Of a file that begins with `head`.
 fn other_size<R: BufRead + Seek>(format: Other, head: &[u8], file: R) -> Result<(usize, usize), String> {
-    let mut decoder = decoder(format, head, file)?;
+    let (decoder, notes) = with_notes(format, head, file)?;
     let (width, height) = decoder.dimensions();
-    let orientation = decoder.orientation().map_err(|e| damaged(format, e))?;
-    upright_size(width as usize, height as usize, orientation)
+    upright_size(width as usize, height as usize, notes.orientation())
 }
 
 /// Width and height after turning, of a picture that may be read.
@@ -160,11 +159,7 @@ pub fn kind(bytes: &[u8], name: &Path) -> Result<Kind> {
 
 impl jpeg::Header {
     fn upright_size(&self) -> Result<(usize, usize), String> {
-        upright_size(self.width, self.height, self.orientation())
-    }
-
-    fn orientation(&self) -> Orientation {
-        self.exif.as_deref().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
+        upright_size(self.width, self.height, self.notes.orientation())
     }
 }
 
@@ -258,6 +253,27 @@ fn decoder<'a, R: BufRead + Seek + 'a>(
         })
     };
     opened().map_err(|e| damaged(format, e))
+}
+
+/// The same, with what the file says of the picture.
+fn with_notes<'a, R: BufRead + Seek + 'a>(
+    format: Other,
+    head: &[u8],
+    mut file: R,
+) -> Result<(Box<dyn ImageDecoder + 'a>, Notes), String> {
+    let unread = |e: image::ImageError| damaged(format, e);
+    let mut notes = Notes::default();
+    if matches!(format, Other::Png) {
+        notes = Notes::of_png(&mut file);
+        file.rewind().map_err(|e| unread(e.into()))?;
+    }
+    let mut decoder = decoder(format, head, file)?;
+    if let (Other::WebP, Some([b'V', b'P', b'8', b'X', _, _, _, _, flags])) = (format, head.get(12..21)) {
+        // libwebp keeps what the flags announce
+        notes.exif = if flags & 8 != 0 { decoder.exif_metadata().map_err(unread)? } else { None };
+        notes.xmp = if flags & 4 != 0 { decoder.xmp_metadata().map_err(unread)? } else { None };
+    }
+    Ok((decoder, notes))
 }
 
 fn damaged(format: Other, e: image::ImageError) -> String {
