@@ -11,6 +11,7 @@ use crate::base::{Error, Result, input};
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageResult};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read, Seek};
 use std::path::Path;
@@ -71,9 +72,15 @@ pub fn decode(bytes: &[u8], name: &Path) -> Result<Rgb> {
         }
         Format::Other(format) => format,
     };
-    if matches!(format, Other::WebP) {
-        check_webp_length(bytes).map_err(refuse)?;
-    }
+    let unblended;
+    let bytes = match format {
+        Other::WebP => {
+            check_webp_length(bytes).map_err(refuse)?;
+            unblended = without_blending(bytes);
+            &unblended
+        }
+        Other::Png | Other::Gif => bytes,
+    };
     let damaged = |e| refuse(damaged(format, e));
     let (decoder, notes) = with_notes(format, bytes, Cursor::new(bytes)).map_err(refuse)?;
     let (width, height) = decoder.dimensions();
@@ -202,6 +209,23 @@ fn check_webp_length(bytes: &[u8]) -> Result<(), String> {
         return Err(format!("the WebP file is truncated: it has {} bytes of {declared}", bytes.len()));
     }
     Ok(())
+}
+
+/// Without the flag that has the first frame of an animation blended with the empty canvas: libwebp takes no notice of it
+/// there, and the decoder's blending rounds.
+fn without_blending(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let mut at = 12;
+    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<24>()) {
+        let [a, n, m, f, s0, s1, s2, s3, ..] = *chunk;
+        if [a, n, m, f] == *b"ANMF" {
+            let mut bytes = bytes.to_vec();
+            bytes[at + 23] |= 2;
+            return bytes.into();
+        }
+        let size = u32::from_le_bytes([s0, s1, s2, s3]) as usize;
+        at += 8 + size + (size & 1);
+    }
+    bytes.into()
 }
 
 /// The format that the content is of.

@@ -105,6 +105,12 @@ def others():
     rgba.save("lossless_alpha.webp", lossless=True, exact=True)
     frames = [im.quantize(16).crop((0, 0, 20, 15)), im.quantize(16).crop((5, 5, 25, 20))]
     frames[0].save("animation.webp", save_all=True, append_images=frames[1:], lossless=True)
+    blended = io.BytesIO()
+    rgba.save(blended, "WEBP", save_all=True, append_images=[rgba.rotate(180)], lossless=True)
+    data = bytearray(blended.getvalue())
+    data[data.index(b"ANMF") + 23] &= ~2
+    with open("animation_blended.webp", "wb") as f:
+        f.write(data)
     frames[0].save("animation.gif", save_all=True, append_images=frames[1:])
     frames[0].save("transparent.gif", transparency=3)
 
