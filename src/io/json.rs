@@ -73,6 +73,16 @@ impl Fields {
         Ok(Fields { path: self.path.clone(), prefix: format!("{}{key}.", self.prefix), left })
     }
 
+    /// With what `other` has and this one lacks; errors name it as if it stood here.
+    pub fn or(mut self, other: Fields) -> Fields {
+        for (key, value) in other.left {
+            if self.left.get(&key).is_none_or(Value::is_null) {
+                self.left.insert(key, value);
+            }
+        }
+        self
+    }
+
     pub fn take(&mut self, key: &str) -> Option<Value> {
         // shift_remove: the order of what is left is the order of the file, which error messages follow.
         self.left.shift_remove(key).filter(|value| !value.is_null())
@@ -185,6 +195,9 @@ mod tests {
         let error = inner.usize("k").unwrap_err().to_string();
         assert!(error.ends_with("c.json: in.k: wanted a whole number that is not negative, got -1"), "{error}");
         assert_eq!(all.left().count(), 0);
+        let both = fields(r#"{"a": 1, "b": null}"#).unwrap().or(fields(r#"{"a": 2, "b": 3, "c": 4}"#).unwrap());
+        let left: Vec<String> = both.left().map(|(key, value)| format!("{key}{value}")).collect();
+        assert_eq!(left, ["a1", "b3", "c4"]);
     }
 
     #[test]

@@ -20,8 +20,6 @@ pub struct Config {
     pub vision_end_token_id: u32,
     /// The head uses the embedding's weight; the checkpoint then needs no `lm_head.weight`.
     pub tie_word_embeddings: bool,
-    /// Where generation stops unless generation_config.json says otherwise; may be empty.
-    pub eos_token_ids: Vec<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -125,17 +123,12 @@ impl Config {
             );
             return Err(top.error("tie_word_embeddings", reason));
         }
-        let eos = match top.one_or_more_u32("eos_token_id")? {
-            Some(ids) => Some(ids),
-            None => text.one_or_more_u32("eos_token_id")?,
-        };
         let config = Config {
             image_token_id: top.u32("image_token_id")?.unwrap_or(151_655),
             video_token_id: top.u32("video_token_id")?.unwrap_or(151_656),
             vision_start_token_id: top.u32("vision_start_token_id")?.unwrap_or(151_652),
             vision_end_token_id: top.u32("vision_end_token_id")?.unwrap_or(151_653),
             tie_word_embeddings: tied.or(text_tied).unwrap_or(false),
-            eos_token_ids: eos.unwrap_or_default(),
             text: read_text(&mut text)?,
             vision: read_vision(&mut vision)?,
         };
