@@ -124,7 +124,12 @@ impl Fields {
 
     /// One id or a list of them, as `eos_token_id` is written.
     pub fn one_or_more_u32(&mut self, key: &str) -> Result<Option<Vec<u32>>> {
-        self.typed(key, "a token id or a list of them", |v| as_u32(v).map(|id| vec![id]).or_else(|| list(v, as_u32)))
+        self.typed(key, "a token id or a list of them", |v| one_or_more(v, as_u32))
+    }
+
+    /// What `found` is of a key that has to be there.
+    pub fn needed<T>(&self, key: &str, found: Option<T>) -> Result<T> {
+        found.ok_or_else(|| self.error(key, "is missing"))
     }
 
     /// Takes `key` as `read` understands it; None from `read` means that the value is not `wanted`.
@@ -158,6 +163,11 @@ fn as_u32(value: &Value) -> Option<u32> {
 
 fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     value.as_array()?.iter().map(read).collect()
+}
+
+/// One value that `read` understands, or a list of them.
+pub fn one_or_more<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    read(value).map(|one| vec![one]).or_else(|| list(value, read))
 }
 
 /// The value as it stands in the file, cut to what fits in a sentence.

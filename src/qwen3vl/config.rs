@@ -7,6 +7,8 @@
 use super::config_keys::{at_most, nothing_else, positive, same, size};
 use crate::base::{Error, Result};
 use crate::io::json::Fields;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Sizes are elements, ids are rows of the embedding. Every product of sizes that makes a tensor fits in 50 bits.
@@ -209,8 +211,11 @@ fn rope(text: &mut Fields) -> Result<Rope> {
     let mut rope = text.section("rope_parameters")?;
     let mut scaling = text.section("rope_scaling")?;
     let (old, new) = (scaling.left().next().is_some(), rope.left().next().is_some());
-    if old && new {
-        return Err(text.error("rope_parameters", "rope_scaling is there too, and only one can be meant; remove one"));
+    let all = |fields: &Fields| -> BTreeMap<String, Value> {
+        fields.left().map(|(key, value)| (key.into(), value.clone())).collect()
+    };
+    if old && new && all(&scaling) != all(&rope) {
+        return Err(text.error("rope_parameters", "rope_scaling is there too, and says something else; remove one"));
     }
     let table = if old { &mut scaling } else { &mut rope };
     let theta = table.f64("rope_theta")?;

@@ -66,6 +66,10 @@ fn the_spellings_of_4_57_and_5_mean_the_same() {
     set(&mut new, "/vision_config/rope_parameters", json!({"rope_theta": 10000.0, "rope_type": "axial"}));
     set(&mut new, "/vision_config/model_type", "qwen3_vl_vision".into());
     assert_eq!(read(&new).unwrap(), read(&small_config()).unwrap());
+    // the one that is there twice
+    let equal = new["text_config"]["rope_parameters"].clone();
+    set(&mut new, "/text_config/rope_scaling", equal);
+    assert_eq!(read(&new).unwrap(), read(&small_config()).unwrap());
 }
 
 #[test]
@@ -107,7 +111,11 @@ fn the_tie_may_stand_in_either_place_and_not_differ() {
 fn the_rotary_base_is_never_guessed() {
     refused("/text_config/rope_theta", Value::Null, "text_config.rope_theta: it is missing");
     refused("/text_config/rope_theta", 0.into(), "wanted a number above 0");
-    refused("/text_config/rope_parameters", json!({"rope_theta": 5e6}), "only one can be meant");
+    refused(
+        "/text_config/rope_parameters",
+        json!({"rope_theta": 5e6}),
+        "rope_scaling is there too, and says something else",
+    );
     refused("/text_config/rope_scaling/rope_theta", 1e4.into(), "make them equal");
     refused("/text_config/rope_scaling/rope_type", "yarn".into(), "text_config.rope_scaling.rope_type: it is \"yarn\"");
     refused("/text_config/rope_scaling/type", "mrope".into(), "rope_scaling.type");
