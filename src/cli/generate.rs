@@ -49,7 +49,7 @@ pub struct Generate {
     json: bool,
 }
 
-/// How tokens are chosen; what is absent comes from the checkpoint's generation_config.json.
+/// How tokens are chosen; what is absent and has no default comes from the checkpoint's generation_config.json.
 #[derive(Debug, clap::Args)]
 pub struct SamplingFlags {
     /// Stop after this many tokens [default: 512]
@@ -67,7 +67,7 @@ pub struct SamplingFlags {
     /// Above 1: repeat less of prompt and answer
     #[arg(long, value_name = "X")]
     repetition_penalty: Option<f32>,
-    /// Above 0: repeat less of the answer
+    /// Above 0: repeat less of the answer [default: 0]
     #[arg(long, value_name = "X")]
     presence_penalty: Option<f32>,
     /// The same seed gives the same answer [default: 0]
@@ -115,7 +115,7 @@ impl SamplingFlags {
         };
         let top_p = self.top_p.unwrap_or(defaults.top_p as f32);
         let repetition = self.repetition_penalty.unwrap_or(defaults.repetition_penalty as f32);
-        let presence = self.presence_penalty.unwrap_or(defaults.presence_penalty as f32);
+        let presence = self.presence_penalty.unwrap_or(0.0);
         let choice = Choice {
             temperature: (temperature > 0.0).then_some(temperature),
             top_k: self.top_k.unwrap_or(defaults.top_k),
@@ -128,6 +128,9 @@ impl SamplingFlags {
             )?,
             presence_penalty: within("presence-penalty", presence, presence.is_finite(), "a number")?,
         };
+        if let Some(said) = defaults.greedy_only.as_ref().filter(|_| choice.temperature.is_some()) {
+            return Err(Error::Unsupported(format!("{said}, or give --temperature 0")));
+        }
         let stop = defaults.eos_token_ids.clone();
         let (seed, max_new_tokens) = (self.seed.unwrap_or(0), self.max_new_tokens());
         Ok(Settings { choice, seed, max_new_tokens, stop, n_valid })

@@ -68,6 +68,6 @@ pub fn open(dir: &Path, adapter: Option<&Path>, pixels: &PixelFlags, compute: &C
     let model = Model::load(&checkpoint, adapter.as_ref())?;
     let spec = read_patch_spec(dir)?.limited(pixels.min_pixels, pixels.max_pixels)?;
     let preparer = Preparer::open(dir, &checkpoint.config, spec)?;
-    let generation = GenerationConfig::read(dir, &checkpoint.config)?;
+    let generation = GenerationConfig::read(dir)?;
     Ok(Opened { engine: Engine::new(model, device, precision), preparer, generation })
 }

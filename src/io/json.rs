@@ -73,6 +73,16 @@ impl Fields {
         Ok(Fields { path: self.path.clone(), prefix: format!("{}{key}.", self.prefix), left })
     }
 
+    /// With what `other` has and this one lacks; errors name it as if it stood here.
+    pub fn or(mut self, other: Fields) -> Fields {
+        for (key, value) in other.left {
+            if self.left.get(&key).is_none_or(Value::is_null) {
+                self.left.insert(key, value);
+            }
+        }
+        self
+    }
+
     pub fn take(&mut self, key: &str) -> Option<Value> {
         // shift_remove: the order of what is left is the order of the file, which error messages follow.
         self.left.shift_remove(key).filter(|value| !value.is_null())
@@ -114,7 +124,12 @@ impl Fields {
 
     /// One id or a list of them, as `eos_token_id` is written.
     pub fn one_or_more_u32(&mut self, key: &str) -> Result<Option<Vec<u32>>> {
-        self.typed(key, "a token id or a list of them", |v| as_u32(v).map(|id| vec![id]).or_else(|| list(v, as_u32)))
+        self.typed(key, "a token id or a list of them", |v| one_or_more(v, as_u32))
+    }
+
+    /// What `found` is of a key that has to be there.
+    pub fn needed<T>(&self, key: &str, found: Option<T>) -> Result<T> {
+        found.ok_or_else(|| self.error(key, "is missing"))
     }
 
     /// Takes `key` as `read` understands it; None from `read` means that the value is not `wanted`.
@@ -148,6 +163,11 @@ fn as_u32(value: &Value) -> Option<u32> {
 
 fn list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     value.as_array()?.iter().map(read).collect()
+}
+
+/// One value that `read` understands, or a list of them.
+pub fn one_or_more<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
+    read(value).map(|one| vec![one]).or_else(|| list(value, read))
 }
 
 /// The value as it stands in the file, cut to what fits in a sentence.
@@ -185,6 +205,9 @@ mod tests {
         let error = inner.usize("k").unwrap_err().to_string();
         assert!(error.ends_with("c.json: in.k: wanted a whole number that is not negative, got -1"), "{error}");
         assert_eq!(all.left().count(), 0);
+        let both = fields(r#"{"a": 1, "b": null}"#).unwrap().or(fields(r#"{"a": 2, "b": 3, "c": 4}"#).unwrap());
+        let left: Vec<String> = both.left().map(|(key, value)| format!("{key}{value}")).collect();
+        assert_eq!(left, ["a1", "b3", "c4"]);
     }
 
     #[test]

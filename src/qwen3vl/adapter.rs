@@ -10,7 +10,7 @@ use super::targets::{Layers, Pattern, Selection, Targets, paths_of};
 use crate::base::error::first_of;
 use crate::base::{Error, Result, dtype};
 use crate::io::folder_kind::{self, Wanted};
-use crate::io::json::{Fields, brief};
+use crate::io::json::{Fields, brief, one_or_more};
 use crate::io::safetensors::SafetensorsFile;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -165,12 +165,10 @@ fn selection(fields: &mut Fields) -> Result<Selection> {
     };
     let exclude = targets_or_none(fields, "exclude_modules")?;
     let indexes = fields.typed("layers_to_transform", "a layer or a list of layers", |value| {
-        let one = |n: &Value| n.as_u64().and_then(|n| usize::try_from(n).ok());
-        one(value).map(|n| vec![n]).or_else(|| value.as_array()?.iter().map(one).collect())
+        one_or_more(value, |n| n.as_u64().and_then(|n| usize::try_from(n).ok()))
     })?;
     let names = fields.typed("layers_pattern", "a name or a list of names", |value| {
-        let one = |name: &Value| name.as_str().map(String::from);
-        one(value).map(|name| vec![name]).or_else(|| value.as_array()?.iter().map(one).collect())
+        one_or_more(value, |name| name.as_str().map(String::from))
     })?;
     let names: Vec<String> = names.unwrap_or_default().into_iter().filter(|name| !name.is_empty()).collect();
     let layers = match indexes {

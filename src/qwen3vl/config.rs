@@ -8,6 +8,8 @@ use super::config_keys::{at_most, nothing_else, positive, same, size};
 use crate::base::{Error, Result};
 use crate::io::folder_kind::{self, Wanted};
 use crate::io::json::Fields;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Sizes are elements, ids are rows of the embedding. Every product of sizes that makes a tensor fits in 50 bits.
@@ -21,8 +23,6 @@ pub struct Config {
     pub vision_end_token_id: u32,
     /// The head uses the embedding's weight; the checkpoint then needs no `lm_head.weight`.
     pub tie_word_embeddings: bool,
-    /// Where generation stops unless generation_config.json says otherwise; may be empty.
-    pub eos_token_ids: Vec<u32>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -123,17 +123,12 @@ impl Config {
             );
             return Err(top.error("tie_word_embeddings", reason));
         }
-        let eos = match top.one_or_more_u32("eos_token_id")? {
-            Some(ids) => Some(ids),
-            None => text.one_or_more_u32("eos_token_id")?,
-        };
         let config = Config {
             image_token_id: top.u32("image_token_id")?.unwrap_or(151_655),
             video_token_id: top.u32("video_token_id")?.unwrap_or(151_656),
             vision_start_token_id: top.u32("vision_start_token_id")?.unwrap_or(151_652),
             vision_end_token_id: top.u32("vision_end_token_id")?.unwrap_or(151_653),
             tie_word_embeddings: tied.or(text_tied).unwrap_or(false),
-            eos_token_ids: eos.unwrap_or_default(),
             text: read_text(&mut text)?,
             vision: read_vision(&mut vision)?,
         };
@@ -214,8 +209,11 @@ fn rope(text: &mut Fields) -> Result<Rope> {
     let mut rope = text.section("rope_parameters")?;
     let mut scaling = text.section("rope_scaling")?;
     let (old, new) = (scaling.left().next().is_some(), rope.left().next().is_some());
-    if old && new {
-        return Err(text.error("rope_parameters", "rope_scaling is there too, and only one can be meant; remove one"));
+    let all = |fields: &Fields| -> BTreeMap<String, Value> {
+        fields.left().map(|(key, value)| (key.into(), value.clone())).collect()
+    };
+    if old && new && all(&scaling) != all(&rope) {
+        return Err(text.error("rope_parameters", "rope_scaling is there too, and says something else; remove one"));
     }
     let table = if old { &mut scaling } else { &mut rope };
     let theta = table.f64("rope_theta")?;

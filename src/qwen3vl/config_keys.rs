@@ -46,7 +46,8 @@ fn must_be(key: &str) -> Option<Value> {
 }
 
 /// Keys that say nothing about what this program computes: names, notes, training, ids of tokens that the tokenizer
-/// knows better, and the generation options that older versions wrote here.
+/// knows better, and options of generation, which [`super::generation_config`] reads here where they have no file of
+/// their own.
 const HARMLESS: &[&str] = &[
     "architectures",
     "auto_map",

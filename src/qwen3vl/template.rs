@@ -4,6 +4,7 @@
 //! conversation up to that turn, never by looking for markers, which a user can type.
 
 use super::jinja::{self, STEP_BYTES, STEPS};
+use super::tokenizer::content;
 use crate::base::error::first_of;
 use crate::base::width::in_line;
 use crate::base::{Error, Result, counted, input};
@@ -77,30 +78,44 @@ impl Place {
 }
 
 const NAME: &str = "chat_template";
+/// The one of a folder of named templates that is taken where `chat_template.jinja` is absent.
+pub const ADDITIONAL_DEFAULT: &str = "additional_chat_templates/default.jinja";
 
 impl ChatTemplate {
-    /// Reads `chat_template.jinja`, else `chat_template.json`, else `chat_template` in `tokenizer_config.json` (text,
-    /// or a list of named templates with one called `default`).
+    /// Reads the template that transformers 5.17's processor takes (processing_utils.py): `chat_template` in
+    /// `processor_config.json`, else that in `chat_template.json`, else `chat_template.jinja`, else `default.jinja` in
+    /// `additional_chat_templates`; where there is none of these, and that processor gives up, `chat_template` in
+    /// `tokenizer_config.json`. In JSON it is text, or a list or map of named templates with one called `default`.
     pub fn from_folder(folder: &Path) -> Result<Self> {
-        let config_path = folder.join("tokenizer_config.json");
-        let config = json::read_object_if_there(&config_path)?.unwrap_or_default();
+        let [processor, legacy, tokenizer] =
+            ["processor_config.json", "chat_template.json", "tokenizer_config.json"].map(|name| folder.join(name));
+        let config = json::read_object_if_there(&tokenizer)?.unwrap_or_default();
         let special_tokens = Value::from(Serde(special_tokens(&config)));
-        let jinja = folder.join("chat_template.jinja");
-        if let Some(source) = input::if_there(input::read_text(&jinja))? {
-            return Self::new(Place { path: jinja, in_json: false }, &source, special_tokens);
-        }
-        let json_path = folder.join("chat_template.json");
-        for (path, object) in [(&json_path, json::read_object_if_there(&json_path)?), (&config_path, Some(config))] {
-            if let Some(found) = object.as_ref().and_then(|object| object.get(NAME)) {
-                let source = default_template(found).map_err(|reason| Error::file(path, reason))?;
-                return Self::new(Place { path: path.clone(), in_json: true }, source, special_tokens);
+        let in_json = |path: &Path, object: Option<&Map<String, Json>>| {
+            let Some(found) = object.and_then(|object| object.get(NAME)).filter(|found| !found.is_null()) else {
+                return Ok(None);
+            };
+            let source = default_template(found).map_err(|reason| Error::file(path, reason))?;
+            Self::new(Place { path: path.into(), in_json: true }, source, special_tokens.clone()).map(Some)
+        };
+        for path in [&processor, &legacy] {
+            if let Some(template) = in_json(path, json::read_object_if_there(path)?.as_ref())? {
+                return Ok(template);
             }
         }
-        Err(Error::file(
-            folder,
-            "has no chat template: neither chat_template.jinja nor chat_template.json, and no chat_template in \
-             tokenizer_config.json; copy the file from the original checkpoint",
-        ))
+        for name in ["chat_template.jinja", ADDITIONAL_DEFAULT] {
+            let path = folder.join(name);
+            if let Some(source) = input::if_there(input::read_text(&path))? {
+                return Self::new(Place { path, in_json: false }, &source, special_tokens);
+            }
+        }
+        in_json(&tokenizer, Some(&config))?.ok_or_else(|| {
+            Error::file(
+                folder,
+                "has no chat template: neither chat_template.jinja nor chat_template.json, and no chat_template in \
+                 processor_config.json or tokenizer_config.json; copy the file from the original checkpoint",
+            )
+        })
     }
 
     fn new(place: Place, source: &str, special_tokens: Value) -> Result<Self> {
@@ -240,8 +255,7 @@ fn default_template(found: &Json) -> std::result::Result<&str, String> {
 fn special_tokens(config: &Map<String, Json>) -> Map<String, Json> {
     let names = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
     let token = |name: &&str| {
-        let value = config.get(*name)?;
-        let text = value.as_str().or_else(|| value.get("content")?.as_str())?;
+        let text = content(config.get(*name)?)?;
         Some((name.to_string(), Json::from(text)))
     };
     names.iter().filter_map(token).collect()

@@ -8,6 +8,7 @@ use crate::base::{Error, Result, input};
 use crate::data::dataset::Sample;
 use crate::data::messages::ImageSource;
 use crate::qwen3vl::checkpoint;
+use crate::qwen3vl::template::ADDITIONAL_DEFAULT;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -22,7 +23,8 @@ const BLOCK_BYTES: usize = 1 << 12;
 
 /// What of a checkpoint folder makes tokens of text and patches of photos, and says how answers are drawn. No more is read
 /// of it than these, its config and its weights.
-const PROCESSING: [&str; 7] = [
+const PROCESSING: [&str; 8] = [
+    ADDITIONAL_DEFAULT,
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",

@@ -238,6 +238,20 @@ fn checkpoints_that_are_no_good() {
     }
 }
 
+/// A way of drawing that this program lacks is no matter where the likeliest token is taken.
+#[test]
+fn draws_that_are_not_supported() {
+    let model = copy("single");
+    let path = model.path().join("generation_config.json");
+    write_json(&path, &json!({"eos_token_id": 423, "do_sample": true, "min_p": 0.1}));
+    let wanted = "generation_config.json: min_p: it is 0.1, a way of choosing tokens that is not supported; remove the key, or \
+                  give --temperature 0";
+    fails("generate --model {} --prompt hi", &[model.path()], &[wanted]);
+    write_json(&path, &json!({"eos_token_id": 423, "min_p": 0.1}));
+    fails("generate --model {} --prompt hi --temperature 0.5", &[model.path()], &[wanted]);
+    json_of("generate --model {} --prompt hi --max-new-tokens 1 --json", &[model.path()]);
+}
+
 #[test]
 fn adapters_of_another_model() {
     let (model, dir) = (single(), tempfile::tempdir().unwrap());

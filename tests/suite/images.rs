@@ -248,7 +248,7 @@ fn constants_are_read_from_either_file() {
         ("image_processor_type", json!("Qwen2VLImageProcessor")),
         ("crop_size", Value::Null),
         ("something_unset", Value::Null),
-        ("min_pixels", json!(1024)),
+        ("min_pixels", json!(1024.0)),
         ("max_pixels", json!(4096)),
         ("image_std", json!([0.25, 0.5, 1])),
     ] {
@@ -296,6 +296,8 @@ fn constants_that_change_the_maths_are_refused() {
         ("size", json!({"shortest_edge": 65_536, "longest_edge": 65_535})),
         ("size", json!({"shortest_edge": 0, "longest_edge": 65_535})),
         ("max_pixels", json!("many")),
+        ("max_pixels", json!(70000.5)),
+        ("max_pixels", json!(1e300)),
     ] {
         let mut config = published();
         config[key] = value.clone();
@@ -313,7 +315,7 @@ fn a_folder_without_constants_is_refused() {
     let said = read_patch_spec(folder.path()).unwrap_err().to_string();
     assert!(said.contains("neither preprocessor_config.json nor processor_config.json"), "{said}");
     for (text, word) in
-        [("{\"image_processor\": ", "not valid JSON"), ("{}", "image_processor object"), ("[]", "wanted an")]
+        [("{\"image_processor\": ", "not valid JSON"), ("{}", "image_processor object"), ("[]", "wanted a JSON")]
     {
         std::fs::write(folder.path().join("processor_config.json"), text).unwrap();
         let said = read_patch_spec(folder.path()).unwrap_err().to_string();
@@ -321,7 +323,10 @@ fn a_folder_without_constants_is_refused() {
     }
     std::fs::write(folder.path().join("preprocessor_config.json"), "[1]").unwrap();
     let said = read_patch_spec(folder.path()).unwrap_err().to_string();
-    assert!(said.contains("wanted an object"), "{said}");
+    assert!(said.ends_with("processor_config.json: wanted a JSON object, got []"), "{said}");
+    std::fs::remove_file(folder.path().join("processor_config.json")).unwrap();
+    let said = read_patch_spec(folder.path()).unwrap_err().to_string();
+    assert!(said.ends_with("preprocessor_config.json: wanted a JSON object, got [1]"), "{said}");
     std::fs::remove_file(folder.path().join("preprocessor_config.json")).unwrap();
     std::fs::create_dir(folder.path().join("preprocessor_config.json")).unwrap();
     assert!(read_patch_spec(folder.path()).unwrap_err().to_string().contains("cannot open"));

@@ -257,10 +257,23 @@ fn the_template_is_looked_for_where_checkpoints_have_it() {
         put("tokenizer_config.json", json!({"chat_template": template, "eos_token": {"content": "E"}}))
     };
     config(json!("config"));
-    assert_eq!(printed().unwrap(), "jinja");
-    std::fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+    let additional = folder.path().join("additional_chat_templates");
+    std::fs::create_dir(&additional).unwrap();
+    for name in ["default", "tools"] {
+        std::fs::write(additional.join(name).with_extension("jinja"), name).unwrap();
+    }
+    put("processor_config.json", json!({"chat_template": "processor {{ eos_token }}"}));
+    // the order of transformers 5.17's processor, and the tokenizer's own last
+    assert_eq!(printed().unwrap(), "processor E");
+    put("processor_config.json", json!({"chat_template": {"tools": "no", "default": "named"}}));
+    assert_eq!(printed().unwrap(), "named");
+    put("processor_config.json", json!({"chat_template": null, "image_processor": {}}));
     assert_eq!(printed().unwrap(), "json E");
     std::fs::remove_file(folder.path().join("chat_template.json")).unwrap();
+    assert_eq!(printed().unwrap(), "jinja");
+    std::fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
+    assert_eq!(printed().unwrap(), "default");
+    std::fs::remove_file(additional.join("default.jinja")).unwrap();
     assert_eq!(printed().unwrap(), "config");
     config(json!([{"name": "rag", "template": "no"}, {"name": "default", "template": "listed"}]));
     assert_eq!(printed().unwrap(), "listed");

@@ -1,7 +1,7 @@
 //! Tokenizers as they lie in a folder: ids, decoding, those that cannot be used and those that belong to another model.
 
 use crate::prompt::{folder_with, golden, read_json};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use std::path::Path;
 use vlm::qwen3vl::config::Config;
 use vlm::qwen3vl::prepare::Preparer;
@@ -35,6 +35,70 @@ fn a_tokenizer_that_cannot_be_used_is_an_error() {
     fails(&tokenizer.to_string(), "holds no tokens");
     std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     assert!(PromptBuilder::from_folder(folder.path()).err().unwrap().to_string().contains("cannot read"));
+}
+
+/// Each of these gives other ids in transformers 5.17 than tokenizer.json and its library alone.
+#[test]
+fn settings_of_which_transformers_makes_other_ids_are_refused() {
+    let whole = read_json(&golden().join("tokenizer.json"));
+    let folder = folder_with("");
+    let refused = |name: &str, content: &Value, wanted: &str| {
+        std::fs::write(folder.path().join(name), content.to_string()).unwrap();
+        let error = Tokenizer::from_folder(folder.path()).err().unwrap().to_string();
+        assert!(error.contains(&format!("/{name}: {wanted}")), "{error}");
+    };
+    let template = json!({"type": "TemplateProcessing", "single": [
+        {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [421], "tokens": ["<|endoftext|>"]}}});
+    for (pointer, value, wanted) in [
+        ("/normalizer", json!(null), "normalizer: it is null"),
+        ("/normalizer", json!({"type": "NFKC"}), "normalizer: it is {\"type\":\"NFKC\"}"),
+        ("/pre_tokenizer/pretokenizers/0/pattern/Regex", json!("a"), "pre_tokenizer: it is {\"type\":\"Sequence\""),
+        ("/pre_tokenizer/pretokenizers/1/add_prefix_space", json!(true), "pre_tokenizer: it is"),
+        ("/post_processor", template, "post_processor: it adds <|endoftext|> to every text"),
+    ] {
+        let mut other = whole.clone();
+        *other.pointer_mut(pointer).unwrap() = value;
+        refused("tokenizer.json", &other, wanted);
+    }
+    std::fs::write(folder.path().join("tokenizer.json"), whole.to_string()).unwrap();
+    let mut decoder = Map::new();
+    for token in whole["added_tokens"].as_array().unwrap() {
+        decoder.insert(token["id"].to_string(), json!({"content": token["content"], "special": true}));
+    }
+    let mut more = decoder.clone();
+    more.insert("435".into(), json!({"content": "<tool>"}));
+    let mut fewer = decoder.clone();
+    fewer.shift_remove("434");
+    for (config, wanted) in [
+        (json!({"split_special_tokens": true}), "split_special_tokens: it is true"),
+        (json!({"add_prefix_space": true}), "add_prefix_space: it is true"),
+        (
+            json!({"additional_special_tokens": ["<|im_end|>", "<tool>"]}),
+            "additional_special_tokens: tokenizer.json does",
+        ),
+        (
+            json!({"extra_special_tokens": {"tool": {"content": "<tool>"}}}),
+            "extra_special_tokens: tokenizer.json does not list <tool>",
+        ),
+        (json!({"extra_special_tokens": ["dent"]}), "extra_special_tokens: tokenizer.json does not list dent as"),
+        (json!({"eos_token": "<end>"}), "eos_token: tokenizer.json does not list <end>"),
+        (
+            json!({"added_tokens_decoder": more}),
+            "added_tokens_decoder: it has the token <tool> with the id 435, and tokenizer.json has not",
+        ),
+        (
+            json!({"added_tokens_decoder": fewer}),
+            "added_tokens_decoder: tokenizer.json has the token <|video_pad|> with the id 434, and it",
+        ),
+    ] {
+        refused("tokenizer_config.json", &config, wanted);
+    }
+    let fine = json!({"added_tokens_decoder": decoder, "additional_special_tokens": ["<|im_end|>"], "bos_token": null,
+        "split_special_tokens": false, "add_prefix_space": null, "add_bos_token": true});
+    std::fs::write(folder.path().join("tokenizer_config.json"), fine.to_string()).unwrap();
+    Tokenizer::from_folder(folder.path()).unwrap();
 }
 
 #[test]

@@ -121,15 +121,17 @@ fn tokenizer_templates_and_configurations_count() {
     let mut seen = vec![of_processing(dir.path()).unwrap()];
     let names = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json"];
     let more = ["processor_config.json", "preprocessor_config.json", "generation_config.json"];
+    let more = more.into_iter().chain(["additional_chat_templates/default.jinja"]);
+    fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
     for name in names.into_iter().chain(more) {
         for text in ["", "a", "b"] {
             write(name, text);
             seen.push(of_processing(dir.path()).unwrap());
         }
     }
-    assert_eq!(seen.iter().collect::<HashSet<_>>().len(), 22);
+    assert_eq!(seen.iter().collect::<HashSet<_>>().len(), 25);
     write("README.md", "not of it");
-    assert_eq!(of_processing(dir.path()).unwrap(), seen[21]);
+    assert_eq!(of_processing(dir.path()).unwrap(), seen[24]);
 
     let error = of_adapter(dir.path()).unwrap_err().to_string();
     assert!(error.contains("adapter_config.json"), "{error}");

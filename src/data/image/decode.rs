@@ -1,15 +1,17 @@
 //! Bytes of an image file to upright RGB on white.
 //!
-//! The format is found from the content. Sizes are checked in the header before anything is decoded. EXIF orientation
-//! is applied; transparent pixels lie on white, rounded as Pillow's `paste` rounds; of 16 bits a channel the upper 8
+//! The format is found from the content. Sizes are checked in the header before anything is decoded. The orientation
+//! is applied that EXIF or XMP says; transparent pixels lie on white, rounded as Pillow's `paste` rounds; of 16 bits a channel the upper 8
 //! are kept, as Pillow does for colour. Colour profiles and gamma are ignored, as the reference does. Of an animation
 //! the first frame is taken.
 
+use super::orientation::Notes;
 use super::{Rgb, jpeg};
 use crate::base::{Error, Result, input};
 use image::codecs::{gif::GifDecoder, png::PngDecoder, webp::WebPDecoder};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageResult};
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Cursor, Read, Seek};
 use std::path::Path;
@@ -79,22 +81,27 @@ pub fn decode_with_kind(bytes: &[u8], name: &Path) -> Result<(Rgb, Kind)> {
             let header = jpeg::header(bytes).map_err(refuse)?;
             check_size(header.width as u64, header.height as u64).map_err(refuse)?;
             let picture = jpeg::decode(bytes).map_err(refuse)?;
-            let picture = upright(picture, header.orientation())
+            let picture = upright(picture, header.notes.orientation())
                 .ok_or_else(|| refuse("the picture's rows do not fit its size".into()))?;
             return Ok((picture, Kind { format: "JPEG", transparent: false }));
         }
         Format::Other(format) => format,
     };
-    if matches!(format, Other::WebP) {
-        check_webp_length(bytes).map_err(refuse)?;
-    }
+    let unblended;
+    let bytes = match format {
+        Other::WebP => {
+            check_webp_length(bytes).map_err(refuse)?;
+            unblended = without_blending(bytes);
+            &unblended
+        }
+        Other::Png | Other::Gif => bytes,
+    };
     let damaged = |e| refuse(damaged(format, e));
-    let mut decoder = decoder(format, bytes, Cursor::new(bytes)).map_err(refuse)?;
+    let (decoder, notes) = with_notes(format, bytes, Cursor::new(bytes)).map_err(refuse)?;
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into()).map_err(refuse)?;
-    let orientation = decoder.orientation().map_err(damaged)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    picture.apply_orientation(orientation);
+    picture.apply_orientation(notes.orientation());
     let name = match format {
         Other::Png => "PNG",
         Other::WebP => "WebP",
@@ -138,10 +145,9 @@ pub fn dimensions_of(bytes: &[u8], name: &Path) -> Result<(usize, usize)> {
 
 /// Of a file that begins with `head`.
 fn other_size<R: BufRead + Seek>(format: Other, head: &[u8], file: R) -> Result<(usize, usize), String> {
-    let mut decoder = decoder(format, head, file)?;
+    let (decoder, notes) = with_notes(format, head, file)?;
     let (width, height) = decoder.dimensions();
-    let orientation = decoder.orientation().map_err(|e| damaged(format, e))?;
-    upright_size(width as usize, height as usize, orientation)
+    upright_size(width as usize, height as usize, notes.orientation())
 }
 
 /// Width and height after turning, of a picture that may be read.
@@ -156,11 +162,7 @@ fn upright_size(width: usize, height: usize, orientation: Orientation) -> Result
 
 impl jpeg::Header {
     fn upright_size(&self) -> Result<(usize, usize), String> {
-        upright_size(self.width, self.height, self.orientation())
-    }
-
-    fn orientation(&self) -> Orientation {
-        self.exif.as_deref().and_then(Orientation::from_exif_chunk).unwrap_or(Orientation::NoTransforms)
+        upright_size(self.width, self.height, self.notes.orientation())
     }
 }
 
@@ -203,6 +205,23 @@ fn check_webp_length(bytes: &[u8]) -> Result<(), String> {
         return Err(format!("the WebP file is truncated: it has {} bytes of {declared}", bytes.len()));
     }
     Ok(())
+}
+
+/// Without the flag that has the first frame of an animation blended with the empty canvas: libwebp takes no notice of it
+/// there, and the decoder's blending rounds.
+fn without_blending(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let mut at = 12;
+    while let Some(chunk) = bytes.get(at..).and_then(|rest| rest.first_chunk::<24>()) {
+        let [a, n, m, f, s0, s1, s2, s3, ..] = *chunk;
+        if [a, n, m, f] == *b"ANMF" {
+            let mut bytes = bytes.to_vec();
+            bytes[at + 23] |= 2;
+            return bytes.into();
+        }
+        let size = u32::from_le_bytes([s0, s1, s2, s3]) as usize;
+        at += 8 + size + (size & 1);
+    }
+    bytes.into()
 }
 
 /// The format that the content is of.
@@ -254,6 +273,27 @@ fn decoder<'a, R: BufRead + Seek + 'a>(
         })
     };
     opened().map_err(|e| damaged(format, e))
+}
+
+/// The same, with what the file says of the picture.
+fn with_notes<'a, R: BufRead + Seek + 'a>(
+    format: Other,
+    head: &[u8],
+    mut file: R,
+) -> Result<(Box<dyn ImageDecoder + 'a>, Notes), String> {
+    let unread = |e: image::ImageError| damaged(format, e);
+    let mut notes = Notes::default();
+    if matches!(format, Other::Png) {
+        notes = Notes::of_png(&mut file);
+        file.rewind().map_err(|e| unread(e.into()))?;
+    }
+    let mut decoder = decoder(format, head, file)?;
+    if let (Other::WebP, Some([b'V', b'P', b'8', b'X', _, _, _, _, flags])) = (format, head.get(12..21)) {
+        // libwebp keeps what the flags announce
+        notes.exif = if flags & 8 != 0 { decoder.exif_metadata().map_err(unread)? } else { None };
+        notes.xmp = if flags & 4 != 0 { decoder.xmp_metadata().map_err(unread)? } else { None };
+    }
+    Ok((decoder, notes))
 }
 
 fn damaged(format: Other, e: image::ImageError) -> String {

@@ -1,12 +1,13 @@
 //! Image files to the patches that the vision tower reads.
 //!
 //! Owns: which formats are read and how ([`decode`]; JPEG by a decoder of our own in `jpeg/`, so that photos give
-//! Pillow's pixels), the resize filter ([`resize`]) and the order of patches ([`patches`]). Uses `base` only. Start
+//! Pillow's pixels), which way up they lie ([`orientation`]), the resize filter ([`resize`]) and the order of patches ([`patches`]). Uses `base` only. Start
 //! at [`load`], then [`PatchSpec::patches`].
 
 mod decode;
 mod encode;
 mod jpeg;
+mod orientation;
 mod patches;
 mod resize;
 

@@ -5,7 +5,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 W, H = 37, 29
 y, x = np.mgrid[0:H, 0:W].astype(float)
@@ -105,8 +105,85 @@ def others():
     rgba.save("lossless_alpha.webp", lossless=True, exact=True)
     frames = [im.quantize(16).crop((0, 0, 20, 15)), im.quantize(16).crop((5, 5, 25, 20))]
     frames[0].save("animation.webp", save_all=True, append_images=frames[1:], lossless=True)
+    blended = io.BytesIO()
+    rgba.save(blended, "WEBP", save_all=True, append_images=[rgba.rotate(180)], lossless=True)
+    data = bytearray(blended.getvalue())
+    data[data.index(b"ANMF") + 23] &= ~2
+    with open("animation_blended.webp", "wb") as f:
+        f.write(data)
     frames[0].save("animation.gif", save_all=True, append_images=frames[1:])
     frames[0].save("transparent.gif", transparency=3)
+
+
+def tiff(kind, number, count=1, before=b""):
+    """EXIF whose tag 274 is of this type; `before` are entries that come first."""
+    entry = struct.pack("<HHI", 274, kind, count) + number + b"\0" * (4 - len(number))
+    return b"II*\0" + struct.pack("<IH", 8, len(before) // 12 + 1) + before + entry + b"\0" * 4
+
+
+def turned():
+    """The orientation, in all the places where Pillow finds it."""
+    small, short = Image.fromarray(rgb[:3, :4]), struct.pack("<H", 6)
+    exif = tiff(3, short)
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="%d"/>'
+    element = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation=""><tiff:Orientation>8</tiff:Orientation></x:xmpmeta>'
+    adobe = b"http://ns.adobe.com/xap/1.0/\0"
+
+    def jpeg(name, *segments):
+        file = io.BytesIO()
+        small.convert("L").save(file, "JPEG", quality=90)
+        app1 = b"".join(struct.pack(">HH", 0xFFE1, len(s) + 2) + s for s in segments)
+        with open(f"turned_{name}.jpg", "wb") as f:
+            f.write(file.getvalue()[:2] + app1 + file.getvalue()[2:])
+
+    for name, kind, number, count in [
+        ("long", 4, struct.pack("<I", 6), 1),
+        ("sshort", 8, struct.pack("<h", 5), 1),
+        ("slong", 9, struct.pack("<i", 7), 1),
+        ("sbyte", 6, b"\x08", 1),
+        ("float", 11, struct.pack("<f", 6), 1),
+        ("two", 3, struct.pack("<HH", 8, 3), 2),
+        ("byte", 1, b"\x06", 1),
+        ("none", 3, short, 0),
+    ]:
+        jpeg(name, b"Exif\0\0" + tiff(kind, number, count))
+    rational = tiff(5, struct.pack("<I", 26)) + struct.pack("<II", 12, 2)
+    jpeg("rational", b"Exif\0\0" + rational)
+    jpeg("big_endian", b"Exif\0\0MM\0*" + struct.pack(">IHHHII", 8, 1, 274, 3, 1, 6 << 16) + b"\0" * 4)
+    jpeg("after_empty", b"Exif\0\0", b"Exif\0\0" + exif)
+    jpeg("parts", b"Exif\0\0" + exif[:13], b"Exif\0\0" + exif[13:])
+    jpeg("xmp", adobe + xmp % 3, adobe + xmp % 6)
+    jpeg("xmp_element", adobe + element)
+    jpeg("exif_and_xmp", adobe + xmp % 6, b"Exif\0\0" + tiff(3, struct.pack("<H", 1)))
+    jpeg("no_head", adobe + xmp % 6, b"Exif\0\0no TIFF")
+    # 40 bytes at 99, and 4 in the entry; then more bytes than there are
+    jpeg("beyond", adobe + xmp % 8, b"Exif\0\0" + tiff(3, short, before=struct.pack("<HHII", 270, 2, 20, 99)))
+    jpeg("too_much", b"Exif\0\0" + tiff(3, short, before=struct.pack("<HHII", 270, 2, 9999, 8)))
+
+    def png(name, ahead=b"", behind=b"", **options):
+        file = io.BytesIO()
+        small.save(file, "PNG", **options)
+        data = file.getvalue()
+        with open(f"turned_{name}.png", "wb") as f:
+            f.write(data[:33] + ahead + data[33:-12] + behind + data[-12:])
+
+    png("behind", behind=chunk(b"eXIf", exif))
+    png("prefixed", chunk(b"eXIf", b"Exif\0\0" + exif))
+    png("last", chunk(b"eXIf", tiff(3, b"\3")), chunk(b"eXIf", exif))
+    png("text", chunk(b"tEXt", b"exif\0" + exif))
+    profile = "\nexif\n%8d\n%s\n%s\n" % (len(exif), exif[:9].hex(), exif[9:].hex())
+    for packed in (False, True):
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Raw profile type exif", profile, zip=packed)
+        png("profile_packed" if packed else "profile", pnginfo=text)
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", (xmp % (7 + packed)).decode(), zip=packed)
+        png("xmp_packed" if packed else "xmp", pnginfo=text)
+    small.save("turned_xmp.webp", lossless=True, xmp=xmp % 6)
+    small.save("turned_no_flag.webp", lossless=True, exif=exif)
+    with open("turned_no_flag.webp", "r+b") as f:
+        f.seek(20)
+        f.write(b"\0")
 
 
 def crcs():
@@ -128,4 +205,5 @@ def crcs():
 
 jpegs()
 others()
+turned()
 crcs()

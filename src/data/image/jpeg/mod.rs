@@ -18,6 +18,7 @@ mod segments;
 mod upsample;
 
 use super::Rgb;
+use super::orientation::Notes;
 use blocks::Planes;
 use segments::{Segment, Segments, Tables};
 
@@ -28,8 +29,7 @@ const MAX_SCANS: usize = 500;
 pub(super) struct Header {
     pub width: usize,
     pub height: usize,
-    /// The TIFF structure of the first EXIF segment.
-    pub exif: Option<Vec<u8>>,
+    pub notes: Notes,
 }
 
 /// Reads up to the first scan.
@@ -38,7 +38,7 @@ pub(super) fn header(bytes: &[u8]) -> Result<Header, String> {
     let mut tables = Tables::default();
     while !matches!(segments.next(&mut tables)?, Segment::Scan(_) | Segment::End) {}
     let frame = tables.frame.ok_or("the JPEG file holds no picture")?;
-    Ok(Header { width: frame.width, height: frame.height, exif: tables.exif.map(<[u8]>::to_vec) })
+    Ok(Header { width: frame.width, height: frame.height, notes: tables.notes })
 }
 
 /// Decodes the first picture in the file; the caller has checked the size in its [`header`].

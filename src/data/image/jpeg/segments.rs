@@ -4,6 +4,10 @@
 use super::bits::Huffman;
 use super::color::Color;
 use crate::base::counted;
+use crate::data::image::orientation::Notes;
+
+const EXIF: &[u8] = b"Exif\0\0";
+const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 
 /// Position in the zigzag order to position in the 8x8 block, row by row.
 pub(super) const NATURAL: [u8; 64] = [
@@ -60,7 +64,7 @@ pub(super) struct Scan {
 }
 
 #[derive(Default)]
-pub(super) struct Tables<'a> {
+pub(super) struct Tables {
     pub frame: Option<Frame>,
     /// In the order of the block, not zigzag.
     pub quant: [Option<[u16; 64]>; 4],
@@ -68,12 +72,12 @@ pub(super) struct Tables<'a> {
     pub ac: [Option<Huffman>; 4],
     /// Groups between restart markers; 0: none.
     pub restart_interval: usize,
-    pub exif: Option<&'a [u8]>,
+    pub notes: Notes,
     jfif: bool,
     adobe_transform: Option<u8>,
 }
 
-impl Tables<'_> {
+impl Tables {
     /// What the channels are, as libjpeg decides it (jdapimin.c, default_decompress_parms).
     pub fn color(&self, frame: &Frame) -> Color {
         match (frame.components.as_slice(), self.adobe_transform) {
@@ -109,7 +113,7 @@ impl<'a> Segments<'a> {
     }
 
     /// Reads the next segment into `tables`. Stray bytes before a marker are skipped, as libjpeg does.
-    pub fn next(&mut self, tables: &mut Tables<'a>) -> Result<Segment, String> {
+    pub fn next(&mut self, tables: &mut Tables) -> Result<Segment, String> {
         let marker = self.marker()?;
         match marker {
             0xD9 => return Ok(Segment::End),
@@ -139,7 +143,11 @@ impl<'a> Segments<'a> {
                 tables.restart_interval = usize::from(u16::from_be_bytes([a, b]));
             }
             0xE0 if body.starts_with(b"JFIF\0") && body.len() >= 14 => tables.jfif = true,
-            0xE1 if body.starts_with(b"Exif\0\0") && tables.exif.is_none() => tables.exif = Some(&body[6..]),
+            // Pillow joins several segments of EXIF, and of XMP takes the last
+            0xE1 if body.starts_with(EXIF) => {
+                tables.notes.exif.get_or_insert_default().extend_from_slice(&body[EXIF.len()..]);
+            }
+            0xE1 if body.starts_with(XMP) => tables.notes.xmp = Some(body[XMP.len()..].to_vec()),
             0xEE if body.starts_with(b"Adobe") && body.len() >= 12 => tables.adobe_transform = Some(body[11]),
             _ => {}
         }
