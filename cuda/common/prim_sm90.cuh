@@ -23,17 +23,6 @@ DEV void stmatrix_x4_trans(uint32_t addr, const uint32_t (&r)[4]) {
 #endif
 }
 
-// One lane of a converged warp: true in it alone.
-DEV bool elect_one() {
-#ifdef __CUDACC__
-  uint32_t elected;
-  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
-  return elected != 0;
-#else
-  return emu::elect_one();
-#endif
-}
-
 // mbarriers: 8 bytes of shared memory, aligned to 8. A phase ends when `count` arrivals and the announced bytes are in.
 DEV void mbar_init(uint32_t bar, uint32_t count) {
 #ifdef __CUDACC__

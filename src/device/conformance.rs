@@ -206,9 +206,9 @@ fn hopper_cases() -> Vec<Case> {
         let x = (0..256u16).flat_map(|i| (i * 257).to_le_bytes()).collect();
         all.push(case(&kernel["conformance_".len()..], kernel, 32, x, 512));
     }
-    all.push(case("elect_one", "conformance_elect_one", 32, vec![0; 4], 128));
     all.push(case("mbarrier_phases", "conformance_mbarrier_phases", 32, vec![0; 4], 40));
-    all.push(case("setmaxnreg", "conformance_setmaxnreg", 256, words(0..256u32), 1024));
+    let x = words((0..384u32).map(|i| i * i % 1009));
+    all.push(Case { n: 5, ..case("setmaxnreg", "conformance_setmaxnreg", 384, x, 4 * 384) });
     // fractions of different sizes, so that another order gives other bits
     let (blocks, n) = (40, 1000);
     let mut x = floats((0..blocks * n).map(|i| pattern(i) as f32 / 7.0 * [1.0, 1e3, 1e-3, 17.0][i / n % 4]));
