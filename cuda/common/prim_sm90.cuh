@@ -164,7 +164,9 @@ DEV void bulk_add(float* to, uint32_t src, uint32_t bytes) {
   emu::bulk_store(to, src, bytes, true);
 #endif
 }
-// TMA stores of this thread, in groups: _read waits until shared memory may be written again, the other for the whole.
+// TMA stores of this thread, in groups: _read waits until shared memory may be written again, the other for the whole. So the
+// PTX ISA promises it, and a later architecture may keep them apart; for sm_90 nvcc 13 makes the same wait of both (DEPBAR.LE
+// SB0, and CCTL.IVALL behind the other), so that shared memory is not free any earlier there.
 DEV void bulk_commit() {
 #ifdef __CUDACC__
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");
