@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vlm::base::rng::{Stream, philox};
 use vlm::device::conformance::{Case, MapOver, UNTOUCHED, cases, run};
-use vlm::device::launcher::{Launcher, Swizzle};
+use vlm::device::launcher::{Launcher, MapType, Swizzle};
 use vlm::device::{conformance, cuda, emulated};
 use vlm::host::dropout::{Dropout, factors};
 
@@ -386,8 +386,11 @@ fn swizzle(swizzle: Swizzle, offset: usize) -> usize {
 
 /// Visits (byte of the box in its own order, byte of the tensor or none outside).
 fn each_box_byte(case: &Case, mut visit: impl FnMut(usize, Option<usize>)) {
-    let MapOver { sizes, strides_bytes, box_sizes, .. } = case.map.as_ref().expect("a map");
-    let element = if sizes.len() == 2 { 2 } else { 4 };
+    let MapOver { dtype, sizes, strides_bytes, box_sizes, .. } = case.map.as_ref().expect("a map");
+    let element = match dtype {
+        MapType::Bf16 => 2,
+        MapType::F32 => 4,
+    };
     let depth = *box_sizes.get(2).unwrap_or(&1) as usize;
     let (width, height) = (box_sizes[0] as usize, box_sizes[1] as usize);
     for z in 0..depth {
