@@ -313,7 +313,8 @@ fn setmaxnreg(case: &Case) -> Vec<u8> {
         let before = if i > 0 { i - 1 } else { NUMBERS - 1 };
         shares[before] = shares[before].wrapping_add(shares[i]);
     }
-    let sum = |t: usize| (0..NUMBERS).fold(0u32, |sum, i| sum.wrapping_add(shares[i].wrapping_mul(x[(t + i) % x.len()])));
+    let sum =
+        |t: usize| (0..NUMBERS).fold(0u32, |sum, i| sum.wrapping_add(shares[i].wrapping_mul(x[(t + i) % x.len()])));
     (0..x.len()).flat_map(|t| if t < 128 { x[t] + 1 } else { sum(t) }.to_le_bytes()).collect()
 }
 
