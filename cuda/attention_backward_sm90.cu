@@ -183,7 +183,7 @@ DEV void send_sums(const AttentionBackwardSm90Args& args, const Work& work, cons
         bulk_store(sums, sums_place, kSumBytes<W>);
       }
       bulk_commit();
-      bulk_wait_read<0>();
+      bulk_wait_read<0>();                 // on sm_90 it takes as long as the next: see bulk_wait_read
       mbar_arrive(walk.sums_free);
       bulk_wait<0>();
       if (tile < owners - 1) arrive_counter(counter, (uint32_t)owners);

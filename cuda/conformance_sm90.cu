@@ -18,9 +18,6 @@ template <bool TRANS> DEV void store_matrices(const ConformanceArgs& a) {
 CONFORMANCE(stmatrix_x4, 32) { store_matrices<false>(a); }
 CONFORMANCE(stmatrix_x4_trans, 32) { store_matrices<true>(a); }
 
-// y[l] = 1 for the elected lane.
-CONFORMANCE(elect_one, 32) { ((uint32_t*)a.y)[threadIdx.x] = elect_one() ? 1u : 0u; }
-
 // One thread takes a barrier of count 2 through its phases; y: mbar_test of parity 0 and of parity 1 after init, after one
 // arrival, after two, after one more, after the fourth.
 CONFORMANCE(mbarrier_phases, 32) {
@@ -175,9 +172,25 @@ CONFORMANCE(wgmma_rs64_n_sw128, 128) { wgmma_from_registers<64, 1>(a); }
 CONFORMANCE(wgmma_rs80_n_sw128, 128) { wgmma_from_registers<80, 1>(a); }
 CONFORMANCE(wgmma_rs128_n_sw128, 128) { wgmma_from_registers<128, 1>(a); }
 
-// setmaxnreg down and up again in both warpgroups; y[t] = x[t] + 1, to see that they go on.
-CONFORMANCE(setmaxnreg, 256) {
-  if (threadIdx.x < 128) reg_dealloc<40>();
-  else reg_alloc<152>();
-  ((uint32_t*)a.y)[threadIdx.x] = ((const uint32_t*)a.x)[threadIdx.x] + 1u;
+// The roles of the kernels on Hopper: the first warpgroup gives registers away, and the others wait for them. y[t] = x[t] + 1
+// in the first; in the others the sum, modulo 2^32, of 208 numbers that all live at once, more than the kernel is launched
+// with: number i is x[(t + i) % 384] at first, and n times over all of them, from the first to the last, are added to by the
+// one before, the first by the last.
+CONFORMANCE(setmaxnreg, 384) {
+  constexpr int kNumbers = 208;
+  const uint32_t* x = (const uint32_t*)a.x;
+  uint32_t sum = 0;
+  if (threadIdx.x < 128) {
+    reg_dealloc<40>();
+    sum = x[threadIdx.x] + 1u;
+  } else {
+    reg_alloc<232>();
+    uint32_t v[kNumbers];
+    UNROLL for (int i = 0; i < kNumbers; i++) v[i] = x[(threadIdx.x + i) % 384u];
+    UNROLL1 for (int round = 0; round < a.n; round++) {
+      UNROLL for (int i = 0; i < kNumbers; i++) v[i] += v[i > 0 ? i - 1 : kNumbers - 1];
+    }
+    UNROLL for (int i = 0; i < kNumbers; i++) sum += v[i];
+  }
+  ((uint32_t*)a.y)[threadIdx.x] = sum;
 }

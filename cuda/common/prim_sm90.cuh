@@ -23,17 +23,6 @@ DEV void stmatrix_x4_trans(uint32_t addr, const uint32_t (&r)[4]) {
 #endif
 }
 
-// One lane of a converged warp: true in it alone.
-DEV bool elect_one() {
-#ifdef __CUDACC__
-  uint32_t elected;
-  asm volatile("{\n.reg .pred p;\nelect.sync _|p, 0xffffffff;\nselp.u32 %0, 1, 0, p;\n}" : "=r"(elected));
-  return elected != 0;
-#else
-  return emu::elect_one();
-#endif
-}
-
 // mbarriers: 8 bytes of shared memory, aligned to 8. A phase ends when `count` arrivals and the announced bytes are in.
 DEV void mbar_init(uint32_t bar, uint32_t count) {
 #ifdef __CUDACC__
@@ -175,7 +164,9 @@ DEV void bulk_add(float* to, uint32_t src, uint32_t bytes) {
   emu::bulk_store(to, src, bytes, true);
 #endif
 }
-// TMA stores of this thread, in groups: _read waits until shared memory may be written again, the other for the whole.
+// TMA stores of this thread, in groups: _read waits until shared memory may be written again, the other for the whole. So the
+// PTX ISA promises it, and a later architecture may keep them apart; for sm_90 nvcc 13 makes the same wait of both (DEPBAR.LE
+// SB0, and CCTL.IVALL behind the other), so that shared memory is not free any earlier there.
 DEV void bulk_commit() {
 #ifdef __CUDACC__
   asm volatile("cp.async.bulk.commit_group;" ::: "memory");

@@ -39,7 +39,6 @@ enum class Shuffle { Index, Up, Down, Xor };
 void syncwarp(uint32_t mask);
 uint32_t shuffle(uint32_t mask, uint32_t value, uint32_t lane_or_delta, Shuffle how, uint32_t width);
 uint32_t ballot(uint32_t mask, bool predicate);
-bool elect_one();
 void ldmatrix(uint32_t* registers, uint32_t address, int matrices, bool transposed);
 void stmatrix(uint32_t address, const uint32_t* registers, int matrices, bool transposed);
 // `m_tiles` x `n_tiles` products of 16 x 8 x 16, bf16 in and f32 out.

@@ -73,7 +73,6 @@ void run_ballot(void** arguments, uint32_t mask) {
   each_lane(mask, [&](uint32_t lane) { votes |= ((LaneValue*)arguments[lane])->value << lane; });
   each_lane(mask, [&](uint32_t lane) { ((LaneValue*)arguments[lane])->result = votes; });
 }
-void run_elect(void** arguments, uint32_t mask) { run_ballot(arguments, mask); }
 void run_setmaxnreg(void** arguments, uint32_t) {
   for (int lane = 1; lane < 32; lane++)
     if (((LaneValue*)arguments[lane])->value != ((LaneValue*)arguments[0])->value)
@@ -155,11 +154,6 @@ uint32_t ballot(uint32_t mask, bool predicate) {
   LaneValue a{predicate, 0, 0, 0};
   meet(mask, run_ballot, &a, "vote");
   return a.result;
-}
-bool elect_one() {
-  LaneValue a{1, 0, 0, 0};
-  meet(kAll, run_elect, &a, "elect.sync");
-  return current->lane == 0;
 }
 void setmaxnreg(uint32_t registers, bool increase) {
   if (registers % 8 != 0 || registers < 24 || registers > 256) fail("setmaxnreg: %u registers", registers);

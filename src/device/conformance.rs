@@ -206,9 +206,9 @@ fn hopper_cases() -> Vec<Case> {
         let x = (0..256u16).flat_map(|i| (i * 257).to_le_bytes()).collect();
         all.push(case(&kernel["conformance_".len()..], kernel, 32, x, 512));
     }
-    all.push(case("elect_one", "conformance_elect_one", 32, vec![0; 4], 128));
     all.push(case("mbarrier_phases", "conformance_mbarrier_phases", 32, vec![0; 4], 40));
-    all.push(case("setmaxnreg", "conformance_setmaxnreg", 256, words(0..256u32), 1024));
+    let x = words((0..384u32).map(|i| i * i % 1009));
+    all.push(Case { n: 5, ..case("setmaxnreg", "conformance_setmaxnreg", 384, x, 4 * 384) });
     // fractions of different sizes, so that another order gives other bits
     let (blocks, n) = (40, 1000);
     let mut x = floats((0..blocks * n).map(|i| pattern(i) as f32 / 7.0 * [1.0, 1e3, 1e-3, 17.0][i / n % 4]));
@@ -225,7 +225,7 @@ fn hopper_cases() -> Vec<Case> {
 }
 
 /// A tensor of 24 rows of 72 bf16, boxes of 8 rows as wide as the swizzle, inside, across each corner and outside; those of
-/// stores begin at no negative coordinate.
+/// stores begin at no negative coordinate. Then boxes of three dimensions.
 fn tma_cases() -> Vec<Case> {
     let mut all = Vec::new();
     let swizzles = [
@@ -301,6 +301,30 @@ fn tma_cases() -> Vec<Case> {
             x: floats((0..48).map(|i| i as f32)),
             y_bytes: 1440,
             ..place
+        });
+    }
+    // as attention loads the second half of a head 72 wide, of 3 heads in 10 rows, and a half that rows end in
+    let heads = MapOver {
+        over_output: false,
+        dtype: MapType::Bf16,
+        sizes: vec![72, 3, 10],
+        strides_bytes: vec![144, 432],
+        box_sizes: vec![64, 1, 8],
+        swizzle: Swizzle::Bytes128,
+    };
+    for [x, y, z] in [[64, 1, 3], [0, 2, 6]] {
+        all.push(Case {
+            n: 1024,
+            option: [x, y, z, 0, 0],
+            map: Some(heads.clone()),
+            shared_bytes: 1024 + 1024,
+            ..case(
+                &format!("tma_load_3d_swizzle_128_at_{x}_{y}_{z}"),
+                "conformance_tma_load_3d",
+                32,
+                pattern_bf16(72 * 3 * 10),
+                1024,
+            )
         });
     }
     all

@@ -1,6 +1,6 @@
 //! NVIDIA's GPUs through the driver: one context, one stream, the kernels' images, pinned staging for copies.
 
-use super::images::{IMAGES, Image, ImageKind};
+use super::images::{IMAGES, Image, ImageKind, is_of_conformance};
 use super::launcher::{Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape, checked_rank};
 use super::recording::{Noting, Recorded};
 use crate::base::{Error, Result, env};
@@ -28,6 +28,8 @@ struct Function {
 /// What changes while the device runs.
 struct State {
     modules: Vec<sys::CUmodule>,
+    /// Those of conformance are among them.
+    has_conformance: bool,
     functions: HashMap<&'static str, Function>,
     /// Pinned, `STAGING` bytes.
     staging: *mut u8,
@@ -117,13 +119,14 @@ impl Cuda {
         let every_launch = std::env::var_os(env::SYNC_LAUNCHES).is_some_and(|v| v != "0" && !v.is_empty());
         let state = State {
             modules: Vec::new(),
+            has_conformance: false,
             functions: HashMap::new(),
             staging: staging.cast(),
             staged: 0,
             recording: Noting::Off,
         };
         let cuda = Cuda { facts, every_launch, state: Mutex::new(state), stream, context };
-        cuda.load()?;
+        cuda.load(&mut cuda.lock(), |name| !is_of_conformance(name))?;
         Ok(Arc::new(cuda))
     }
 
@@ -132,11 +135,10 @@ impl Cuda {
         &self.stream
     }
 
-    /// Loads the images that this GPU runs.
-    fn load(&self) -> Result<()> {
-        let mut state = self.lock();
+    /// Loads those images of `wanted` names that this GPU runs.
+    fn load(&self, state: &mut State, wanted: fn(&str) -> bool) -> Result<()> {
         let kind = ImageKind::of(self.facts.capability);
-        let images: Vec<&Image> = IMAGES.iter().filter(|image| image.kind == kind).collect();
+        let images: Vec<&Image> = IMAGES.iter().filter(|image| image.kind == kind && wanted(image.name)).collect();
         let unpacked = images.par_iter().map(|image| image.packed.unpack()).collect::<Result<Vec<_>>>()?;
         for (image, bytes) in images.iter().zip(&unpacked) {
             // PTX is text that ends in a zero byte; build.rs sees to it
@@ -145,7 +147,8 @@ impl Cuda {
             let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) };
             state.modules.push(module.map_err(|e| self.not_loaded(image.name, e))?);
         }
-        tracing::debug!("{}: {} images of kernels are loaded", self.facts.name, state.modules.len());
+        let names: Vec<&str> = images.iter().map(|image| image.name).collect();
+        tracing::debug!("{}: kernels are loaded: {}", self.facts.name, names.join(" "));
         Ok(())
     }
 
@@ -198,6 +201,11 @@ impl Cuda {
         let mut function = match state.functions.get(launch.kernel) {
             Some(function) => *function,
             None => {
+                // tests launch them, and no run does
+                if is_of_conformance(launch.kernel) && !state.has_conformance {
+                    self.load(state, is_of_conformance)?;
+                    state.has_conformance = true;
+                }
                 let name = CString::new(launch.kernel).map_err(|e| Error::Unsupported(e.to_string()))?;
                 // SAFETY: the modules stay loaded until `drop`.
                 let mut found = state.modules.iter().map(|m| unsafe { result::module::get_function(*m, name.clone()) });

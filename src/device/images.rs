@@ -40,6 +40,11 @@ pub struct Image {
     pub packed: Packed,
 }
 
+/// Whether an image or a kernel of this name is one of conformance's, which tests alone launch.
+pub fn is_of_conformance(name: &str) -> bool {
+    name.starts_with("conformance")
+}
+
 /// A file, compressed.
 #[derive(Debug, Clone, Copy)]
 pub struct Packed {
@@ -143,6 +148,21 @@ mod tests {
         assert!(unpack(PACKED, 15).is_err() && unpack(PACKED, 17).is_err());
     }
 
+    /// So it is enough to load them when a kernel of such a name is looked for.
+    #[test]
+    fn kernels_of_conformance_are_in_images_of_its_own() {
+        for image in IMAGES {
+            let bytes = image.packed.unpack().expect("whole");
+            // sections of a cubin, entries of PTX
+            let before: &[u8] = if image.kind == ImageKind::Ptx80 { b".entry " } else { b".text." };
+            let names = bytes.windows(before.len() + 11).filter_map(|at| at.strip_prefix(before));
+            let (of_it, others): (Vec<&[u8]>, _) = names.partition(|name| *name == b"conformance");
+            let (of_it, others) = (of_it.len(), others.len());
+            let right = if is_of_conformance(image.name) { of_it > 0 && others == 0 } else { of_it == 0 && others > 0 };
+            assert!(right, "{}: {of_it} kernels of conformance and {others} others", image.name);
+        }
+    }
+
     #[test]
     fn machine_code_has_the_instructions_that_are_meant() {
         let disassembler = concat!(env!("CARGO_MANIFEST_DIR"), "/.cache/nvcc/bin/nvdisasm");
@@ -152,7 +172,7 @@ mod tests {
             );
         }
         let (mut hopper, mut older) = (0, 0);
-        for image in IMAGES.iter().filter(|i| i.kind != ImageKind::Ptx80 && !i.name.starts_with("conformance")) {
+        for image in IMAGES.iter().filter(|i| i.kind != ImageKind::Ptx80 && !is_of_conformance(i.name)) {
             for (kernel, code) in kernels(disassembler, image) {
                 let wanted = meant(&kernel);
                 let missing: Vec<_> = wanted.iter().filter(|instruction| !code.contains(**instruction)).collect();

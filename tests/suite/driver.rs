@@ -219,6 +219,20 @@ fn a_driver_that_compiles_is_waited_for() {
     }
 }
 
+/// The kernels that tests alone launch are loaded for none but them.
+#[test]
+fn a_run_loads_no_conformance() {
+    if !can_run() {
+        return;
+    }
+    let line = format!("generate --model {} --prompt hail --device cuda --max-new-tokens 2", model());
+    let done = Machine::new("").program(&line).env("VLM_LOG", "vlm=debug").output().expect("the program");
+    let said = String::from_utf8(done.stderr).expect("text");
+    let loaded: Vec<&str> = said.lines().filter(|l| l.contains("kernels are loaded: ")).collect();
+    assert!(done.status.success() && loaded.len() == 1, "{said}");
+    assert!(loaded[0].contains(" linear_sm90") && !loaded[0].contains("conformance"), "{said}");
+}
+
 /// A kernel fails in the middle of a run: a sentence, the checkpoint before it is whole, and the run that goes on from there
 /// ends with the bits of one that was never disturbed.
 #[test]

@@ -35,25 +35,40 @@ class Prompts:
         self.model = argparse.Namespace(config=argparse.Namespace(image_token_id=image))
 
 
-def start_worker(folder):
-    global prompts
+def start_worker(folder, of_pixels):
+    global prompts, dtype
     torch.set_num_threads(1)
-    prompts = Prompts(folder)
+    prompts, dtype = Prompts(folder), of_pixels
+
+
+def sent(batch):
+    """A worker's tensors as arrays, which go through a pipe: each tensor would be a file of shared memory that stays open.
+    Pixels are rounded as the tower rounds them first of all; numpy has no bf16, so its bits go."""
+    pixels = batch["pixel_values"].to(dtype)
+    if dtype == torch.bfloat16:
+        pixels = pixels.view(torch.int16)
+    return {k: v.numpy() for k, v in (batch | {"pixel_values": pixels}).items()}
+
+
+def received(arrays, of_pixels):
+    """The tensors of `sent`, over the same memory."""
+    batch = {k: torch.from_numpy(v) for k, v in arrays.items()}
+    return batch | {"pixel_values": batch["pixel_values"].view(of_pixels)}
 
 
 def learnt(line, root):
-    """(inputs, label mask) of a line that is learnt."""
+    """(arrays of the inputs, label mask) of a line that is learnt."""
     conversation = json.loads(line)["messages"]
     batch = dict(forward.inputs(prompts, conversation, root, reply=False))
-    return batch, training.labels(prompts, conversation, batch["input_ids"][0])
+    return sent(batch), training.labels(prompts, conversation, batch["input_ids"][0]).numpy()
 
 
 def asked(line, root):
-    """(inputs, answer) of a line whose answer is guessed."""
+    """(arrays of the inputs, answer) of a line whose answer is guessed."""
     *question, answer = json.loads(line)["messages"]
     content = answer["content"]
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
-    return dict(forward.inputs(prompts, question, root)), text
+    return sent(dict(forward.inputs(prompts, question, root))), text
 
 
 class Features:
@@ -65,10 +80,12 @@ class Features:
 
     @torch.no_grad()
     def see(self, key, inputs):
+        """Computes what a photo gives, once; of its pixels, which nobody reads any more, one row stays."""
         if key not in self.kept:
-            pixels = inputs["pixel_values"].to(self.device, self.inner.dtype)
+            pixels = inputs["pixel_values"].to(self.device)
             found = self.compute(pixels, inputs["image_grid_thw"].to(self.device))
             self.kept[key] = (torch.cat(list(found.pooler_output)), found.deepstack_features, type(found))
+            inputs["pixel_values"] = inputs["pixel_values"][:1].clone()
 
     def of_batch(self, pixel_values, image_grid_thw=None, **_):
         rows = [self.kept[key] for key in self.wanted]
@@ -77,9 +94,7 @@ class Features:
 
 
 def place(batch, device):
-    """On the device; of the pixels, which nobody reads any more, one row."""
-    pixels = {"pixel_values": batch["pixel_values"][:1]}
-    return {k: v.to(device, non_blocking=True) for k, v in (batch | pixels).items()}
+    return {k: v.to(device, non_blocking=True) for k, v in batch.items()}
 
 
 def main():
@@ -93,17 +108,17 @@ def main():
     p.add_argument("--workers", type=int, default=8)
     p.add_argument("--compile", action="store_true")
     a = p.parse_args()
-    device, clock, marks = torch.device(a.device), time.perf_counter, {}
+    device, of_pixels, clock, marks = torch.device(a.device), getattr(torch, a.dtype), time.perf_counter, {}
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     began = clock()
-    with ProcessPoolExecutor(a.workers, initializer=start_worker, initargs=(a.model,)) as workers:
+    with ProcessPoolExecutor(a.workers, initializer=start_worker, initargs=(a.model, of_pixels)) as workers:
         lines = {file: file.read_text().splitlines() for file in (a.train, a.test)}
         rows = workers.map(learnt, lines[a.train], [a.train.parent] * len(lines[a.train]), chunksize=4)
         questions = workers.map(asked, lines[a.test], [a.test.parent] * len(lines[a.test]), chunksize=4)
 
         net = Qwen3VLForConditionalGeneration.from_pretrained(
-            a.model, dtype=getattr(torch, a.dtype), attn_implementation="sdpa", device_map=a.device
+            a.model, dtype=of_pixels, attn_implementation="sdpa", device_map=a.device
         )
         wait()
         marks["load"] = clock() - began
@@ -118,7 +133,7 @@ def main():
         tuned = [p for p in tuned_net.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(tuned, lr=a.learning_rate, weight_decay=0.0, fused=device.type == "cuda")
 
-        rows = list(rows)
+        rows = [(received(x, of_pixels), torch.from_numpy(mask)) for x, mask in rows]
         marks["photos"] = clock() - began
         n = len(rows)
         steps = a.epochs * math.ceil(n / a.batch_size)
@@ -158,7 +173,7 @@ def main():
 
         scored, right = clock(), 0
         net.eval()
-        questions = list(questions)
+        questions = [(received(x, of_pixels), answer) for x, answer in questions]
         tokenizer = Prompts(a.model).processor.tokenizer
         choices = sorted({answer for _, answer in questions})
         firsts = [tokenizer(choice, add_special_tokens=False)["input_ids"][0] for choice in choices]
