@@ -1,6 +1,6 @@
 //! Products by cuBLASLt, on the stream of the kernels. The library is loaded here alone.
 
-use super::room::normal_bf16;
+use super::numbers::Numbers;
 use cudarc::cublaslt::result::{self, CublasError};
 use cudarc::cublaslt::sys;
 use std::ffi::c_void;
@@ -96,7 +96,13 @@ impl CublasLt {
     }
 
     /// The product with `copies` copies of its operands.
-    pub fn prepare(&self, launcher: &Arc<dyn Launcher>, product: &Product, copies: usize) -> Result<Prepared<'_>> {
+    pub fn prepare(
+        &self,
+        launcher: &Arc<dyn Launcher>,
+        numbers: &Numbers,
+        product: &Product,
+        copies: usize,
+    ) -> Result<Prepared<'_>> {
         let (call, [a, b, _]) = (product.call(), product.elements());
         let bf16 = sys::cudaDataType::CUDA_R_16BF;
         let stored = if product.wide() { sys::cudaDataType::CUDA_R_32F } else { bf16 };
@@ -133,15 +139,10 @@ impl CublasLt {
             result::destroy_matmul_pref(preference).map_err(failed)?;
             found.map_err(failed)?.algo
         };
-        let filled = |at: usize, elements: usize| {
-            let memory = Allocation::new(launcher, 2 * elements)?;
-            memory.write(0, &normal_bf16(at, elements))?;
-            Ok(memory)
-        };
         let copy = |i: usize| {
             let result = Allocation::new(launcher, product.result_bytes())?;
             result.fill(0, product.result_bytes(), 0)?;
-            Ok([filled(77_777 * i, a)?, filled(77_777 * i + 33_333, b)?, result])
+            Ok([numbers.filled(2 * i, a)?, numbers.filled(2 * i + 1, b)?, result])
         };
         let copies = (0..copies).map(copy).collect::<Result<_>>()?;
         let workspace = Allocation::new(launcher, WORKSPACE)?;

@@ -6,7 +6,8 @@
 //! * The roof of bytes is a copy on the device, the roof of FLOP a bf16 product of 8192 x 8192 x 8192 by cuBLASLt on
 //!   normal numbers. A row's share is the longer of the two times that its cost takes at the roofs, beside its own.
 //! * Numbers are normal, and every row has copies of its tensors and weights that together are far larger than an L2
-//!   cache and are used in turn. The host runs ahead: while it gives the calls to the device, the device copies.
+//!   cache and are used in turn, but no more than 64. The host runs ahead: while it gives the calls to the device, the
+//!   device copies.
 //! * cuBLASLt takes the first algorithm that it proposes itself, with 32 MiB to work in. Its library is loaded when the
 //!   bench runs, as libcublasLt.so or .so.12 (a folder with a link of that name in LD_LIBRARY_PATH will do, as
 //!   tools/gpu-check makes one); where it is absent, rows have neither it nor a roof of FLOP.
@@ -17,13 +18,15 @@
 mod clock;
 pub mod cublaslt;
 mod joined;
+mod numbers;
 mod room;
-mod rows;
+pub mod rows;
 mod shapes;
 mod table;
 
 use clock::Clock;
 use cublaslt::{CublasLt, Form, Product};
+use numbers::Numbers;
 use room::Room;
 use rows::Row;
 use std::path::PathBuf;
@@ -64,7 +67,8 @@ const MOST_COPIES: u64 = 64;
 pub fn run(options: &Options) -> Result<()> {
     let csv = options.csv.clone().unwrap_or_else(|| format!("report/ops-{}.csv", today()).into());
     if options.device == Where::Emulated {
-        let bench = Bench { clock: Clock::open(Emulated::open(emulated_capability()?)?, 1 << 12, 1, 0.0)?, peer: None };
+        let clock = Clock::open(Emulated::open(emulated_capability()?)?, 1 << 12, 1, 0.0)?;
+        let bench = Bench { numbers: Numbers::open(clock.launcher())?, clock, peer: None };
         return bench.run(rows::tiny(), options.filter.as_deref(), Table::open(&csv)?);
     }
     if let Some(problem) = probe().cuda_problem(&built()) {
@@ -73,24 +77,47 @@ pub fn run(options: &Options) -> Result<()> {
     }
     let cuda = Cuda::open(0)?;
     let peer = CublasLt::open(&cuda).inspect_err(|why| println!("skipped: cuBLASLt: {why}")).ok();
-    let bench = Bench { clock: Clock::open(cuda, 1 << 30, 11, 2e-3)?, peer };
+    let clock = Clock::open(cuda, 1 << 30, 11, 2e-3)?;
+    let bench = Bench { numbers: Numbers::open(clock.launcher())?, clock, peer };
     bench.run(rows::all(), options.filter.as_deref(), Table::open(&csv)?)
+}
+
+/// A row's operation in as many copies as are used in turn, two and at most `most`, and what they read and write.
+pub fn copies(row: &Row, most: u64) -> (Room, Vec<Box<dyn Op>>) {
+    let mut room = Room::new();
+    let mut ops = vec![(row.op)(&mut room)];
+    // a cost may count less than a copy takes: of a table or a pool the rows that are read or written
+    let each = ops[0].cost().bytes.max(room.bytes()).max(1);
+    for _ in 1..ROTATED.div_ceil(each).clamp(2, most) {
+        room.next_copy();
+        ops.push((row.op)(&mut room));
+    }
+    (room, ops)
 }
 
 struct Bench {
     clock: Clock,
+    numbers: Numbers,
     peer: Option<CublasLt>,
 }
 
 impl Bench {
     fn run(&self, rows: Vec<Row>, filter: Option<&str>, mut table: Table) -> Result<()> {
+        let rows: Vec<Row> =
+            rows.into_iter().filter(|row| filter.is_none_or(|text| row.name().contains(text))).collect();
+        if rows.is_empty() {
+            let text = filter.unwrap_or_default();
+            return Err(Error::Unsupported(format!(
+                "no row holds {text:?}: rows are named as in \"8b article norm forward\""
+            )));
+        }
         let flops = self.peer(&Product { form: Form::Forward, m: 8192, n: 8192, k: 8192 });
         let roofs =
             Roofs { bytes: self.clock.bytes_per_second, flops: flops.map(|seconds| 2.0 * 8192f64.powi(3) / seconds) };
         let gpu = self.clock.launcher().facts().name.clone();
         table.begin(&gpu, &roofs);
         let mut failed = 0;
-        for row in rows.iter().filter(|row| filter.is_none_or(|text| row.name().contains(text))) {
+        for row in &rows {
             match self.row(row) {
                 Ok((cost, seconds, kernels)) => {
                     let peer = row.product.as_ref().and_then(|product| self.peer(product));
@@ -113,14 +140,10 @@ impl Bench {
 
     /// Cost and median seconds of a row's operation, and the kernels that it runs.
     fn row(&self, row: &Row) -> Result<(vlm::ops::Cost, f64, Vec<&'static str>)> {
-        let mut room = Room::new();
-        let first = (row.op)(&mut room);
-        let cost = first.cost();
-        let copies = ROTATED.div_ceil(cost.bytes.max(1)).clamp(2, self.clock.most(MOST_COPIES));
-        let rest = (1..copies).map(|_| (row.op)(&mut room));
-        let ops: Vec<Box<dyn Op>> = std::iter::once(first).chain(rest.collect::<Vec<_>>()).collect();
+        let (room, ops) = copies(row, self.clock.most(MOST_COPIES));
+        let cost = ops[0].cost();
         let mut device = Device::of(self.clock.launcher().clone())?;
-        room.begin(&mut device)?;
+        room.begin(&mut device, &self.numbers)?;
         ops.iter().try_for_each(|op| op.contract())?;
         let weights: Vec<_> = ops.iter().flat_map(|op| op.weights()).collect();
         let scratch = ops[0].scratch(self.clock.launcher().facts())?;
@@ -134,7 +157,8 @@ impl Bench {
         let peer = self.peer.as_ref()?;
         let launcher: Arc<dyn Launcher> = self.clock.launcher().clone();
         let copies = ROTATED.div_ceil(product.bytes()).clamp(2, MOST_COPIES) as usize;
-        let timed = peer.prepare(&launcher, product, copies).and_then(|p| self.clock.time(copies, &mut |i| p.run(i)));
+        let prepared = peer.prepare(&launcher, &self.numbers, product, copies);
+        let timed = prepared.and_then(|p| self.clock.time(copies, &mut |i| p.run(i)));
         timed.inspect_err(|why| println!("skipped: {why}: {product:?}")).ok()
     }
 }

@@ -1,50 +1,12 @@
-//! Tensors and weights of a row, and the numbers that they start with.
+//! Tensors and weights of a row, in as many copies as it has, and what they start with.
 
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use vlm::base::{DType, Result, Shape, rng::Stream};
+use super::numbers::{Kind, Numbers, weight_bytes};
+use vlm::base::{DType, Result, Shape};
 use vlm::device::{Device, Layout};
 use vlm::tensor::{Arena, Tensor, Trained, Weight, new_generation};
 
-/// Normal numbers that all tensors are cut from; a tensor that is longer has them again.
-static NORMAL: LazyLock<Vec<f32>> = LazyLock::new(|| {
-    let mut numbers = vec![0.0; (1 << 22) + 1]; // odd, so that no row of a matrix repeats another
-    Stream::new(0, &[]).fill_normal(0, &mut numbers);
-    numbers
-});
-
-/// `n` of them from `at` on.
-fn normal(at: usize, n: usize, scale: f32) -> Vec<f32> {
-    let pool = &*NORMAL;
-    let mut values = Vec::with_capacity(n);
-    let mut from = at % pool.len();
-    while values.len() < n {
-        let piece = &pool[from..pool.len().min(from + n - values.len())];
-        values.extend(piece.iter().map(|x| x * scale));
-        from = 0;
-    }
-    values
-}
-
-/// The same as bf16: deviation 1/32, as weights have about.
-pub fn normal_bf16(at: usize, n: usize) -> Vec<u8> {
-    normal(at, n, 1.0 / 32.0).into_iter().flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect()
-}
-
-/// The bytes of all frozen weights: a copy begins a little further on, so that a device holds it beside the others.
-static WEIGHTS: Mutex<Option<Arc<Vec<u8>>>> = Mutex::new(None);
-
-fn weight_bytes(bytes: usize) -> Arc<Vec<u8>> {
-    let mut held = WEIGHTS.lock().unwrap_or_else(PoisonError::into_inner);
-    match &*held {
-        Some(all) if all.len() >= bytes => all.clone(),
-        _ => held.insert(Arc::new(normal_bf16(0, bytes.div_ceil(2)))).clone(),
-    }
-}
-
 enum Start {
-    Normal(f32),
-    /// Squares, for what must not be negative.
-    Square(f32),
+    Normal(Kind),
     Half,
     Whole(Vec<i32>),
     /// Whatever is there: it is written before it is read.
@@ -55,11 +17,29 @@ pub struct Room {
     generation: u32,
     tensors: Vec<(Tensor, Start)>,
     weights: usize,
+    /// Bytes of the weights that each copy has of its own.
+    weight_bytes: usize,
+    copies: usize,
 }
 
 impl Room {
     pub fn new() -> Room {
-        Room { generation: new_generation(), tensors: Vec::new(), weights: 0 }
+        Room { generation: new_generation(), tensors: Vec::new(), weights: 0, weight_bytes: 0, copies: 0 }
+    }
+
+    /// Has what is made from here on belong to another copy.
+    pub fn next_copy(&mut self) {
+        self.copies += 1;
+    }
+
+    /// How many copies came before the one that is being made.
+    pub fn copies_before(&self) -> usize {
+        self.copies
+    }
+
+    /// Bytes of the tensors and of the weights that are no other copy's too.
+    pub fn bytes(&self) -> u64 {
+        (self.tensors.iter().map(|(t, _)| t.bytes()).sum::<usize>() + self.weight_bytes) as u64
     }
 
     fn place(&mut self, arena: Arena, dtype: DType, shape: Shape, start: Start) -> Tensor {
@@ -71,12 +51,12 @@ impl Room {
 
     /// Normal bf16 numbers.
     pub fn bf16(&mut self, shape: impl Into<Shape>) -> Tensor {
-        self.place(Arena::Activations, DType::Bf16, shape.into(), Start::Normal(1.0))
+        self.place(Arena::Activations, DType::Bf16, shape.into(), Start::Normal(Kind::Unit))
     }
 
     /// Normal f32 numbers.
     pub fn f32(&mut self, shape: impl Into<Shape>) -> Tensor {
-        self.place(Arena::Activations, DType::F32, shape.into(), Start::Normal(1.0))
+        self.place(Arena::Activations, DType::F32, shape.into(), Start::Normal(Kind::Unit))
     }
 
     pub fn whole(&mut self, shape: impl Into<Shape>, values: Vec<i32>) -> Tensor {
@@ -94,25 +74,30 @@ impl Room {
 
     /// A pool of the cache of keys and values.
     pub fn pool(&mut self, shape: impl Into<Shape>) -> Tensor {
-        self.place(Arena::Cache, DType::Bf16, shape.into(), Start::Normal(1.0))
+        self.place(Arena::Cache, DType::Bf16, shape.into(), Start::Normal(Kind::Unit))
     }
 
     /// f32 numbers beside the trained weights.
     pub fn parameter(&mut self, shape: impl Into<Shape>) -> Tensor {
-        self.place(Arena::Parameters, DType::F32, shape.into(), Start::Normal(1.0 / 32.0))
+        self.place(Arena::Parameters, DType::F32, shape.into(), Start::Normal(Kind::Small))
     }
 
     /// The same, none negative.
     pub fn second_moment(&mut self, shape: impl Into<Shape>) -> Tensor {
-        self.place(Arena::Parameters, DType::F32, shape.into(), Start::Square(1.0 / 32.0))
+        self.place(Arena::Parameters, DType::F32, shape.into(), Start::Normal(Kind::Square))
     }
 
     /// A frozen weight in bf16.
     pub fn weight(&mut self, shape: impl Into<Shape>) -> Weight {
-        let shape = shape.into();
-        let (from, bytes) = (256 * self.weights, 2 * shape.elements());
         self.weights += 1;
-        Weight::new("weight", DType::Bf16, shape, weight_bytes(from + bytes), from..from + bytes).expect("its bytes")
+        let weight = frozen(256 * self.weights, shape.into());
+        self.weight_bytes += weight.stored_bytes();
+        weight
+    }
+
+    /// A frozen weight in bf16 that all copies have together: each reads a small part of it.
+    pub fn table(&mut self, shape: impl Into<Shape>) -> Weight {
+        frozen(0, shape.into())
     }
 
     /// A trained weight with its gradient.
@@ -123,24 +108,24 @@ impl Room {
     }
 
     /// Lays the device out and writes the numbers.
-    pub fn begin(&self, device: &mut Device) -> Result<()> {
+    pub fn begin(&self, device: &mut Device, numbers: &Numbers) -> Result<()> {
         for arena in [Arena::Activations, Arena::Cache, Arena::Parameters] {
             let sizes = self.tensors.iter().filter(|(t, _)| t.arena == arena).map(|(t, _)| t.bytes());
             device.memory().lay_out(arena, Layout::sequential(self.generation, sizes))?;
         }
         for (i, (tensor, start)) in self.tensors.iter().enumerate() {
-            let (at, n) = (i * 77_777, tensor.shape.elements());
             match start {
-                Start::Normal(scale) => device.memory().write_f32(*tensor, &normal(at, n, *scale))?,
-                Start::Square(scale) => {
-                    let squares: Vec<f32> = normal(at, n, *scale).into_iter().map(|x| x * x).collect();
-                    device.memory().write_f32(*tensor, &squares)?;
-                }
-                Start::Half => device.memory().write_f32(*tensor, &vec![0.5; n])?,
+                Start::Normal(kind) => numbers.fill(device, *tensor, *kind, i)?,
+                Start::Half => device.memory().write_f32(*tensor, &vec![0.5; tensor.shape.elements()])?,
                 Start::Whole(values) => device.memory().write_i32(*tensor, values)?,
                 Start::Anything => (),
             }
         }
         Ok(())
     }
+}
+
+fn frozen(from: usize, shape: Shape) -> Weight {
+    let bytes = 2 * shape.elements();
+    Weight::new("weight", DType::Bf16, shape, weight_bytes(from + bytes), from..from + bytes).expect("its bytes")
 }

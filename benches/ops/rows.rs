@@ -286,10 +286,12 @@ fn of_step(model: &'static Model, step: &'static Step) -> Vec<Row> {
     });
     let u = step.patches() / 4;
     rows.push("embed", format!("{t}x{d}"), move |room| {
-        let ids = room.whole([t], (0..t).map(|i| (i * 7919 % v) as i32).collect());
+        // every copy reads other rows of the table
+        let before = room.copies_before() * t;
+        let ids = room.whole([t], (before..before + t).map(|i| (i * 7919 % v) as i32).collect());
         let of_token = (0..t).map(|i| if i < u { i as i32 } else { -1 }).collect();
         let image = (u > 0).then(|| (room.bf16([u, d]), room.whole([t], of_token)));
-        let (table, y) = (room.weight([v, d]), room.output(DType::Bf16, [t, d]));
+        let (table, y) = (room.table([v, d]), room.output(DType::Bf16, [t, d]));
         Embed { ids, table, image, precision: Precision::Bf16, y }
     });
     if u > 0 {
@@ -392,12 +394,14 @@ fn of_decode(model: &'static Model, decode: &'static Decode) -> Vec<Row> {
             y: room.output(DType::Bf16, [b, queries]),
         }
     });
-    rows.push("qk_rope with append", format!("{b}"), move |room| qk_rope(room, b, heads, Some(pool)));
+    // each sequence appends a row: apart from each other, as in the cache, in pools that leave room for many copies
+    let appended = b * 8;
+    rows.push("qk_rope with append", format!("{b}"), move |room| qk_rope(room, b, heads, Some(appended)));
     let (f, [(_, k, widths, _), (_, o, ..), ..]) = (model.mlp, layers(model));
     let n = widths.iter().sum();
     rows.push("linear qkv with qk_rope", format!("{b}x{n}x{k}"), move |room| {
         let product = Layer::frozen(b, k, &widths).forward(room);
-        let next = QkRope { qkv: product.y, ..qk_rope(room, b, heads, Some(pool)) };
+        let next = QkRope { qkv: product.y, ..qk_rope(room, b, heads, Some(appended)) };
         Joined::of(product, next)
     });
     rows.beside(Form::Forward, b, n, k);

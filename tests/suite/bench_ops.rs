@@ -55,8 +55,29 @@ fn every_row_runs_in_the_emulator_and_leaves_a_line() {
     assert!(missing.is_empty(), "no row {missing:?}");
     // lines are added to those of an earlier run, with one head
     let rows = text.lines().count();
-    ops::run(&Options { filter: Some("adamw".into()), ..options }).expect("one row");
+    let filtered = |text: &str| ops::run(&Options { filter: Some(text.into()), csv: Some(csv.clone()), ..options });
+    filtered("tiny adamw").expect("one row");
+    let said = filtered("tiny adamv").expect_err("no row").to_string();
+    assert!(said.contains("no row holds \"tiny adamv\""), "{said}");
     assert_eq!(std::fs::read_to_string(&csv).expect("a table").lines().count(), rows + 1);
+}
+
+/// A step of decoding reads the whole cache, and appends to little of it: neither row asks for more of a device than a
+/// little above what it rotates, however many sequences there are.
+#[test]
+fn rows_with_a_cache_fit() {
+    let with_a_cache = ["attention_cached", "qk_rope with append"];
+    let rows = ops::rows::all();
+    let chosen: Vec<_> = rows.iter().filter(|row| with_a_cache.iter().any(|name| row.operation == *name)).collect();
+    assert!(chosen.len() >= 2 * 3 * 5, "{}", chosen.len());
+    for row in chosen {
+        let (room, ops) = ops::copies(row, 64);
+        let (bytes, read) = (room.bytes(), ops.iter().map(|op| op.cost().bytes).sum::<u64>());
+        let name = row.name();
+        assert!(bytes < 3 << 30, "{name} takes {bytes} bytes");
+        // far above the 50 MiB of a Hopper's L2 cache, where the most copies reach it
+        assert!(ops.len() == 64 || read > 128 << 20, "{name}: {} copies move {read} bytes", ops.len());
+    }
 }
 
 /// The library's view of the memory, element by element, beside the layer's own formulas.
