@@ -276,7 +276,7 @@ fn a_run_that_begins_has_room_until_its_end() {
     let set = cases().join("validation.jsonl");
     for judged in [format!("--eval-data {} --eval-every 1", set.display()), "--overfit 2".into()] {
         let mut began = [0, 0];
-        for memory in (500_000..1_500_000).step_by(60_000) {
+        for memory in (500_000..1_700_000).step_by(60_000) {
             let machine = Machine::new(&format!("memory={memory}"));
             let line = training("cuda", &machine.path("run")).replace("--epochs 4", "--max-steps 2");
             let done = machine.program(&format!("{line} {judged}")).output();
@@ -285,7 +285,7 @@ fn a_run_that_begins_has_room_until_its_end() {
             assert!(!out && refused != machine.path("run").exists(), "{judged}, {memory} bytes: {said}");
             began[usize::from(!refused)] += 1;
         }
-        assert!(began.iter().all(|n| *n > 3), "{judged}: {began:?}");
+        assert!(began.iter().all(|n| *n > 2), "{judged}: {began:?}");
     }
 }
 

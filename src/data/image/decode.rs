@@ -101,6 +101,9 @@ pub fn decode_with_kind(bytes: &[u8], name: &Path) -> Result<(Rgb, Kind)> {
     let (width, height) = decoder.dimensions();
     check_size(width.into(), height.into()).map_err(refuse)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    if notes.cut {
+        return Err(refuse(format!("the {format:?} file is truncated or damaged: it ends before its last chunk")));
+    }
     picture.apply_orientation(notes.orientation());
     let name = match format {
         Other::Png => "PNG",

@@ -20,6 +20,8 @@ pub(super) struct Notes {
     pub exif: Option<Vec<u8>>,
     /// XML.
     pub xmp: Option<Vec<u8>>,
+    /// Whether the file ends before it should, and with it what it may have held.
+    pub cut: bool,
 }
 
 impl Notes {
@@ -29,12 +31,12 @@ impl Notes {
         said.and_then(Orientation::from_exif).unwrap_or(Orientation::NoTransforms)
     }
 
-    /// Those of a PNG file, from its start to its end; `file` is left at any place. What cannot be read, the decoder says.
+    /// Those of a PNG file, from its start to its end; `file` is left at any place.
     pub fn of_png(file: &mut (impl Read + Seek)) -> Notes {
         let mut found = Notes::default();
         // ImageMagick's, as text; Pillow looks at it where no chunk has EXIF
         let mut profile = None;
-        _ = png_chunks(file, |kind, body| match (kind, keyword(body)) {
+        let whole = png_chunks(file, |kind, body| match (kind, keyword(body)) {
             (b"eXIf", _) | (b"tEXt", Some((b"exif", _))) => {
                 found.exif = Some(if kind == b"eXIf" { body } else { &body[5..] }.to_vec());
             }
@@ -43,6 +45,7 @@ impl Notes {
             _ => {}
         });
         found.exif = found.exif.or(profile);
+        found.cut = whole.is_err();
         found
     }
 }
@@ -65,7 +68,7 @@ fn png_chunks(file: &mut (impl Read + Seek), mut take: impl FnMut(&[u8; 4], &[u8
             b"eXIf" | b"tEXt" | b"zTXt" | b"iTXt" => {
                 let mut body = Vec::new();
                 if file.by_ref().take(length.into()).read_to_end(&mut body)? < length as usize {
-                    return Ok(());
+                    return Err(io::ErrorKind::UnexpectedEof.into());
                 }
                 take(&kind, &body);
                 left = 4;
