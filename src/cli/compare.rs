@@ -3,14 +3,12 @@
 use super::notice::notice;
 use super::{output, table};
 use crate::base::{Error, Result, counted};
-use crate::classify::compare::{Comparison, OnDifferent, compare};
+use crate::classify::compare::{COMPARISON, Comparison, OnDifferent, compare};
 use crate::classify::folder::write_records;
 use crate::classify::records::{Evaluation, PREDICTIONS, Record, written};
 use crate::io::json;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-
-const COMPARISON: &str = "comparison.json";
 
 /// Hold two evaluations of the same photos against each other: what was fixed, what was broken, whether it is chance
 #[derive(Debug, clap::Args)]

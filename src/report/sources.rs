@@ -1,7 +1,7 @@
 //! What each folder or file that a page is made of is, found from what lies in it.
 
 use crate::base::{Error, Result};
-use crate::classify::compare::{Comparison, OnDifferent, compare};
+use crate::classify::compare::{COMPARISON, Comparison, OnDifferent, compare};
 use crate::classify::records::{Evaluation, PREDICTIONS, SUMMARY, folder_name};
 use crate::data::pairs::{Pair, read_pairs};
 use crate::io::json;
@@ -11,8 +11,6 @@ use crate::train::sweep::{self, board::Outcome};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-
-const COMPARISON: &str = "comparison.json";
 
 /// All that a page shows.
 #[derive(Debug, Default)]

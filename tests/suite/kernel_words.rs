@@ -276,6 +276,18 @@ fn tokens_of_several_chunks_are_chosen() {
     }
 }
 
+/// The first token of a chunk is none of the chunk before.
+#[test]
+fn a_penalty_stays_in_its_chunk() {
+    let mut case = Case::new(12);
+    let mut logits = vec![0.0; 5000];
+    (logits[0], logits[1], logits[4096]) = (2.0, 1.0, 1.5);
+    let choice = Choice { repetition_penalty: 1.5, presence_penalty: 5.0, ..Choice::GREEDY };
+    let mut op = sample(&mut case, (1, 5000), Some(logits), choice);
+    (op.seen, op.generated) = (case.whole([1, 1], vec![4096]), case.whole([1, 1], vec![4096]));
+    case.agrees(&op);
+}
+
 /// The whole of a vocabulary is gone through by all threads of a block together: else this takes minutes.
 #[test]
 fn a_token_of_a_whole_vocabulary_is_chosen() {

@@ -16,6 +16,7 @@ use crate::classify::records::Evaluation;
 use crate::data::dataset::{OnBad, read_dataset};
 use crate::data::drawn::photos::{Planted, Set, write_set};
 use crate::data::pairs::read_pairs;
+use crate::dedupe::leaks::PAIRS;
 use crate::io::atomic;
 use crate::io::lock::FolderLock;
 use crate::train::settings::DeviceChoice;
@@ -175,7 +176,7 @@ impl Demo {
 
     /// How many planted pairs were found, and how many pairs across the sets there are.
     fn found(&self, planted: &[Planted]) -> Result<(usize, usize)> {
-        let pairs = read_pairs(&self.out.join("clean").join("pairs.jsonl"))?;
+        let pairs = read_pairs(&self.out.join("clean").join(PAIRS))?;
         let crossing: BTreeSet<(&str, &str)> =
             pairs.iter().filter(|p| p.crosses()).map(|p| (p.a.image.as_str(), p.b.image.as_str())).collect();
         // as seen from the folder of the pairs
