@@ -135,7 +135,7 @@ impl Planner<'_> {
     pub fn plan(&self, order: &Order, budget: usize, roof: Option<Roof>) -> Result<Plan> {
         let tapes = self.largest(order)?.into_iter().map(|batch| Ok((self.forward(&batch)?, batch)));
         let tapes = tapes.collect::<Result<Vec<(Tape, Vec<&Example>)>>>()?;
-        let tower = self.largest_tower()?;
+        let tower = self.largest_tower(&self.measured.samples)?;
         let tower_bytes = tower.as_ref().map_or(0, |tape| tape.plan().bytes);
         let judging = self.judging(self.batch)?;
         let (cache_bytes, judged_bytes) = (judging.cache, judging.activations());
@@ -264,10 +264,7 @@ impl Planner<'_> {
         for batch in largest_of(evaluated, batch) {
             judging.tapes.push(self.pass(&batch.iter().collect::<Vec<_>>(), Direction::Forward)?);
         }
-        let most = evaluated.iter().map(|e| &e.sequence).max_by_key(|s| s.patches());
-        if let Some(most) = most.filter(|s| !s.grids.is_empty() && !self.trainable.trains_vision()) {
-            judging.tapes.push(self.tower(most)?);
-        }
+        judging.tapes.extend(self.largest_tower(evaluated)?);
         Ok(judging)
     }
 
@@ -336,8 +333,8 @@ impl Planner<'_> {
     }
 
     /// The frozen tower over the sample with the most patches; None where the tower is part of each step.
-    fn largest_tower(&self) -> Result<Option<Tape>> {
-        let most = self.measured.samples.iter().map(|e| &e.sequence).max_by_key(|s| s.patches());
+    fn largest_tower(&self, examples: &[Example]) -> Result<Option<Tape>> {
+        let most = examples.iter().map(|e| &e.sequence).max_by_key(|s| s.patches());
         let alone = most.filter(|s| !s.grids.is_empty() && !self.trainable.trains_vision());
         alone.map(|sequence| self.tower(sequence)).transpose()
     }

@@ -256,10 +256,8 @@ impl Split {
         let mut unlearnt: Vec<String> =
             unlearnt.filter_map(|(label, _)| Some(format!("\"{}\"", shortened((*label)?, NAME)))).collect();
         if !unlearnt.is_empty() {
-            let (classes, them) = match unlearnt.len() {
-                1 => ("1 class is".into(), "it"),
-                n => (format!("{n} classes are"), "them"),
-            };
+            let classes = counted(unlearnt.len(), "class is", "classes are");
+            let them = if unlearnt.len() == 1 { "it" } else { "them" };
             let more = unlearnt.len().saturating_sub(NAMED);
             unlearnt.truncate(NAMED);
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };

@@ -8,7 +8,8 @@ use flate2::read::ZlibDecoder;
 use image::metadata::Orientation;
 use std::io::{self, Read, Seek, SeekFrom};
 
-const EXIF: &[u8] = b"Exif\0\0";
+/// What stands before a TIFF structure.
+pub(super) const EXIF: &[u8] = b"Exif\0\0";
 const TAG: u16 = 274;
 /// Pillow's limit on a compressed text of a PNG file.
 const MAX_TEXT: usize = 1 << 20;

@@ -4,9 +4,8 @@
 use super::bits::Huffman;
 use super::color::Color;
 use crate::base::counted;
-use crate::data::image::orientation::Notes;
+use crate::data::image::orientation::{EXIF, Notes};
 
-const EXIF: &[u8] = b"Exif\0\0";
 const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 
 /// Position in the zigzag order to position in the 8x8 block, row by row.
