@@ -11,11 +11,10 @@ use vlm::ops::linear::LinearBackward;
 /// launch adds up the parts of all gradients.
 #[track_caller]
 fn gradients(case: &Case, op: &LinearBackward) -> BTreeSet<&'static str> {
-    case.agrees_on(op, (9, 0), ROW);
-    let (_, ran) = case.bits_on(op, (9, 0));
+    let ran = case.agrees_on(op, (9, 0), ROW);
     let of_weights = |kernel: &&str| kernel.starts_with("linear_bwd_dw") || kernel.starts_with("linear_bwd_da");
     assert!(ran.iter().all(|(kernel, n)| *kernel != "linear_bwd_dw_sum_f32" || *n == 1), "{ran:?}");
-    ran.into_iter().map(|(kernel, _)| kernel).filter(of_weights).collect()
+    ran.into_keys().filter(of_weights).collect()
 }
 
 /// Rows, input width and segments, then what is trained and the kernels.

@@ -2,6 +2,7 @@
 
 use super::random::Random;
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use vlm::base::{DType, Result, Shape};
 use vlm::device::probe::{built, probe};
 use vlm::device::{Device, Layout, Place, emulated, layout::ALIGNMENT};
@@ -26,7 +27,8 @@ fn tied_rows(rows: usize) -> usize {
 const CANARY: f32 = -3072.0;
 const CANARY_INDEX: i32 = 1;
 
-/// How many seeds of the emulator each case runs under: `VLM_EMULATOR_SEEDS`, or 3; tools/soak-emulator asks for 100.
+/// How many seeds of the emulator each case runs under: `VLM_EMULATOR_SEEDS`, or 3; tools/soak-emulator asks for 100. Of 0
+/// seeds what runs on this machine's GPU too runs there alone.
 pub fn seeds() -> i64 {
     std::env::var("VLM_EMULATOR_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(3)
 }
@@ -206,7 +208,7 @@ impl Case {
     #[track_caller]
     pub fn bits_on(&self, op: &dyn Op, capability: (i32, i32)) -> (Vec<Bits>, Vec<(&'static str, u64)>) {
         let mut launches = Vec::new();
-        let bits = (0..seeds()).map(|seed| {
+        let bits = (0..seeds().max(1)).map(|seed| {
             order(seed).expect("an emulator");
             let mut device = Device::emulated(capability).expect("an emulator");
             let bits = self.run(op, &mut device).unwrap_or_else(|e| panic!("{} on {}: {e}", op.name(), device.name()));
@@ -260,36 +262,55 @@ impl Case {
     /// The same with another bound on a row's error.
     #[track_caller]
     pub fn agrees_within(&self, op: &dyn Op, bound: f64) {
+        let host = self.on_host(op);
         for capability in [(8, 6), (9, 0)] {
-            self.agrees_emulated(op, capability, bound);
+            self.agrees_emulated(op, &host, capability, seeds(), bound);
         }
-        on_gpu(|gpu| self.agrees_in(op, 2, bound, &mut |_, run| run(gpu)));
+        on_gpu(|gpu| self.agrees_in(op, &host, 2, bound, &mut |_, run| run(gpu)));
     }
 
-    /// The same on one kind of GPU: emulated, and this machine's where it is of that kind.
+    /// The same on one kind of GPU: emulated, and this machine's where it is of that kind. How often each kernel was launched
+    /// in a run.
     #[track_caller]
-    pub fn agrees_on(&self, op: &dyn Op, capability: (i32, i32), bound: f64) {
-        self.agrees_emulated(op, capability, bound);
+    pub fn agrees_on(&self, op: &dyn Op, capability: (i32, i32), bound: f64) -> BTreeMap<&'static str, u64> {
+        let host = self.on_host(op);
         on_gpu(|gpu| {
             if gpu.facts().is_some_and(|facts| facts.capability == capability) {
-                self.agrees_in(op, 2, bound, &mut |_, run| run(gpu));
+                self.agrees_in(op, &host, 2, bound, &mut |_, run| run(gpu));
             }
         });
+        self.agrees_emulated(op, &host, capability, seeds().max(1), bound)
     }
 
     #[track_caller]
-    fn agrees_emulated(&self, op: &dyn Op, capability: (i32, i32), bound: f64) {
-        self.agrees_in(op, seeds(), bound, &mut |seed, run| {
+    fn on_host(&self, op: &dyn Op) -> Bits {
+        self.run(op, &mut Device::host()).unwrap_or_else(|e| panic!("{} on the host: {e}", op.name()))
+    }
+
+    /// How often each kernel was launched in one of so many runs.
+    #[track_caller]
+    fn agrees_emulated(
+        &self,
+        op: &dyn Op,
+        host: &Bits,
+        capability: (i32, i32),
+        seeds: i64,
+        bound: f64,
+    ) -> BTreeMap<&'static str, u64> {
+        let mut launches = BTreeMap::new();
+        self.agrees_in(op, host, seeds, bound, &mut |seed, run| {
             order(seed).expect("an emulator");
-            run(&mut Device::emulated(capability).expect("an emulator"));
+            let mut device = Device::emulated(capability).expect("an emulator");
+            run(&mut device);
+            launches = device.launches();
         });
+        launches
     }
 
-    /// The same in so many runs; `lend` lends the device of each.
+    /// Whether so many runs make what the host makes; `lend` lends the device of each.
     #[track_caller]
-    fn agrees_in(&self, op: &dyn Op, runs: i64, bound: f64, lend: Lend) {
+    fn agrees_in(&self, op: &dyn Op, host: &Bits, runs: i64, bound: f64, lend: Lend) {
         let name = op.name();
-        let host = self.run(op, &mut Device::host()).unwrap_or_else(|e| panic!("{name} on the host: {e}"));
         let (mut first, mut on) = (None::<Bits>, String::new());
         for run in 0..runs {
             lend(run, &mut |device| {
@@ -301,7 +322,7 @@ impl Case {
                 }
             });
         }
-        let first = first.expect("at least one run");
+        let Some(first) = first else { return };
         let outputs = op.outputs();
         for (i, (tensor, _)) in self.all().enumerate() {
             let got = &first[i];
