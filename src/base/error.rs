@@ -16,7 +16,7 @@ pub enum Error {
     #[error("{}: {reason}", path.display())]
     File { path: PathBuf, reason: String },
     /// One line (counted from 1) of a file is wrong.
-    #[error("{}, line {line}: {reason}", path.display())]
+    #[error("{}: {reason}", at_line(path, *line))]
     Line { path: PathBuf, line: usize, reason: String },
     /// One tensor of a file is wrong.
     #[error("{}: tensor {tensor}: {reason}", path.display())]
@@ -93,6 +93,11 @@ impl<T> Context<T> for Result<T> {
     fn context(self, doing: impl Into<String>) -> Result<T> {
         self.map_err(|source| Error::While { doing: doing.into(), source: Box::new(source) })
     }
+}
+
+/// A line (counted from 1) of a file, as what is said of it begins.
+pub fn at_line(path: &Path, line: usize) -> String {
+    format!("{}, line {line}", path.display())
 }
 
 /// Lines of a file as a message has them, after the file's name.

@@ -2,7 +2,7 @@
 
 use super::metrics::{OTHER, distinct, parts};
 use super::records::Record;
-use crate::base::error::{Context, lines_of};
+use crate::base::error::{Context, at_line, lines_of};
 use crate::base::{Error, Result};
 use crate::data::dataset::Sample;
 use crate::data::label::normalised;
@@ -133,15 +133,11 @@ pub fn check(preparer: &Preparer, data: &Path, samples: &[Sample], method: &Meth
     let longest = Tokens::of(preparer, data, samples, method)?.longest();
     let check = |s: &Sample| {
         let prompt = preparer.measure(&question(&s.conversation), Ending::GenerationPrompt);
-        prompt.and_then(|p| preparer.fits(p.sequence.ids.len() + longest)).context(place(data, s))
+        prompt.and_then(|p| preparer.fits(p.sequence.ids.len() + longest)).context(at_line(data, s.line))
     };
     // all at once; what is said of is the first that failed
     let checked: Vec<Result<()>> = samples.par_iter().map(check).collect();
     checked.into_iter().collect()
-}
-
-fn place(data: &Path, sample: &Sample) -> String {
-    format!("{}, line {}", data.display(), sample.line)
 }
 
 /// Predicts all samples in order; `done` is told each prediction as soon as its batch is computed, and ends it with false.
@@ -160,7 +156,7 @@ pub fn evaluate(
         scope.spawn(move || {
             let prepare = |s: &Sample| {
                 let prepared = preparer.prepare(&question(&s.conversation), Ending::GenerationPrompt);
-                prepared.map(|p| p.sequence).context(place(data, s))
+                prepared.map(|p| p.sequence).context(at_line(data, s.line))
             };
             for chunk in samples.chunks(batch.max(1)) {
                 // all at once; what is said of is the first that failed
@@ -209,7 +205,7 @@ impl Tokens {
             Method::Lists(names) => (names, true),
             Method::Generate { .. } => return Ok(Tokens::None),
         };
-        preparer.measure(&prompt, Ending::GenerationPrompt).context(place(data, first))?;
+        preparer.measure(&prompt, Ending::GenerationPrompt).context(at_line(data, first.line))?;
         let tokens = match several {
             false => label_tokens(preparer, &prompt, names).map(Tokens::Choices),
             true => list_tokens(preparer, &prompt, names).map(Tokens::Lists),
@@ -223,7 +219,7 @@ impl Tokens {
                 class.as_ref().is_some_and(|class| class.read(label).iter().any(|name| name != OTHER))
             };
             match samples.iter().find(has) {
-                Some(sample) => Err(e).context(place(data, sample)),
+                Some(sample) => Err(e).context(at_line(data, sample.line)),
                 None => Err(e),
             }
         })

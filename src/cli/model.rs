@@ -11,7 +11,7 @@ use crate::qwen3vl::generation_config::GenerationConfig;
 use crate::qwen3vl::model::Model;
 use crate::qwen3vl::prepare::Preparer;
 use crate::qwen3vl::processor::read_patch_spec;
-use crate::train::run_folder;
+use crate::train::fingerprint;
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, clap::Args)]
@@ -51,12 +51,10 @@ impl ModelFlags {
     }
 }
 
-/// Opens an adapter for the model; says where it was trained on another.
+/// Opens an adapter for the model; says where it was trained on other weights.
 pub fn open_adapter(dir: &Path, model: &Checkpoint) -> Result<Adapter> {
     let adapter = Adapter::open(dir, &model.config)?;
-    if let Some(said) = run_folder::other_base(dir, &model.dir)? {
-        notice(said);
-    }
+    fingerprint::other_base(dir, &adapter, &model.dir)?.into_iter().for_each(notice);
     Ok(adapter)
 }
 

@@ -5,6 +5,7 @@ use super::image::PatchSpec;
 use super::label::normalised;
 use super::look::{Look, look};
 use super::messages::ImageSource;
+use crate::base::error::at_line;
 use crate::base::{Error, Result, counted};
 use rayon::prelude::*;
 use serde::Serialize;
@@ -128,7 +129,7 @@ pub fn census(
     let read: Vec<(&Photo, &Look)> =
         photos.iter().zip(&looks).filter_map(|(p, l)| Some((p, l.as_ref().ok()?))).collect();
     let unread = photos.iter().zip(&looks).filter_map(|(p, l)| Some((p, l.as_ref().err()?)));
-    let unread = unread.map(|(p, e)| format!("{}, line {}: {e}", file.display(), p.line));
+    let unread = unread.map(|(p, e)| format!("{}: {e}", at_line(file, p.line)));
     let mut formats: BTreeMap<String, usize> = BTreeMap::new();
     read.iter().for_each(|(_, l)| *formats.entry(l.kind.format.into()).or_default() += 1);
     let tokens = |(p, l): &(&Photo, &Look)| match spec.tokens(l.height, l.width) {

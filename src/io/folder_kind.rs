@@ -33,6 +33,8 @@ pub fn check(dir: &Path, wanted: Wanted) -> Result<()> {
     let evaluated = |flags: &str| format!("vlm eval {flags} makes an evaluation of it");
     let (what, advice) = if has("leaderboard.json") {
         ("a sweep", "give the folder of one of its trials: leaderboard.json names them, the best first".into())
+    } else if has("trials.json") {
+        ("a sweep of which no trial is done", "the same vlm sweep goes on with it".into())
     } else if has("adapter_config.json") {
         let advice = match wanted {
             Wanted::Evaluation => evaluated(&format!("--adapter {shown}")),

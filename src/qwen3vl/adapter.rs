@@ -18,6 +18,8 @@ use std::path::Path;
 
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// In the metadata of the weights' file, so that it goes where they go; PEFT reads no metadata.
+pub(super) const BASE_FINGERPRINT: &str = "base_model_fingerprint";
 
 #[derive(Debug, Clone)]
 pub struct AdapterConfig {
@@ -264,6 +266,8 @@ pub struct Adapter {
     pub config: AdapterConfig,
     /// By the path of the module.
     pub modules: BTreeMap<String, AdapterModule>,
+    /// Which weights it was trained on, by [`crate::train::fingerprint::of_model`], where its file says so.
+    pub base_fingerprint: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -351,7 +355,8 @@ impl Adapter {
         if modules.is_empty() {
             return Err(Error::file(&path, "the adapter has no tensors"));
         }
-        Ok(Adapter { config, modules })
+        let base_fingerprint = file.metadata.get(BASE_FINGERPRINT).cloned();
+        Ok(Adapter { config, modules, base_fingerprint })
     }
 
     /// Trained numbers in all.

@@ -1,7 +1,7 @@
 //! Writing a LoRA adapter as PEFT 0.21.2 does: f32, the names of the base model's modules, a config that older PEFTs,
 //! vLLM and SGLang read too.
 
-use super::adapter::{Adapter, AdapterConfig, CONFIG_FILE, WEIGHTS_FILE};
+use super::adapter::{Adapter, AdapterConfig, BASE_FINGERPRINT, CONFIG_FILE, WEIGHTS_FILE};
 use super::targets::{Pattern, Targets};
 use crate::base::{DType, Error, Result};
 use crate::io::atomic;
@@ -23,6 +23,15 @@ pub struct Pair<'a> {
     pub b: &'a [f32],
 }
 
+/// What an adapter says of the model that it was trained on.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Base<'a> {
+    /// A name or a path, for adapter_config.json.
+    pub name: &'a str,
+    /// Which weights they are, for the metadata of the adapter's own.
+    pub fingerprint: Option<&'a str>,
+}
+
 impl Adapter {
     /// Writes the adapter into the folder `dir`; see [`write_adapter`].
     pub fn write(&self, dir: &Path) -> Result<()> {
@@ -31,17 +40,20 @@ impl Adapter {
             .iter()
             .map(|(path, m)| Pair { path, rank: m.rank, inputs: m.inputs, outputs: m.outputs, a: &m.a, b: &m.b })
             .collect();
-        write_adapter(dir, &self.config, self.config.base_model.as_deref().unwrap_or_default(), &pairs)
+        let base = Base {
+            name: self.config.base_model.as_deref().unwrap_or_default(),
+            fingerprint: self.base_fingerprint.as_deref(),
+        };
+        write_adapter(dir, &self.config, base, &pairs)
     }
 }
 
 /// Writes adapter_model.safetensors and adapter_config.json into the existing folder `dir`, each whole or not at all.
-/// `base_model` is the name or path that the config says the adapter belongs to.
 ///
 /// The config's targets are written as they are where names or one regex say it all; where modules or layers are
 /// excluded, as a regex of exactly the modules of `pairs`. Errors: no pairs, a pair whose numbers do not fit its shape or
 /// whose rank is not the config's; those of writing.
-pub fn write_adapter(dir: &Path, config: &AdapterConfig, base_model: &str, pairs: &[Pair]) -> Result<()> {
+pub fn write_adapter(dir: &Path, config: &AdapterConfig, base: Base, pairs: &[Pair]) -> Result<()> {
     let contract = |argument, wanted: &str, got: String| {
         Err(Error::Contract { op: "write_adapter", argument, wanted: wanted.into(), got })
     };
@@ -65,10 +77,12 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, base_model: &str, pairs
             values.push(numbers);
         }
     }
-    let text = format!("{:#}\n", config_json(config, base_model, pairs)?);
+    let text = format!("{:#}\n", config_json(config, base.name, pairs)?);
     // All are of one type, so they are asked for in this order.
     let mut next = values.into_iter();
-    safetensors::write(&dir.join(WEIGHTS_FILE), &specs, &[("format", "pt")], |_, out| {
+    let fingerprint = base.fingerprint.map(|fingerprint| (BASE_FINGERPRINT, fingerprint));
+    let metadata: Vec<_> = fingerprint.into_iter().chain([("format", "pt")]).collect();
+    safetensors::write(&dir.join(WEIGHTS_FILE), &specs, &metadata, |_, out| {
         out.write(bytemuck::cast_slice(next.next().unwrap_or_default()))
     })?;
     atomic::write_file(&dir.join(CONFIG_FILE), |out| out.write(text.as_bytes()))

@@ -4,7 +4,8 @@
 use super::features::Store;
 use super::order::{Order, Step};
 use super::step::{Example, Trainer};
-use crate::base::{Error, Result, error::Context};
+use crate::base::error::{Context, at_line};
+use crate::base::{Error, Result};
 use crate::classify::evaluate::{Classes, MOST_CHOICES};
 use crate::data::dataset::Sample;
 use crate::data::messages::Conversation;
@@ -74,11 +75,8 @@ impl Samples<'_> {
         prepare: impl Fn(&Preparer, &Conversation, Ending) -> Result<Prepared>,
     ) -> Result<Example> {
         let sample = &self.all[at];
-        let prepared = prepare(self.preparer, &sample.conversation, Ending::Complete).context(format!(
-            "{}, line {}",
-            self.file.display(),
-            sample.line
-        ))?;
+        let prepared =
+            prepare(self.preparer, &sample.conversation, Ending::Complete).context(at_line(self.file, sample.line))?;
         let id = sample.line as u64;
         let example = Example { id, sequence: prepared.sequence, labels: prepared.labels, features: None };
         if example.label_tokens() == 0 {

@@ -7,6 +7,7 @@
 use crate::base::{Error, Result, input};
 use crate::data::dataset::Sample;
 use crate::data::messages::ImageSource;
+use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::checkpoint;
 use crate::qwen3vl::template::ADDITIONAL_DEFAULT;
 use rayon::prelude::*;
@@ -96,6 +97,24 @@ pub fn of_processing(dir: &Path) -> Result<String> {
 /// An adapter's folder: its configuration and its numbers.
 pub fn of_adapter(dir: &Path) -> Result<String> {
     of_named(dir, &ADAPTER)
+}
+
+/// A sentence where the adapter of the folder `dir` was trained on other weights than those in the checkpoint folder `model`;
+/// None where on these, or where it does not say. Errors: the model cannot be read.
+///
+/// An adapter changes any weights of its shapes, those that hold it already too.
+pub fn other_base(dir: &Path, adapter: &Adapter, model: &Path) -> Result<Option<String>> {
+    let Some(base) = &adapter.base_fingerprint else { return Ok(None) };
+    if of_model(model)? == *base {
+        return Ok(None);
+    }
+    let named = adapter.config.base_model.as_ref().map_or(String::new(), |named| format!(" ({named})"));
+    Ok(Some(format!(
+        "the adapter in {} was not trained on the weights in {}: where these hold it already, as those of vlm merge do, leave \
+         it out; else give the model that it was trained on{named}",
+        dir.display(),
+        model.display()
+    )))
 }
 
 fn of_named(dir: &Path, names: &[&str]) -> Result<String> {

@@ -4,7 +4,6 @@ use super::examples::Samples;
 use super::fingerprint::{self, Fingerprints};
 use super::lora::Lora;
 use super::order::{Order, Spread, pick};
-use super::run_folder;
 use super::session::{Said, Watch};
 use super::sets::Sets;
 use super::settings::Settings;
@@ -68,8 +67,8 @@ impl Inputs {
         let spec = read_patch_spec(&settings.model)?.limited(settings.min_pixels, settings.max_pixels)?;
         let preparer = Preparer::open(&settings.model, &checkpoint.config, spec)?;
         let init = settings.init_adapter.as_ref().map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
-        if let Some(dir) = &settings.init_adapter
-            && let Some(said) = run_folder::other_base(dir, &settings.model)?
+        if let (Some(dir), Some(adapter)) = (&settings.init_adapter, &init)
+            && let Some(said) = fingerprint::other_base(dir, adapter, &settings.model)?
         {
             (watch.said)(Said::Note(said));
         }

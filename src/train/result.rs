@@ -5,7 +5,7 @@ use super::session::{Best, Said, Session, Watch};
 use super::{fingerprint, run_folder};
 use crate::base::{Error, Result};
 use crate::io::{HostData, HostTensor};
-use crate::qwen3vl::adapter_write::{Pair, write_adapter};
+use crate::qwen3vl::adapter_write::{Base, Pair, write_adapter};
 use crate::qwen3vl::save::save_trained;
 
 impl Session<'_> {
@@ -43,7 +43,9 @@ impl Session<'_> {
                         b: values(format!("{}.lora_B.weight", m.path)),
                     })
                     .collect();
-                write_adapter(&dir, &lora.config, &self.settings.model.display().to_string(), &pairs)
+                let name = self.settings.model.display().to_string();
+                let base = Base { name: &name, fingerprint: self.folder.model_fingerprint() };
+                write_adapter(&dir, &lora.config, base, &pairs)
             }
             Kind::Full => save_trained(self.checkpoint, &run_folder::model_folder(&dir), &|name| {
                 tensors.iter().find(|(n, _)| n == name).and_then(|(_, t)| match &t.data {

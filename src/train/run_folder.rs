@@ -37,8 +37,6 @@ const EVENTS: &str = "events.out.tfevents.run.vlm";
 const CHECKPOINTS: &str = "checkpoints";
 /// Not `summary.json`, which is an evaluation's: one folder may hold both.
 const RESULT: &str = "run.json";
-/// In run.json, the model that the run began with.
-const BASE: &str = "model_fingerprint";
 /// What the loop writes at the end, or at each better evaluation.
 const RESULTS: [&str; 2] = ["adapter_model.safetensors", "adapter_config.json"];
 
@@ -119,27 +117,6 @@ pub fn training_samples(run: &Path) -> Option<usize> {
     let settings = settings_in(run);
     let asked = ["overfit", "subset"].into_iter().find_map(|key| settings.get(key)?.as_integer()?.try_into().ok());
     counted.or(asked)?.try_into().ok()
-}
-
-/// A sentence where `adapter` is the folder of a run that began with other weights than those in the checkpoint folder
-/// `model`; None where they are the same, or no run.json says which they were. Errors: the model cannot be read.
-///
-/// An adapter changes any weights of its shapes, those that hold it already too.
-pub fn other_base(adapter: &Path, model: &Path) -> Result<Option<String>> {
-    let result = json::read(&adapter.join(RESULT)).ok();
-    let Some(base) = result.as_ref().and_then(|result| result[BASE].as_str()) else { return Ok(None) };
-    if fingerprint::of_model(model)? == base {
-        return Ok(None);
-    }
-    let settings = settings_in(adapter);
-    let named = settings.get("model").and_then(toml::Value::as_str);
-    Ok(Some(format!(
-        "the adapter in {} was not trained on the weights in {}: where these hold it already, as those of vlm merge do, leave \
-         it out; else give the model that it was trained on{}",
-        adapter.display(),
-        model.display(),
-        named.map_or(String::new(), |named| format!(" ({named})"))
-    )))
 }
 
 /// The settings of the run in a folder as they stand there, of whatever version; none where there is no run.
@@ -244,13 +221,14 @@ impl RunFolder {
         self.events.append(&events::scalars(wall_time, record.step(), &record.scalars()))
     }
 
-    /// Writes what the run took and came to, and from which model.
+    /// The model that the run begins with, as [`fingerprint::of_model`] has it.
+    pub fn model_fingerprint(&self) -> Option<&str> {
+        self.identity.inputs.get(fingerprint::MODEL).map(String::as_str)
+    }
+
+    /// Writes what the run took and came to.
     pub fn write_result(&self, result: &Value) -> Result<()> {
-        let mut result = result.clone();
-        if let (Some(fields), Some(model)) = (result.as_object_mut(), self.identity.inputs.get(fingerprint::MODEL)) {
-            fields.insert(BASE.into(), json!(model));
-        }
-        json::write(&self.dir.join(RESULT), &result)
+        json::write(&self.dir.join(RESULT), result)
     }
 
     /// Begins to write a checkpoint, beside what comes next; [`RunFolder::saved`] waits for it. `state` comes back as it is.

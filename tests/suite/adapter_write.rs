@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 use vlm::io::safetensors::SafetensorsFile;
 use vlm::qwen3vl::adapter::{Adapter, AdapterConfig};
-use vlm::qwen3vl::adapter_write::{Pair, write_adapter};
+use vlm::qwen3vl::adapter_write::{Base, Pair, write_adapter};
 use vlm::qwen3vl::config::Config;
 use vlm::qwen3vl::targets::{Layers, Targets, select_targets};
 
@@ -33,7 +33,8 @@ fn q_config() -> AdapterConfig {
 fn the_config_is_the_one_that_old_and_new_readers_take() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b): (Vec<f32>, Vec<f32>) = ((0..32).map(|i| i as f32).collect(), (0..64).map(|i| -(i as f32)).collect());
-    write_adapter(dir.path(), &q_config(), "Qwen/Qwen3-VL-2B-Instruct", &q_pairs(&a, &b)).unwrap();
+    let base = Base { name: "Qwen/Qwen3-VL-2B-Instruct", fingerprint: Some("0a1b") };
+    write_adapter(dir.path(), &q_config(), base, &q_pairs(&a, &b)).unwrap();
     let want = json!({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "Qwen/Qwen3-VL-2B-Instruct",
         "inference_mode": true, "r": 2, "lora_alpha": 6, "lora_dropout": 0.25, "bias": "none", "fan_in_fan_out": false,
@@ -42,7 +43,8 @@ fn the_config_is_the_one_that_old_and_new_readers_take() {
     });
     assert_eq!(config_of(dir.path()), want);
     let file = SafetensorsFile::open(&dir.path().join("adapter_model.safetensors")).unwrap();
-    assert_eq!(file.metadata.iter().collect::<Vec<_>>(), [(&"format".to_string(), &"pt".to_string())]);
+    let wanted = [("base_model_fingerprint", "0a1b"), ("format", "pt")].map(|(key, value)| (key.into(), value.into()));
+    assert_eq!(file.metadata.clone().into_iter().collect::<Vec<(String, String)>>(), wanted);
     let tensors = read_tensors(&file.path);
     let names: Vec<String> = Q
         .iter()
@@ -51,6 +53,7 @@ fn the_config_is_the_one_that_old_and_new_readers_take() {
     assert_eq!(tensors.iter().map(|t| t.name.clone()).collect::<Vec<_>>(), names);
     assert_eq!(tensors.iter().map(|t| t.shape.clone()).collect::<Vec<_>>(), [[2, 16], [32, 2], [2, 16], [32, 2]]);
     let adapter = Adapter::open(dir.path(), &model()).unwrap();
+    assert_eq!(adapter.base_fingerprint.as_deref(), base.fingerprint);
     assert_eq!(adapter.modules[Q[1]].a, a);
     assert_eq!(adapter.modules[Q[1]].b, b);
     assert_eq!(adapter.modules[Q[0]].scale, 3.0);
@@ -60,7 +63,7 @@ fn the_config_is_the_one_that_old_and_new_readers_take() {
 fn an_alpha_that_is_no_whole_number_and_rslora_are_kept() {
     let dir = tempfile::tempdir().unwrap();
     let config = AdapterConfig::new(2, 0.5, 0.0, true, Targets::parse(r".*\.q_proj").unwrap());
-    write_adapter(dir.path(), &config, "m", &q_pairs(&[1.0; 32], &[1.0; 64])).unwrap();
+    write_adapter(dir.path(), &config, Base::default(), &q_pairs(&[1.0; 32], &[1.0; 64])).unwrap();
     let said = config_of(dir.path());
     assert_eq!((&said["lora_alpha"], &said["use_rslora"]), (&json!(0.5), &json!(true)));
     assert_eq!(said["target_modules"], r".*\.q_proj");
@@ -74,12 +77,12 @@ fn excluded_modules_and_layers_become_a_regex_of_what_is_there() {
     let mut config = q_config();
     config.selection.layers = Some(Layers::new(vec![1], &[]).unwrap());
     let pairs = q_pairs(&[1.0; 32], &[1.0; 64]);
-    write_adapter(dir.path(), &config, "m", &pairs[1..]).unwrap();
+    write_adapter(dir.path(), &config, Base::default(), &pairs[1..]).unwrap();
     assert_eq!(config_of(dir.path())["target_modules"], r"model\.language_model\.layers\.1\.self_attn\.q_proj");
     assert_eq!(Adapter::open(dir.path(), &model()).unwrap().modules.len(), 1);
     config.selection.layers = None;
     config.selection.exclude = Some(Targets::parse("layers.0.self_attn.q_proj").unwrap());
-    write_adapter(dir.path(), &config, "m", &pairs[1..]).unwrap();
+    write_adapter(dir.path(), &config, Base::default(), &pairs[1..]).unwrap();
     assert_eq!(Adapter::open(dir.path(), &model()).unwrap().modules.len(), 1);
 }
 
@@ -116,7 +119,7 @@ fn patterns_are_written_as_they_were_read() {
     let config = AdapterConfig::read(dir.path()).unwrap();
     let mut pairs = q_pairs(&[1.0; 32], &[1.0; 64]);
     (pairs[1].rank, pairs[1].a, pairs[1].b) = (1, &[2.0; 16], &[2.0; 32]);
-    write_adapter(dir.path(), &config, "m", &pairs).unwrap();
+    write_adapter(dir.path(), &config, Base::default(), &pairs).unwrap();
     let said = config_of(dir.path());
     assert_eq!(said["rank_pattern"], json!({"layers.1.self_attn.q_proj": 1}));
     assert_eq!(said["alpha_pattern"], json!({"q_proj": 1.5}));
@@ -129,7 +132,7 @@ fn pairs_that_do_not_fit_are_refused_and_nothing_is_written() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = ([1.0; 32], [1.0; 64]);
     let refused = |pairs: &[Pair], wanted: &str| {
-        let error = write_adapter(dir.path(), &q_config(), "m", pairs).unwrap_err().to_string();
+        let error = write_adapter(dir.path(), &q_config(), Base::default(), pairs).unwrap_err().to_string();
         assert!(error.contains(wanted), "{error}");
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     };
@@ -143,7 +146,8 @@ fn pairs_that_do_not_fit_are_refused_and_nothing_is_written() {
     let [mut pair, _] = q_pairs(&a, &b);
     pair.rank = 3;
     refused(&[pair], "rank: wanted that of the config, got 3 for");
-    let error = write_adapter(Path::new("/nowhere"), &q_config(), "m", &q_pairs(&a, &b)).unwrap_err().to_string();
+    let error =
+        write_adapter(Path::new("/nowhere"), &q_config(), Base::default(), &q_pairs(&a, &b)).unwrap_err().to_string();
     assert!(error.contains("/nowhere/adapter_model.safetensors"), "{error}");
 }
 
@@ -160,6 +164,6 @@ fn an_adapter_of_every_module_reads_back() {
         .collect();
     let dir = tempfile::tempdir().unwrap();
     let targets = Targets::exactly(pairs.iter().map(|p| p.path)).unwrap();
-    write_adapter(dir.path(), &AdapterConfig::new(2, 4.0, 0.0, false, targets), "m", &pairs).unwrap();
+    write_adapter(dir.path(), &AdapterConfig::new(2, 4.0, 0.0, false, targets), Base::default(), &pairs).unwrap();
     assert_eq!(Adapter::open(dir.path(), &config).unwrap().modules.len(), modules.len());
 }

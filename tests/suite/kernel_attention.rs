@@ -364,6 +364,16 @@ fn a_long_cache_takes_several_launches() {
 }
 
 /// More slots than there are counters for: the second launch has its own place in tables and results, and the same counters.
+/// A lane of the join weighs every 32nd split of 256 keys: here there are more splits than lanes, and as many.
+#[test]
+fn cached_agrees_with_the_host_on_long_contexts() {
+    for (i, (new, held)) in [([2, 1], [8800, 300]), ([1, 3], [8192, 8194])].into_iter().enumerate() {
+        let mut case = Case::new(20 + i as u64);
+        let op = cached(&mut case, &new, &held, (2, 1, 8), 16);
+        case.agrees(&op);
+    }
+}
+
 #[test]
 fn many_sequences_take_several_launches() {
     let held: Vec<i32> = (0..520).map(|i| 1 + i % 4).collect();

@@ -4,6 +4,8 @@ use crate::commands::{copy, fails, single, vlm, works};
 use crate::golden_cases::cases;
 use std::fs;
 use std::path::Path;
+use vlm::qwen3vl::adapter::Adapter;
+use vlm::qwen3vl::checkpoint::Checkpoint;
 
 #[test]
 fn a_folder_of_another_kind_is_named_with_what_to_give() {
@@ -13,11 +15,16 @@ fn a_folder_of_another_kind_is_named_with_what_to_give() {
     let train = "train --model {} --data {} --out {} --max-steps 1";
     works(&format!("{train} --rank 1"), &[&model, &data, &run]);
     works(&format!("{train} --full"), &[&model, &data, &full]);
-    for (name, file) in [("stopped/checkpoints", "c"), ("sweep", "leaderboard.json"), ("scores", "summary.json")] {
+    for (name, file) in [
+        ("stopped/checkpoints", "c"),
+        ("sweep", "leaderboard.json"),
+        ("begun", "trials.json"),
+        ("scores", "summary.json"),
+    ] {
         fs::create_dir_all(at(name)).unwrap();
         fs::write(at(name).join(file), "{}").unwrap();
     }
-    let (stopped, sweep, scores) = (at("stopped"), at("sweep"), at("scores"));
+    let (stopped, sweep, begun, scores) = (at("stopped"), at("sweep"), at("begun"), at("scores"));
     let trained = format!("give its model with --model {}/model, without an adapter", full.display());
     let resume =
         "holds a run that has no result yet, and an adapter is wanted; the same vlm train with --resume goes on";
@@ -26,6 +33,7 @@ fn a_folder_of_another_kind_is_named_with_what_to_give() {
         (&model, ["single: holds a model, and an adapter is wanted; ", "give it with --model, without an adapter"]),
         (&stopped, ["stopped: ", resume]),
         (&sweep, ["sweep: holds a sweep, and an adapter is wanted; ", "leaderboard.json names them, the best first"]),
+        (&begun, ["begun: holds a sweep of which no trial is done, ", "the same vlm sweep goes on with it"]),
         (&scores, ["scores: holds an evaluation, and an adapter is wanted; ", "names the model and the adapter"]),
     ] {
         fails("eval --model {} --adapter {} --data {} --out {}", &[&model, adapter, &data, &out], &words);
@@ -92,8 +100,15 @@ fn an_adapter_on_weights_that_it_was_not_trained_on_is_said() {
         let told = said(line, &[&merged, &run]);
         assert!(told.len() == 1 && told[0].contains(&wanted), "{line}: {told:?}");
     }
-    // the same weights elsewhere, and an adapter that does not say what it was trained on
+    // the same weights elsewhere, an adapter out of its run's folder, and one that does not say what it was trained on
     assert!(said(lines[0], &[moved.path(), &run]).is_empty());
-    fs::remove_file(run.join("run.json")).unwrap();
-    assert!(said(lines[0], &[&merged, &run]).is_empty());
+    let alone = at("alone");
+    fs::create_dir(&alone).unwrap();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(run.join(name), alone.join(name)).unwrap();
+    }
+    assert_eq!(said(lines[0], &[&merged, &alone]).len(), 1);
+    let adapter = Adapter::open(&alone, &Checkpoint::open(model.path()).unwrap().config).unwrap();
+    Adapter { base_fingerprint: None, ..adapter }.write(&alone).unwrap();
+    assert!(said(lines[0], &[&merged, &alone]).is_empty());
 }

@@ -11,7 +11,8 @@ mod pace;
 use super::evaluate::{Classes, question};
 use super::metrics::OTHER;
 use super::records::Record;
-use crate::base::{Error, Result, error::Context};
+use crate::base::error::{Context, at_line};
+use crate::base::{Error, Result};
 use crate::data::dataset::Sample;
 use client::{Client, Outcome};
 use pace::Pace;
@@ -138,8 +139,7 @@ impl Work<'_> {
         loop {
             // poisoned: another worker panicked, which ends all of it
             let Some(sample) = self.left.lock().ok().and_then(|mut left| left.next()) else { return };
-            let place = format!("{}, line {}", self.data.display(), sample.line);
-            let message = match self.answer(sample, send).context(place) {
+            let message = match self.answer(sample, send).context(at_line(self.data, sample.line)) {
                 Ok(Some(record)) => Message::Said(Said::Answer(Box::new(record))),
                 Ok(None) => return,
                 Err(e) => Message::Failed(e),
