@@ -363,7 +363,6 @@ fn a_long_cache_takes_several_launches() {
     assert_eq!(firsts[1..], ends.collect::<Vec<_>>()[..firsts.len() - 1]);
 }
 
-/// More slots than there are counters for: the second launch has its own place in tables and results, and the same counters.
 /// A lane of the join weighs every 32nd split of 256 keys: here there are more splits than lanes, and as many.
 #[test]
 fn cached_agrees_with_the_host_on_long_contexts() {
@@ -377,6 +376,7 @@ fn cached_agrees_with_the_host_on_long_contexts() {
     }
 }
 
+/// More slots than there are counters for: the second launch has its own place in tables and results, and the same counters.
 #[test]
 fn many_sequences_take_several_launches() {
     let held: Vec<i32> = (0..520).map(|i| 1 + i % 4).collect();
