@@ -98,6 +98,10 @@ impl Cuda {
     pub fn open(ordinal: usize) -> Result<Arc<Cuda>> {
         let failed = |doing: &'static str| move |e: DriverError| device_error("cuda", doing, e);
         let context = CudaContext::new(ordinal).map_err(failed("cannot open the GPU"))?;
+        // The first stream beside tracked slices waits for all that the process's context does, which no driver allows while
+        // another thread records.
+        // SAFETY: nothing is tracked: no slice is ever made, and one stream is given everything, in order.
+        unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(failed("cannot make a stream"))?;
         let name = context.name().map_err(failed("cannot ask for the GPU's name"))?;
         let read = |which| context.attribute(which).map_err(failed("cannot ask for the GPU's attributes"));

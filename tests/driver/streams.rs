@@ -89,6 +89,17 @@ impl Streams {
         }
     }
 
+    /// What nobody must do while any thread captures, in whatever mode: every capture has failed then.
+    fn forbid_in_any_capture(&mut self, what: &str) -> Done<()> {
+        let captures: Vec<_> = self.streams.values_mut().filter_map(|s| s.capture.as_mut()).collect();
+        if captures.is_empty() {
+            return Ok(());
+        }
+        captures.into_iter().for_each(|capture| capture.noted = None);
+        let said = format!("{what} while a thread captures a stream");
+        refused(CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, said)
+    }
+
     fn stream(&mut self, handle: Handle) -> Done<&mut Stream> {
         match self.streams.get_mut(&handle) {
             Some(stream) => Ok(stream),
@@ -147,9 +158,13 @@ impl Driver {
         all.into_iter().try_for_each(|stream| self.settle(stream))
     }
 
+    /// Waits for one stream, or for the context's all.
     pub fn synchronise(&mut self, stream: Option<Handle>) -> Done<()> {
         self.emulator()?;
-        self.streams.forbid_in_capture("a wait")?;
+        match stream {
+            Some(_) => self.streams.forbid_in_capture("a wait")?,
+            None => self.streams.forbid_in_any_capture("a wait for the context")?,
+        }
         self.streams.waits += 1;
         match stream {
             Some(stream) => self.settle(stream),

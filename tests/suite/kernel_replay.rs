@@ -392,6 +392,33 @@ fn records(opens: Opens) {
     assert_eq!(looked.run(&mut device, &mut looked.again(), [3, 0, 1]).expect("a run"), [4.0, 1.0, 2.0]);
 }
 
+/// A device that another thread opens, uses and gives back meanwhile disturbs no recording, and is not disturbed.
+#[test]
+fn devices_are_opened_while_one_records() {
+    launchers().into_iter().for_each(opened_beside);
+}
+
+fn opened_beside(opens: Opens) {
+    let (looked, mut one) = (Looked::new(), device(opens));
+    looked.begin(&mut one);
+    looked.run(&mut one, &mut looked.again(), [0, 0, 0]).expect("a run");
+    one.memory().write_i32(looked.ids, &[1, 2, 3]).expect("ids");
+    let recorded = one.record(&mut |one| {
+        let beside = || {
+            let (looked, mut other) = (Looked::new(), device(opens));
+            looked.begin(&mut other);
+            looked.run(&mut other, &mut looked.again(), [3, 1, 0]).expect("a run")
+        };
+        let got = std::thread::scope(|scope| scope.spawn(beside).join()).expect("another device");
+        assert_eq!(got, [4.0, 2.0, 1.0]);
+        looked.tape.run(one, &mut Clock::default(), &mut |_, _| ())
+    });
+    let recording = recorded.expect("no error").expect("a recording");
+    // SAFETY: the ids were checked when they were recorded.
+    unsafe { one.replay(&recording).expect("a replay") }
+    assert_eq!(one.memory().read_f32(looked.y).expect("y")[8], 3.0);
+}
+
 /// `--json` says how often launches were replayed, and counts each of them; `VLM_REPLAY=0` goes without.
 #[test]
 fn the_program_says_how_often() {
