@@ -1,22 +1,26 @@
-//! Ctrl-C: the first asks a long run to save and end, the second ends the program where it is.
+//! Ctrl-C and SIGTERM: the first asks a long run to save and end, the second ends the program where it is.
 
 use super::notice::notice;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 /// What a shell expects of a program that Ctrl-C ended.
 pub const CODE: u8 = 130;
 
-static ASKED: AtomicBool = AtomicBool::new(false);
+static ASKED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
-/// From here on Ctrl-C is noticed; see [`asked`]. Call it once per program.
+/// From here on both signals are noticed; see [`asked`]. Call it once per program.
 pub fn watch() {
-    let handler = || {
-        if ASKED.swap(true, Ordering::SeqCst) {
-            std::process::exit(CODE.into());
+    for signal in [SIGINT, SIGTERM] {
+        // in this order: the second one finds that the first has asked. Nothing is cleaned up then: what the driver and other
+        // libraries do at a regular end must not happen while the main thread may be within them.
+        let noticed = flag::register_conditional_shutdown(signal, CODE.into(), ASKED.clone())
+            .and_then(|_| flag::register(signal, ASKED.clone()));
+        if let Err(e) = noticed {
+            notice(format_args!("Ctrl-C will end the run without saving: {e}"));
         }
-    };
-    if let Err(e) = ctrlc::set_handler(handler) {
-        notice(format_args!("Ctrl-C will end the run without saving: {e}"));
     }
 }
 

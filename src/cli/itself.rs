@@ -36,7 +36,8 @@ fn command(arguments: &[String]) -> Result<Command> {
 fn check(arguments: &[String], status: ExitStatus, stopped: &str) -> Result<()> {
     // a command may be done, or have ended in whatever way, when Ctrl-C comes: it was meant for all of them. One that was just
     // starting dies of it, maybe before this program has noticed.
-    let told = status.code() == Some(interrupt::CODE.into()) || status.signal() == Some(libc::SIGINT);
+    let told = status.code() == Some(interrupt::CODE.into())
+        || [libc::SIGINT, libc::SIGTERM].iter().any(|signal| status.signal() == Some(*signal));
     if told || interrupt::asked() {
         interrupt::exit(stopped);
     }

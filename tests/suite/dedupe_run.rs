@@ -223,7 +223,7 @@ fn ctrl_c_keeps_what_was_computed() {
         assert!(start.elapsed() < Duration::from_secs(120), "nothing is computed");
         std::thread::sleep(Duration::from_millis(5));
     }
-    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let sent = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130));
