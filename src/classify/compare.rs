@@ -4,6 +4,7 @@ use super::metrics::Metrics;
 use super::records::{Evaluation, Record};
 use super::statistics::mcnemar_exact;
 use crate::base::{Error, Result, error::first_of};
+use crate::data::label::normalised;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -96,6 +97,25 @@ pub enum OnDifferent {
     Intersect,
 }
 
+/// `record` with other names of classes: `of` gives each its own.
+fn respelled(record: &Record, of: &dyn Fn(&String) -> String) -> Record {
+    let all = |names: &Vec<String>| {
+        let mut names: Vec<String> = names.iter().map(of).collect();
+        names.sort();
+        names
+    };
+    let (labels, predictions) = (record.labels.as_ref().map(all), record.predictions.as_ref().map(all));
+    let one = |name, list: &Option<Vec<String>>| list.as_ref().map_or_else(|| of(name), |list| list.join(", "));
+    Record {
+        label: one(&record.label, &labels),
+        prediction: one(&record.prediction, &predictions),
+        probabilities: record.probabilities.as_ref().map(|all| all.iter().map(|(name, p)| (of(name), *p)).collect()),
+        labels,
+        predictions,
+        ..record.clone()
+    }
+}
+
 /// Pairs the photos of two evaluations: by their files, where there are pictures, else by line of the data; photos that
 /// come several times by their order. Errors: other photos (unless told to leave them out), none in common, a photo
 /// with another label.
@@ -123,9 +143,14 @@ pub fn compare(a: &Evaluation, b: &Evaluation, on_different: OnDifferent) -> Res
             sides.join(", ")
         )));
     }
+    let classes = |e: &Evaluation| -> Vec<String> { e.metrics.per_class.keys().cloned().collect() };
+    let (classes_a, classes_b) = (classes(a), classes(b));
+    // a class is one however it is spelt; the second evaluation's spelling is shown
+    let spelling: BTreeMap<String, &String> = classes_b.iter().map(|name| (normalised(name), name)).collect();
+    let of = |name: &String| spelling.get(&normalised(name)).map_or_else(|| name.clone(), |known| (*known).clone());
     let mut pairs = Vec::new();
     for (key, after) in &second {
-        let Some(before) = mine.get(key) else { continue };
+        let Some(before) = mine.get(key).map(|before| respelled(before, &of)) else { continue };
         if before.label != after.label {
             return Err(Error::Unsupported(format!(
                 "{} is labelled {:?} in {name_a} and {:?} in {name_b}; evaluate both on one set",
@@ -139,19 +164,19 @@ pub fn compare(a: &Evaluation, b: &Evaluation, on_different: OnDifferent) -> Res
         after.tags.retain(|t| Group::ALL.iter().all(|g| g.tag() != t));
         after.tags.push(group.tag().into());
         after.before = Some(before.prediction.clone());
-        pairs.push(Pair { group, before: (*before).clone(), after });
+        pairs.push(Pair { group, before, after });
     }
     let count = |group| pairs.iter().filter(|p| p.group == group).count();
     let counts: BTreeMap<Group, usize> = Group::ALL.into_iter().map(|g| (g, count(g))).collect();
-    let scored = |e: &Evaluation, of: &dyn Fn(&Pair) -> Record| {
-        let classes: Vec<String> = e.metrics.per_class.keys().cloned().collect();
-        super::metrics::metrics(&classes, &pairs.iter().map(of).collect::<Vec<_>>())
+    let classes_a: Vec<String> = classes_a.iter().map(of).collect();
+    let scored = |classes: &[String], of: &dyn Fn(&Pair) -> Record| {
+        super::metrics::metrics(classes, &pairs.iter().map(of).collect::<Vec<_>>())
     };
     Ok(Comparison {
         alone: [only_a.len(), only_b.len()],
         p: mcnemar_exact(counts[&Group::Fixed], counts[&Group::Broken]),
-        before: scored(a, &|p| p.before.clone()),
-        after: scored(b, &|p| p.after.clone()),
+        before: scored(&classes_a, &|p| p.before.clone()),
+        after: scored(&classes_b, &|p| p.after.clone()),
         per_class: per_class(&pairs),
         counts,
         pairs,
