@@ -6,14 +6,16 @@
 //! summary.json       the result; only a finished evaluation has one
 //! ```
 
-use super::records::{PREDICTIONS, Record, SUMMARY, written};
+use super::records::{PREDICTIONS, Record, written};
 use crate::base::{Error, Result, input};
+use crate::io::folder_kind::SUMMARY;
 use crate::io::lock::FolderLock;
 use crate::io::log_file::LogFile;
 use crate::io::{atomic, json};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 const IDENTITY: &str = "identity.json";
 
@@ -37,8 +39,13 @@ pub struct Folder {
     records: Vec<Record>,
     /// Seconds of earlier sittings.
     pub seconds: f64,
+    /// When this sitting began, and when its seconds were last kept; None where they are no more to be.
+    sitting: Option<[Instant; 2]>,
     _lock: FolderLock,
 }
+
+/// How often the seconds of a sitting are kept: a kill takes no more of them.
+const KEPT_EVERY: Duration = Duration::from_secs(10);
 
 impl Folder {
     /// The names of what an evaluation writes.
@@ -84,7 +91,8 @@ impl Folder {
         }
         let canonical = dir.canonicalize().map_err(|e| Error::io("use as a folder", dir, e))?;
         let log = LogFile::open(&predictions, whole)?;
-        let folder = Folder { dir: dir.into(), canonical, identity, log, records, seconds, _lock: lock };
+        let sitting = Some([Instant::now(); 2]);
+        let folder = Folder { dir: dir.into(), canonical, identity, log, records, seconds, sitting, _lock: lock };
         folder.remember(folder.seconds)?;
         Ok(folder)
     }
@@ -95,6 +103,9 @@ impl Folder {
         let file = self.dir.join(SUMMARY);
         let summary = file.exists().then(|| json::read(&file)).transpose()?;
         if self.records().iter().map(|r| r.line).eq(lines.iter().copied()) {
+            if summary.is_some() {
+                self.sitting = None;
+            }
             return Ok(summary);
         }
         if let Some(summary) = summary {
@@ -119,14 +130,26 @@ impl Folder {
         let images = images.collect::<Result<_>>()?;
         record.set_images(images);
         self.log.append(line(&record)?.as_bytes())?;
+        if let Some([_, kept]) = &mut self.sitting
+            && kept.elapsed() >= KEPT_EVERY
+        {
+            *kept = Instant::now();
+            self.remember(self.seconds + self.sat())?;
+        }
         self.records.push(record);
         Ok(&self.records[self.records.len() - 1])
     }
 
     /// Keeps the seconds of this sitting too, for the one that goes on. Call it when an evaluation is stopped.
-    pub fn stop(self, seconds: f64) -> Result<()> {
+    pub fn stop(mut self, seconds: f64) -> Result<()> {
+        self.sitting = None;
         self.log.sync()?;
         self.remember(self.seconds + seconds)
+    }
+
+    /// Seconds of this sitting so far.
+    fn sat(&self) -> f64 {
+        self.sitting.map_or(0.0, |[begun, _]| begun.elapsed().as_secs_f64())
     }
 
     fn remember(&self, seconds: f64) -> Result<()> {
@@ -144,7 +167,18 @@ impl Folder {
     pub fn finish(mut self, summary: &Value) -> Result<()> {
         self.records();
         write_records(&self.dir.join(PREDICTIONS), &self.records)?;
-        json::write(&self.dir.join(SUMMARY), summary)
+        json::write(&self.dir.join(SUMMARY), summary)?;
+        self.sitting = None;
+        Ok(())
+    }
+}
+
+impl Drop for Folder {
+    /// What ended by an error took its seconds too. Another error is not the one to report.
+    fn drop(&mut self) {
+        if self.sitting.is_some() {
+            let _ = self.remember(self.seconds + self.sat());
+        }
     }
 }
 

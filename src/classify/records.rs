@@ -3,7 +3,7 @@
 use super::metrics::Metrics;
 use crate::base::{Error, Result};
 use crate::data::paths;
-use crate::io::folder_kind::{self, Wanted};
+use crate::io::folder_kind::{self, SUMMARY, Wanted};
 use crate::io::json;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -11,7 +11,6 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 pub const PREDICTIONS: &str = "predictions.jsonl";
-pub const SUMMARY: &str = "summary.json";
 
 /// One line of predictions.jsonl.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

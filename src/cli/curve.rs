@@ -2,7 +2,8 @@
 
 use crate::base::{Error, Result};
 use crate::classify::curve::{Curve, Run, curve};
-use crate::classify::records::{SUMMARY, summary};
+use crate::classify::records::summary;
+use crate::io::folder_kind::SUMMARY;
 use serde_json::Value;
 use std::fmt::Write as _;
 use std::path::Path;

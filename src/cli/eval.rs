@@ -16,6 +16,7 @@ use crate::classify::metrics::{Metrics, distinct, metrics};
 use crate::classify::records::{Record, Usage, dollars};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
 use crate::data::whole::{left_out, whole};
+use crate::io::folder_kind::ADAPTER;
 use crate::train::{fingerprint, run_folder};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -272,7 +273,7 @@ impl Eval {
         identity.insert("the model".into(), fingerprint::of_model(model)?.into());
         identity.insert("the tokenizer, templates or processor".into(), fingerprint::of_processing(model)?.into());
         if let Some(adapter) = &self.adapter {
-            let files = ["adapter_config.json", "adapter_model.safetensors"].map(|name| adapter.join(name));
+            let files = ADAPTER.map(|name| adapter.join(name));
             let files = files.iter().map(|file| fingerprint::of_file(file)).collect::<Result<Vec<_>>>()?;
             identity.insert("the adapter".into(), json!(files));
         }

@@ -5,7 +5,7 @@ use crate::base::counted::{bytes, counted, grouped};
 use crate::base::{DType, Error, Precision, Result};
 use crate::data::image::PatchSpec;
 use crate::infer::cache;
-use crate::io::folder_kind::{self, Wanted};
+use crate::io::folder_kind::{self, ADAPTER_CONFIG, ADAPTER_WEIGHTS, Wanted};
 use crate::io::safetensors::SafetensorsFile;
 use crate::qwen3vl::adapter::AdapterConfig;
 use crate::qwen3vl::checkpoint::Checkpoint;
@@ -44,14 +44,15 @@ pub struct Inspect {
 
 impl Inspect {
     pub fn run(&self) -> Result<()> {
-        if self.dir.join("config.json").exists() {
+        if self.dir.join(folder_kind::CONFIG).exists() {
             self.model()
-        } else if self.dir.join("adapter_config.json").exists() {
+        } else if self.dir.join(ADAPTER_CONFIG).exists() {
             self.adapter()
         } else {
             config::folder(&self.dir)?;
             folder_kind::check(&self.dir, Wanted::Model)?;
-            Err(Error::file(&self.dir, "holds neither config.json (a model) nor adapter_config.json (an adapter)"))
+            let said = format!("holds neither {} (a model) nor {ADAPTER_CONFIG} (an adapter)", folder_kind::CONFIG);
+            Err(Error::file(&self.dir, said))
         }
     }
 
@@ -191,7 +192,7 @@ impl Inspect {
             return Err(Error::Usage("--trace is of a model, and this folder holds an adapter; give its model".into()));
         }
         let config = AdapterConfig::read(&self.dir)?;
-        let file = SafetensorsFile::open(&self.dir.join("adapter_model.safetensors"))?;
+        let file = SafetensorsFile::open(&self.dir.join(ADAPTER_WEIGHTS))?;
         let parameters: u64 = file.tensors().map(|(_, t)| t.elements() as u64).sum();
         let tensors = file.tensors().len();
         if self.json {

@@ -10,7 +10,7 @@ use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::generation_config::GenerationConfig;
 use crate::qwen3vl::model::Model;
 use crate::qwen3vl::prepare::Preparer;
-use crate::qwen3vl::processor::read_patch_spec;
+use crate::qwen3vl::processor::patch_spec_for;
 use crate::train::fingerprint;
 use std::path::{Path, PathBuf};
 
@@ -64,7 +64,8 @@ pub fn open(dir: &Path, adapter: Option<&Path>, pixels: &PixelFlags, compute: &C
     let checkpoint = Checkpoint::open(dir)?;
     let adapter = adapter.map(|dir| open_adapter(dir, &checkpoint)).transpose()?;
     let model = Model::load(&checkpoint, adapter.as_ref())?;
-    let spec = read_patch_spec(dir)?.limited(pixels.min_pixels, pixels.max_pixels)?;
+    let (spec, said) = patch_spec_for(dir, adapter.as_ref(), pixels.min_pixels, pixels.max_pixels)?;
+    said.into_iter().for_each(notice);
     let preparer = Preparer::open(dir, &checkpoint.config, spec)?;
     let generation = GenerationConfig::read(dir)?;
     Ok(Opened { engine: Engine::new(model, device, precision), preparer, generation })

@@ -5,6 +5,7 @@ use super::progress::Progress;
 use super::{interrupt, output};
 use crate::base::width::{right, width};
 use crate::base::{Error, Result};
+use crate::io::folder_kind::{LEADERBOARD, TRIALS};
 use crate::train::session::Said;
 use crate::train::sweep::board::{self, Outcome, Row};
 use crate::train::sweep::space::{self, Sweep, Trial};
@@ -55,7 +56,7 @@ impl SweepCommand {
             Said::Checked(..) => (),
         };
         let mut done = |row: &Row| {
-            if let Outcome::Failed { reason } = &row.outcome {
+            if let Outcome::Failed { reason, .. } = &row.outcome {
                 bar.borrow().note(&format!("  trial {} failed: {reason}", row.trial));
             }
         };
@@ -77,7 +78,7 @@ impl SweepCommand {
         if let Some(best) = rows.first().filter(|row| matches!(row.outcome, Outcome::Done { .. })) {
             _ = writeln!(said, "best: {}", best.folder.display());
         }
-        _ = writeln!(said, "leaderboard.json and leaderboard.csv in {}", sweep.out.display());
+        _ = writeln!(said, "{LEADERBOARD} and {} in {}", board::CSV, sweep.out.display());
         super::print(&said)?;
         one_is_done(&rows)
     }
@@ -87,7 +88,7 @@ impl SweepCommand {
 fn one_is_done(rows: &[Row]) -> Result<()> {
     let failed = |row: &Row| matches!(row.outcome, Outcome::Failed { .. });
     match rows {
-        [Row { trial, outcome: Outcome::Failed { reason }, .. }, ..] if rows.iter().all(failed) => {
+        [Row { trial, outcome: Outcome::Failed { reason, .. }, .. }, ..] if rows.iter().all(failed) => {
             Err(Error::Unsupported(format!("every trial failed; trial {trial}: {reason}")))
         }
         _ => Ok(()),
@@ -110,7 +111,7 @@ impl SweepCommand {
             output::no_input_within(&trial.settings.out, read.iter().copied())?;
         }
         if sweep.out.exists() {
-            output::holds(&sweep.out, sweep::TRIALS, "sweep")?;
+            output::holds(&sweep.out, TRIALS, "sweep")?;
         }
         Ok(())
     }

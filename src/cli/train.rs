@@ -9,8 +9,8 @@ use super::{interrupt, output};
 use crate::base::{Error, Precision, Result, counted};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::data::messages::ImageSource;
+use crate::io::folder_kind::{ADAPTER, CONFIG};
 use crate::train::config_file;
-use crate::train::fingerprint;
 use crate::train::forms::{betas, bytes};
 use crate::train::plan::{self, Plan};
 use crate::train::roof::Roof;
@@ -331,9 +331,7 @@ impl Train {
 
     /// Errors: a file of somebody's would be replaced, or one that the run reads.
     fn check_outputs(&self, settings: &Settings) -> Result<()> {
-        const CONFIG: &str = "config.json";
-        let adapter =
-            settings.init_adapter.iter().flat_map(|folder| fingerprint::ADAPTER.map(|name| folder.join(name)));
+        let adapter = settings.init_adapter.iter().flat_map(|folder| ADAPTER.map(|name| folder.join(name)));
         let sets = [Some(&settings.data), settings.eval_data.as_ref()].into_iter().flatten().cloned();
         let files: Vec<PathBuf> = adapter.chain(sets).collect();
         for file in run_folder::files(&settings.out) {

@@ -8,18 +8,22 @@ use super::config::Config;
 use super::names::{self, LinearModule};
 use super::targets::{Layers, Pattern, Selection, Targets, paths_of};
 use crate::base::error::first_of;
+use crate::base::width::shortened;
 use crate::base::{Error, Result, dtype};
-use crate::io::folder_kind::{self, Wanted};
+use crate::data::image::{AN_AREA, Limits};
+use crate::io::folder_kind::{self, ADAPTER_CONFIG, ADAPTER_WEIGHTS, Wanted};
 use crate::io::json::{Fields, brief, one_or_more};
 use crate::io::safetensors::SafetensorsFile;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
-pub(super) const CONFIG_FILE: &str = "adapter_config.json";
-pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// Before the path of a module, in the names of an adapter's tensors and of their gradients.
+pub const PREFIX: &str = "base_model.model.";
 /// In the metadata of the weights' file, so that it goes where they go; PEFT reads no metadata.
 pub(super) const BASE_FINGERPRINT: &str = "base_model_fingerprint";
+/// There too.
+pub(super) const LIMITS: [&str; 2] = ["min_pixels", "max_pixels"];
 
 #[derive(Debug, Clone)]
 pub struct AdapterConfig {
@@ -55,7 +59,7 @@ impl AdapterConfig {
     /// Reads `adapter_config.json` in `dir`. Errors name file and key.
     pub fn read(dir: &Path) -> Result<Self> {
         folder_kind::check(dir, Wanted::Adapter)?;
-        let path = dir.join(CONFIG_FILE);
+        let path = dir.join(ADAPTER_CONFIG);
         let mut fields = Fields::read(&path)?;
         match fields.string("peft_type")?.as_deref() {
             Some("LORA") => {}
@@ -268,6 +272,8 @@ pub struct Adapter {
     pub modules: BTreeMap<String, AdapterModule>,
     /// Which weights it was trained on, by [`crate::train::fingerprint::of_model`], where its file says so.
     pub base_fingerprint: Option<String>,
+    /// Between what areas its training brought photos, where its file says so.
+    pub limits: Option<Limits>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -282,7 +288,7 @@ impl Adapter {
     /// without B; modules in the file that are not those that the config selects.
     pub fn open(dir: &Path, model: &Config) -> Result<Self> {
         let config = AdapterConfig::read(dir)?;
-        let path = dir.join(WEIGHTS_FILE);
+        let path = dir.join(ADAPTER_WEIGHTS);
         if !path.exists() && dir.join("adapter_model.bin").exists() {
             return Err(Error::file(
                 dir.join("adapter_model.bin"),
@@ -301,7 +307,7 @@ impl Adapter {
             let scale = config.scale_of(&module).map_err(|e| Error::file(&path, e))?;
             if !scale.is_finite() {
                 let said = format!("lora_alpha: the scale of {module} is beyond what f32 can hold");
-                return Err(Error::file(dir.join(CONFIG_FILE), said));
+                return Err(Error::file(dir.join(ADAPTER_CONFIG), said));
             }
             let shapes = [vec![rank, about.inputs], vec![about.outputs, rank]];
             let mut matrices = Vec::with_capacity(2);
@@ -340,7 +346,7 @@ impl Adapter {
         let selected = config
             .selection
             .modules(model)
-            .map_err(|e| Error::file(dir.join(CONFIG_FILE), format!("target_modules: {e}")))?;
+            .map_err(|e| Error::file(dir.join(ADAPTER_CONFIG), format!("target_modules: {e}")))?;
         let selected: BTreeSet<String> = selected.into_iter().map(|module| module.path).collect();
         let untrained: Vec<&String> = selected.iter().filter(|path| !modules.contains_key(*path)).collect();
         let unselected: Vec<&String> = modules.keys().filter(|path| !selected.contains(*path)).collect();
@@ -356,7 +362,8 @@ impl Adapter {
             return Err(Error::file(&path, "the adapter has no tensors"));
         }
         let base_fingerprint = file.metadata.get(BASE_FINGERPRINT).cloned();
-        Ok(Adapter { config, modules, base_fingerprint })
+        let limits = limits_in(&file)?;
+        Ok(Adapter { config, modules, base_fingerprint, limits })
     }
 
     /// Trained numbers in all.
@@ -395,9 +402,25 @@ fn sort_tensors(
     Err(Error::file(&file.path, format!("{whose}: no linear module has the names of {}{hint}", first_of(&strangers))))
 }
 
+/// Errors: what stands there are no limits.
+fn limits_in(file: &SafetensorsFile) -> Result<Option<Limits>> {
+    let [Some(min), Some(max)] = LIMITS.map(|key| file.metadata.get(key)) else { return Ok(None) };
+    let limits = min.parse().ok().zip(max.parse().ok()).and_then(|(min, max)| Limits::new(min, max));
+    limits.map(Some).ok_or_else(|| {
+        let said = format!(
+            "its metadata says {} = {} and {} = {}, wanted are two areas, each {AN_AREA}, the first not above the second",
+            LIMITS[0],
+            shortened(min, 40),
+            LIMITS[1],
+            shortened(max, 40)
+        );
+        Error::file(&file.path, said)
+    })
+}
+
 /// `base_model.model.PATH.lora_A.weight`, or with the adapter's name before `.weight`. Errors: the reason only.
 fn module_of(name: &str) -> Result<(&str, Side), &'static str> {
-    let Some(rest) = name.strip_prefix("base_model.model.") else {
+    let Some(rest) = name.strip_prefix(PREFIX) else {
         return Err("wanted a name that begins with base_model.model., as PEFT writes it");
     };
     for (infix, side) in [(".lora_A.", Side::A), (".lora_B.", Side::B)] {

@@ -1,10 +1,12 @@
 //! Writing a LoRA adapter as PEFT 0.21.2 does: f32, the names of the base model's modules, a config that older PEFTs,
 //! vLLM and SGLang read too.
 
-use super::adapter::{Adapter, AdapterConfig, BASE_FINGERPRINT, CONFIG_FILE, WEIGHTS_FILE};
+use super::adapter::{Adapter, AdapterConfig, BASE_FINGERPRINT, LIMITS, PREFIX};
 use super::targets::{Pattern, Targets};
 use crate::base::{DType, Error, Result};
+use crate::data::image::Limits;
 use crate::io::atomic;
+use crate::io::folder_kind::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use crate::io::safetensors::{self, TensorSpec};
 use serde_json::{Map, Number, Value, json};
 use std::path::Path;
@@ -23,13 +25,15 @@ pub struct Pair<'a> {
     pub b: &'a [f32],
 }
 
-/// What an adapter says of the model that it was trained on.
+/// What an adapter says of how it was trained.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Base<'a> {
     /// A name or a path, for adapter_config.json.
     pub name: &'a str,
     /// Which weights they are, for the metadata of the adapter's own.
     pub fingerprint: Option<&'a str>,
+    /// Between what areas photos were brought, for there too.
+    pub limits: Option<Limits>,
 }
 
 impl Adapter {
@@ -43,6 +47,7 @@ impl Adapter {
         let base = Base {
             name: self.config.base_model.as_deref().unwrap_or_default(),
             fingerprint: self.base_fingerprint.as_deref(),
+            limits: self.limits,
         };
         write_adapter(dir, &self.config, base, &pairs)
     }
@@ -72,7 +77,7 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, base: Base, pairs: &[Pa
                 let got = format!("{} numbers for {path}.{side}", numbers.len());
                 return contract("pairs", &format!("{shape:?}"), got);
             }
-            let name = format!("base_model.model.{path}.{side}.weight");
+            let name = format!("{PREFIX}{path}.{side}.weight");
             specs.push(TensorSpec { name, dtype: DType::F32, shape: shape.to_vec() });
             values.push(numbers);
         }
@@ -81,11 +86,13 @@ pub fn write_adapter(dir: &Path, config: &AdapterConfig, base: Base, pairs: &[Pa
     // All are of one type, so they are asked for in this order.
     let mut next = values.into_iter();
     let fingerprint = base.fingerprint.map(|fingerprint| (BASE_FINGERPRINT, fingerprint));
-    let metadata: Vec<_> = fingerprint.into_iter().chain([("format", "pt")]).collect();
-    safetensors::write(&dir.join(WEIGHTS_FILE), &specs, &metadata, |_, out| {
+    let limits = base.limits.map(|limits| [limits.min_pixels, limits.max_pixels].map(|area| area.to_string()));
+    let limits = limits.iter().flat_map(|areas| LIMITS.into_iter().zip(areas.iter().map(String::as_str)));
+    let metadata: Vec<_> = fingerprint.into_iter().chain([("format", "pt")]).chain(limits).collect();
+    safetensors::write(&dir.join(ADAPTER_WEIGHTS), &specs, &metadata, |_, out| {
         out.write(bytemuck::cast_slice(next.next().unwrap_or_default()))
     })?;
-    atomic::write_file(&dir.join(CONFIG_FILE), |out| out.write(text.as_bytes()))
+    atomic::write_file(&dir.join(ADAPTER_CONFIG), |out| out.write(text.as_bytes()))
 }
 
 fn config_json(config: &AdapterConfig, base_model: &str, pairs: &[Pair]) -> Result<Value> {

@@ -4,6 +4,7 @@ use super::config::Config;
 use super::names;
 use crate::base::error::first_of;
 use crate::base::{DType, Error, Result};
+use crate::io::folder_kind::ADAPTER_WEIGHTS;
 use crate::io::json::Fields;
 use crate::io::safetensors::{SafetensorsFile, TensorEntry};
 use serde_json::Value;
@@ -155,7 +156,7 @@ pub fn weights(dir: &Path) -> Result<Vec<SafetensorsFile>> {
     if index.exists() {
         return open_shards(dir, &index);
     }
-    let hint = if dir.join("adapter_model.safetensors").exists() {
+    let hint = if dir.join(ADAPTER_WEIGHTS).exists() {
         "; this folder holds an adapter: give it with --adapter, and its base model with --model"
     } else if dir.join("pytorch_model.bin").exists() || dir.join("pytorch_model.bin.index.json").exists() {
         "; pickled weights are not read: save the model again as safetensors"

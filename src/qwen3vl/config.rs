@@ -107,7 +107,7 @@ impl Config {
     pub fn read(dir: &Path) -> Result<Self> {
         folder(dir)?;
         folder_kind::check(dir, Wanted::Model)?;
-        let path = dir.join("config.json");
+        let path = dir.join(folder_kind::CONFIG);
         let mut top = Fields::read(&path)?;
         check_model_type(&path, &mut top)?;
         let mut text = top.section("text_config")?;

@@ -6,6 +6,7 @@
 //! refused.
 
 use crate::base::Result;
+use crate::io::folder_kind;
 use crate::io::json::{Fields, brief};
 use serde_json::Value;
 use std::path::Path;
@@ -36,7 +37,7 @@ impl GenerationConfig {
         let mut fields = if own {
             Fields::read(&path)?
         } else {
-            let mut top = Fields::read(&dir.join("config.json"))?;
+            let mut top = Fields::read(&dir.join(folder_kind::CONFIG))?;
             let text = top.section("text_config")?;
             top.or(text)
         };

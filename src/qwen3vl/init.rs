@@ -5,6 +5,7 @@ use super::names::{self, Kind, Part};
 use super::save::{self, Pieces, Progress, narrow};
 use crate::base::rng::Stream;
 use crate::base::{DType, Error, Result};
+use crate::io::folder_kind;
 use crate::io::safetensors::{TensorOutput, TensorSpec};
 use crate::io::{atomic, json};
 use serde_json::Value;
@@ -48,7 +49,7 @@ pub fn init(
         return Err(unsupported(dtype));
     }
     let config = Config::read(config_dir)?;
-    let deviations = deviations(&config_dir.join("config.json"))?;
+    let deviations = deviations(&config_dir.join(folder_kind::CONFIG))?;
     let mut specs = Vec::new();
     let mut starts = HashMap::new();
     for module in names::modules(&config) {

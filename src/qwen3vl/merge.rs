@@ -3,6 +3,7 @@
 use super::adapter::{Adapter, AdapterModule};
 use super::checkpoint::{Checkpoint, StoredTensor};
 use super::names;
+use super::processor::write_limits;
 use super::save::{self, Pieces, Progress, narrow};
 use crate::base::{DType, Error, Result, dtype};
 use crate::io::atomic;
@@ -26,7 +27,7 @@ impl Default for Options {
 }
 
 /// Writes `base` with `adapter` (none: only the type changes) into the folder `out`: published tensor names, config,
-/// tokenizer, processor, templates. Errors: `out` holds anything or cannot be written; the adapter names a module
+/// tokenizer, processor (with the limits to photos that the adapter was trained with), templates. Errors: `out` holds anything or cannot be written; the adapter names a module
 /// that the base lacks; a value is too large for the type, or a sum with the adapter for any.
 pub fn merge(
     base: &Checkpoint,
@@ -59,6 +60,9 @@ pub fn merge(
     atomic::write_folder(out, |dir| {
         save::write_config(&base.dir, dir, options.dtype)?;
         save::copy_companions(&base.dir, dir)?;
+        if let Some(limits) = adapter.and_then(|adapter| adapter.limits) {
+            write_limits(dir, limits)?;
+        }
         save::write_weights(dir, &specs, options.shard_bytes, progress, |spec, output| {
             let Some(stored) = base.tensor(&spec.name) else {
                 return Err(Error::tensor(&base.dir, &spec.name, "it is missing"));

@@ -4,11 +4,16 @@
 //! Every key is either used, known to change nothing, or an error: a file that asks for other maths must not be
 //! answered with ours.
 
+use super::adapter::Adapter;
 use super::config_keys::same;
 use crate::base::{Error, Result, input};
-use crate::data::image::{AN_AREA, AREAS, PatchSpec};
-use crate::io::json::Fields;
+use crate::data::image::{AN_AREA, AREAS, Limits, PatchSpec};
+use crate::io::json::{self, Fields};
+use serde_json::Value;
 use std::path::{Path, PathBuf};
+
+const SHARED: &str = "processor_config.json";
+const OWN: &str = "preprocessor_config.json";
 
 /// Reads the image processor's constants of the checkpoint folder `dir`.
 ///
@@ -24,6 +29,55 @@ pub fn read_patch_spec(dir: &Path) -> Result<PatchSpec> {
     }
 }
 
+/// The constants that photos are prepared by for the checkpoint folder `dir`, with `adapter` where there is one, and what a
+/// person is told of it. Limits that were asked for come first, then those that the adapter was trained with: at other sizes
+/// it was never taught. Errors: those of [`read_patch_spec`] and [`PatchSpec::limited`].
+pub fn patch_spec_for(
+    dir: &Path,
+    adapter: Option<&Adapter>,
+    min: Option<u64>,
+    max: Option<u64>,
+) -> Result<(PatchSpec, Option<String>)> {
+    let own = read_patch_spec(dir)?;
+    let others = adapter.and_then(|adapter| adapter.limits).filter(|limits| *limits != own.limits());
+    let Some(limits) = others else { return Ok((own.limited(min, max)?, None)) };
+    let Limits { min_pixels, max_pixels } = limits;
+    let said = format!(
+        "photos are brought to {min_pixels} to {max_pixels} pixels, as the adapter was trained, and not to the {} to {} of the \
+         model; --min-pixels and --max-pixels ask for others",
+        own.min_pixels, own.max_pixels
+    );
+    let spec = PatchSpec { min_pixels, max_pixels, ..own }.limited(min, max)?;
+    Ok((spec, (min.is_none() && max.is_none()).then_some(said)))
+}
+
+/// Writes `limits` into those files of `dir` that have others. Errors: such a file cannot be read or written.
+pub(super) fn write_limits(dir: &Path, limits: Limits) -> Result<()> {
+    for name in [SHARED, OWN] {
+        let path = dir.join(name);
+        let Some(mut whole) = json::read_if_there(&path)? else { continue };
+        let constants = if name == SHARED { whole.get_mut("image_processor") } else { Some(&mut whole) };
+        let Some(Value::Object(constants)) = constants else { continue };
+        let areas =
+            [("min_pixels", "shortest_edge", limits.min_pixels), ("max_pixels", "longest_edge", limits.max_pixels)];
+        let mut changed = false;
+        let mut set = |stands: Option<&mut Value>, area: u64| {
+            if let Some(stands) = stands.filter(|stands| !stands.is_null() && stands.as_f64() != Some(area as f64)) {
+                (*stands, changed) = (area.into(), true);
+            }
+        };
+        for (key, in_size, area) in areas {
+            // it overrules that of `size`
+            set(constants.get_mut(key), area);
+            set(constants.get_mut("size").and_then(|size| size.get_mut(in_size)), area);
+        }
+        if changed {
+            json::write(&path, &whole)?;
+        }
+    }
+    Ok(())
+}
+
 /// The file of `dir` that they are in.
 pub fn patch_spec_file(dir: &Path) -> Result<PathBuf> {
     constants(dir).map(|(path, _)| path)
@@ -31,7 +85,7 @@ pub fn patch_spec_file(dir: &Path) -> Result<PathBuf> {
 
 fn constants(dir: &Path) -> Result<(PathBuf, Fields)> {
     super::config::folder(dir)?;
-    let [shared, own] = ["processor_config.json", "preprocessor_config.json"].map(|name| dir.join(name));
+    let [shared, own] = [SHARED, OWN].map(|name| dir.join(name));
     let mut whole = input::if_there(Fields::read(&shared))?;
     if let Some(whole) = whole.as_mut().filter(|whole| whole.left().any(|(key, _)| key == "image_processor")) {
         let fields = whole.section("image_processor")?;
@@ -42,8 +96,7 @@ fn constants(dir: &Path) -> Result<(PathBuf, Fields)> {
         None if whole.is_some() => Err(Error::file(&shared, "wanted an image_processor object, found none")),
         None => Err(Error::file(
             dir,
-            "has neither preprocessor_config.json nor processor_config.json; copy it from the model that this one was \
-             made from",
+            format!("has neither {OWN} nor {SHARED}; copy it from the model that this one was made from"),
         )),
     }
 }

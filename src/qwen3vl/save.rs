@@ -1,7 +1,10 @@
 //! Writing a checkpoint folder: weights in shards with their index, the config, and the files that go along.
 
 use super::checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE, StoredTensor};
+use super::processor::write_limits;
 use crate::base::{DType, Error, Result, input};
+use crate::data::image::Limits;
+use crate::io::folder_kind;
 use crate::io::safetensors::{self, TensorOutput, TensorSpec};
 use crate::io::{atomic, json};
 use half::{bf16, f16};
@@ -64,7 +67,14 @@ pub(super) fn write_weights(
 
 /// Writes a folder like that of `base` with other numbers, each in the type that it has there; replaces an earlier such
 /// folder. `values` gives the numbers of a tensor by its published name; one that it lacks keeps its own.
-pub fn save_trained<'v>(base: &Checkpoint, out: &Path, values: &dyn Fn(&str) -> Option<&'v [f32]>) -> Result<()> {
+///
+/// `limits` are those that photos were brought between in training; the folder's processor has them then.
+pub fn save_trained<'v>(
+    base: &Checkpoint,
+    out: &Path,
+    limits: Limits,
+    values: &dyn Fn(&str) -> Option<&'v [f32]>,
+) -> Result<()> {
     let io = |doing, path: &Path| {
         let path = path.to_path_buf();
         move |e| Error::io(doing, path, e)
@@ -91,7 +101,8 @@ pub fn save_trained<'v>(base: &Checkpoint, out: &Path, values: &dyn Fn(&str) -> 
             out.write(&bytes)
         })?;
         write_config(&base.dir, dir, None)?;
-        copy_companions(&base.dir, dir)
+        copy_companions(&base.dir, dir)?;
+        write_limits(dir, limits)
     })?;
     if out.exists() {
         std::fs::remove_dir_all(out).map_err(io("remove", out))?;
@@ -101,7 +112,7 @@ pub fn save_trained<'v>(base: &Checkpoint, out: &Path, values: &dyn Fn(&str) -> 
 
 /// Copies `config.json`, with the type that the weights now have; None keeps what it says.
 pub(super) fn write_config(from: &Path, to: &Path, dtype: Option<DType>) -> Result<()> {
-    let path = from.join("config.json");
+    let path = from.join(folder_kind::CONFIG);
     let mut config = json::read(&path)?;
     if let Some(dtype) = dtype {
         let name = match dtype {
@@ -124,7 +135,7 @@ pub(super) fn write_config(from: &Path, to: &Path, dtype: Option<DType>) -> Resu
             }
         }
     }
-    json::write(&to.join("config.json"), &config)
+    json::write(&to.join(folder_kind::CONFIG), &config)
 }
 
 /// Sets the type where one stands, in the older spelling and the newer; whether one stood there.

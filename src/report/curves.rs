@@ -8,6 +8,9 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
+/// As many lines can be told from each other.
+const DRAWN: usize = 6;
+
 /// Which runs failed; losses, learning rates and scores of the first of those that took a step.
 pub fn training(found: &Sources) -> String {
     let names = found.run_names();
@@ -18,9 +21,13 @@ pub fn training(found: &Sources) -> String {
         }
     }
     let runs = found.runs.iter().zip(names).filter(|(r, _)| !r.steps.is_empty());
-    let (runs, names): (Vec<_>, Vec<String>) = runs.take(6).unzip();
+    let all = runs.clone().count();
+    let (runs, names): (Vec<_>, Vec<String>) = runs.take(DRAWN).unzip();
     if runs.is_empty() {
         return html;
+    }
+    if all > DRAWN {
+        _ = write!(html, "<p class=\"note\">Drawn are the first {DRAWN} of {all} runs; name others for theirs.</p>");
     }
     let of = |pick: &dyn Fn(&Step) -> f64| -> Vec<Vec<(f64, f64)>> {
         runs.iter().map(|r| r.steps.iter().map(|s| (s.step, pick(s))).collect()).collect()

@@ -95,8 +95,9 @@
   const answer = (photo) => photo.a[Number(filters.eval.value)];
   const sureness = (a) => {
     if (!a || !a.q) return -1;
-    const named = a.p.split(", ").map((name) => a.q[name] ?? 0);
-    return Math.min(...named);
+    // the name of a class can hold a comma itself
+    const named = a.p in a.q ? [a.p] : a.p.split(", ");
+    return Math.min(...named.map((name) => a.q[name] ?? 0));
   };
   const has = (list, name) => list === name || list.split(", ").includes(name);
 

@@ -17,7 +17,8 @@ pub mod sources;
 pub mod tables;
 
 use crate::base::Result;
-use crate::classify::records::{Evaluation, PREDICTIONS, SUMMARY};
+use crate::classify::records::{Evaluation, PREDICTIONS};
+use crate::io::folder_kind::SUMMARY;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

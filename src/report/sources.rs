@@ -2,8 +2,9 @@
 
 use crate::base::{Error, Result};
 use crate::classify::compare::{COMPARISON, Comparison, OnDifferent, compare};
-use crate::classify::records::{Evaluation, PREDICTIONS, SUMMARY, folder_name};
+use crate::classify::records::{Evaluation, PREDICTIONS, folder_name};
 use crate::data::pairs::{Pair, read_pairs};
+use crate::io::folder_kind::SUMMARY;
 use crate::io::json;
 use crate::train::metrics::{self, Log, LoggedStep};
 use crate::train::run_folder;
@@ -199,13 +200,17 @@ fn run(dir: &Path) -> Result<Run> {
     })
 }
 
-/// A trial of a sweep says why it failed. Other runs say nothing of it, and only that which they leave at their end is missing.
+/// A trial of a sweep says why it failed, a run of its own does too. One that was killed says nothing of it, and only that
+/// which it leaves at its end is missing.
 fn failure(dir: &Path) -> Result<Option<String>> {
-    Ok(match sweep::result_in(dir)?.map(|row| row.outcome) {
-        Some(Outcome::Failed { reason }) => Some(format!("failed: {reason}")),
-        None if !run_folder::has_result(dir) => {
-            Some("has left neither an adapter nor a model: it failed, or has not ended".into())
-        }
-        _ => None,
+    let reason = match sweep::result_in(dir)?.map(|row| row.outcome) {
+        Some(Outcome::Failed { reason, .. }) => Some(reason),
+        Some(Outcome::Done { .. }) => return Ok(None),
+        None => run_folder::failure(dir),
+    };
+    let unfinished = || "has left neither an adapter nor a model: it was killed, or has not ended".into();
+    Ok(match reason {
+        Some(reason) => Some(format!("failed: {reason}")),
+        None => (!run_folder::has_result(dir)).then(unfinished),
     })
 }

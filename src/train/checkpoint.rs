@@ -18,8 +18,8 @@ const KEPT: usize = 2;
 /// The metadata's key.
 const ABOUT: &str = "vlm_run";
 /// Other versions are refused by number: 1 held neither all that a run reads, nor in which precision, nor why it ended; 2 not
-/// what the best evaluation left.
-const VERSION: u32 = 4;
+/// what the best evaluation left; 4 not the loss of that.
+const VERSION: u32 = 5;
 
 /// Where a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@
 use super::examples::{Fresh, Kept, Samples};
 use super::features::Store;
 use super::inputs::Evaluation;
-use super::metrics::EvalMetrics;
+use super::metrics::{EvalMetrics, is_better};
 use super::order::Step;
 use super::session::{Best, Said, Session, Watch, Why, now};
 use super::step::Trainer;
@@ -44,7 +44,7 @@ impl Session<'_> {
     }
 
     /// Scores the evaluation set; keeps the result where it is the best so far. Where it is time to stop: the number of
-    /// evaluations since the best.
+    /// evaluations that brought no more right answers.
     pub fn evaluate(&mut self, preparer: &Preparer, step: &Step, watch: &mut Watch) -> Result<Option<u64>> {
         let Some(Evaluation { file, samples, classes }) = &self.evaluation else { return Ok(None) };
         let start = Instant::now();
@@ -69,18 +69,18 @@ impl Session<'_> {
         };
         self.folder.log(&metrics, now())?;
         (watch.said)(Said::Eval(metrics));
-        let since = match &mut self.state.best {
-            Some(best) if correct <= best.correct => {
-                best.since += 1;
-                best.since
-            }
+        let since = match &self.state.best {
+            Some(best) if correct <= best.correct => best.since + 1,
+            _ => 0,
+        };
+        match &mut self.state.best {
+            Some(best) if !is_better((correct, eval_loss), (best.correct, best.loss)) => best.since = since,
             _ => {
                 self.write_result()?;
                 let result = self.result_fingerprint()?;
-                self.state.best = Some(Best { step: step.number, correct, since: 0, result });
-                0
+                self.state.best = Some(Best { step: step.number, correct, loss: eval_loss, since, result });
             }
-        };
+        }
         Ok(self.settings.early_stop.is_some_and(|most| since >= most).then_some(since))
     }
 

@@ -7,6 +7,7 @@
 use crate::base::{Error, Result, input};
 use crate::data::dataset::Sample;
 use crate::data::messages::ImageSource;
+use crate::io::folder_kind::{ADAPTER, CONFIG};
 use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::checkpoint;
 use crate::qwen3vl::template::ADDITIONAL_DEFAULT;
@@ -34,8 +35,6 @@ const PROCESSING: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
 ];
-/// An adapter's folder.
-pub const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// Of what a run learns from, the checkpoint folder.
 pub const MODEL: &str = "the model";
@@ -74,7 +73,7 @@ pub fn of_photos(samples: &[Sample]) -> Result<String> {
 /// first bytes (the names and shapes) and blocks spread evenly over the rest. All of the weights would take a minute to
 /// read, and two models differ nearly everywhere. An index has no say: it has to agree with its shards.
 pub fn of_model(dir: &Path) -> Result<String> {
-    let mut hash = Sha256::new_with_prefix(of_file(&dir.join("config.json"))?);
+    let mut hash = Sha256::new_with_prefix(of_file(&dir.join(CONFIG))?);
     for weights in checkpoint::weights(dir)? {
         let (path, file) = (&weights.path, &weights.file);
         hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());

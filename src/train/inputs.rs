@@ -14,7 +14,7 @@ use crate::data::dataset::Sample;
 use crate::qwen3vl::adapter::Adapter;
 use crate::qwen3vl::checkpoint::Checkpoint;
 use crate::qwen3vl::prepare::Preparer;
-use crate::qwen3vl::processor::read_patch_spec;
+use crate::qwen3vl::processor::patch_spec_for;
 use crate::qwen3vl::trainable::Trainable;
 use std::path::{Path, PathBuf};
 
@@ -64,14 +64,16 @@ impl Inputs {
     /// Errors: what cannot be read, or does not fit together; a signal.
     pub fn read(settings: &Settings, sets: &mut Sets, watch: &mut Watch) -> Result<Inputs> {
         let checkpoint = Checkpoint::open(&settings.model)?;
-        let spec = read_patch_spec(&settings.model)?.limited(settings.min_pixels, settings.max_pixels)?;
-        let preparer = Preparer::open(&settings.model, &checkpoint.config, spec)?;
         let init = settings.init_adapter.as_ref().map(|dir| Adapter::open(dir, &checkpoint.config)).transpose()?;
         if let (Some(dir), Some(adapter)) = (&settings.init_adapter, &init)
             && let Some(said) = fingerprint::other_base(dir, adapter, &settings.model)?
         {
             (watch.said)(Said::Note(said));
         }
+        let (min, max) = (settings.min_pixels, settings.max_pixels);
+        let (spec, said) = patch_spec_for(&settings.model, init.as_ref(), min, max)?;
+        said.into_iter().for_each(|said| (watch.said)(Said::Note(said)));
+        let preparer = Preparer::open(&settings.model, &checkpoint.config, spec)?;
         let (kind, trainable) = if settings.full {
             (Kind::Full, Trainable::full(&checkpoint))
         } else {

@@ -111,7 +111,22 @@ pub struct LoggedEvaluation {
     pub accuracy: f64,
     pub correct: u64,
     pub samples: u64,
+    pub loss: Option<f64>,
     pub seconds: f64,
+}
+
+impl LoggedEvaluation {
+    /// By the rule of [`is_better`].
+    pub fn is_better_than(&self, other: &LoggedEvaluation) -> bool {
+        let score = |e: &LoggedEvaluation| (e.correct, e.loss.unwrap_or(f64::INFINITY));
+        is_better(score(self), score(other))
+    }
+}
+
+/// Of two evaluations of one set, each as its right answers and its loss, whether the first is better: by the answers, where
+/// as many are right by the loss.
+pub fn is_better((correct, loss): (u64, f64), (than, least): (u64, f64)) -> bool {
+    correct > than || correct == than && loss < least
 }
 
 /// A line of either kind. Other programs that write such a log leave out what they do not know; then it counts nothing.
@@ -131,6 +146,7 @@ struct Line {
     eval_correct: u64,
     #[serde(default)]
     eval_samples: u64,
+    eval_loss: Option<f64>,
     #[serde(default)]
     eval_seconds: f64,
 }
@@ -145,7 +161,7 @@ pub fn read(run: &Path) -> Result<Log> {
         }
         if let Some(accuracy) = line.eval_accuracy {
             let (correct, samples, seconds) = (line.eval_correct, line.eval_samples, line.eval_seconds);
-            log.evaluations.push(LoggedEvaluation { step, accuracy, correct, samples, seconds });
+            log.evaluations.push(LoggedEvaluation { step, accuracy, correct, samples, loss: line.eval_loss, seconds });
         }
     }
     Ok(log)

@@ -5,6 +5,7 @@ use super::session::{Best, Said, Session, Watch};
 use super::{fingerprint, run_folder};
 use crate::base::{Error, Result};
 use crate::io::{HostData, HostTensor};
+use crate::qwen3vl::adapter;
 use crate::qwen3vl::adapter_write::{Base, Pair, write_adapter};
 use crate::qwen3vl::save::save_trained;
 
@@ -12,7 +13,7 @@ impl Session<'_> {
     /// Every trained tensor's gradient under the name that files give it.
     pub fn named_gradients(&mut self) -> Result<Vec<(String, HostTensor)>> {
         let prefix = match self.kind {
-            Kind::Lora(_) => "base_model.model.",
+            Kind::Lora(_) => adapter::PREFIX,
             Kind::Full => "",
         };
         let gradients = self.trainer.gradients()?;
@@ -44,10 +45,11 @@ impl Session<'_> {
                     })
                     .collect();
                 let name = self.settings.model.display().to_string();
-                let base = Base { name: &name, fingerprint: self.folder.model_fingerprint() };
+                let base =
+                    Base { name: &name, fingerprint: self.folder.model_fingerprint(), limits: Some(self.limits) };
                 write_adapter(&dir, &lora.config, base, &pairs)
             }
-            Kind::Full => save_trained(self.checkpoint, &run_folder::model_folder(&dir), &|name| {
+            Kind::Full => save_trained(self.checkpoint, &run_folder::model_folder(&dir), self.limits, &|name| {
                 tensors.iter().find(|(n, _)| n == name).and_then(|(_, t)| match &t.data {
                     HostData::F32(values) => Some(&values[..]),
                     HostData::I64(_) => None,

@@ -5,7 +5,7 @@
 //! metrics.jsonl                  a line a step and a line an evaluation      \  append-only: cut back to where the
 //! events.out.tfevents.run.vlm    the same for TensorBoard                    /  checkpoint was when a run is resumed
 //! run.json                       what it came to: steps, loss, seconds, of how many samples, the fingerprint of the model
-//!                                that it began with, and dollars where --dollars-per-hour was given
+//!                                that it began with, dollars where --dollars-per-hour was given, and by what it failed
 //! checkpoints/step-N.safetensors the last two
 //! adapter_model.safetensors, adapter_config.json      written by the loop, or with --full
 //! model/                         a checkpoint folder; model.new beside it until it is whole
@@ -21,6 +21,7 @@ use super::settings::Settings;
 use super::{config_file, events, fingerprint};
 use crate::base::{Error, Precision, Result, input};
 use crate::io::atomic::is_left_behind;
+use crate::io::folder_kind::{ADAPTER, CHECKPOINTS, TRAINED_MODEL};
 use crate::io::json;
 use crate::io::lock::FolderLock;
 use crate::io::log_file::LogFile;
@@ -34,11 +35,10 @@ pub const CONFIG: &str = "config.toml";
 const METRICS: &str = metrics::FILE;
 /// TensorBoard looks for `tfevents` in a name.
 const EVENTS: &str = "events.out.tfevents.run.vlm";
-const CHECKPOINTS: &str = "checkpoints";
 /// Not `summary.json`, which is an evaluation's: one folder may hold both.
 const RESULT: &str = "run.json";
-/// What the loop writes at the end, or at each better evaluation.
-const RESULTS: [&str; 2] = ["adapter_model.safetensors", "adapter_config.json"];
+/// The key of [`RESULT`] that says by what a run failed.
+pub(super) const FAILED: &str = "failed";
 
 /// What to do with a folder that holds a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,17 +86,17 @@ pub fn identity_of(settings: &Settings, precision: Precision, inputs: fingerprin
 
 /// Where `--full` leaves its model, below the run's folder.
 pub fn model_folder(out: &Path) -> PathBuf {
-    out.join("model")
+    out.join(TRAINED_MODEL)
 }
 
 /// Whether the run in a folder left an adapter or a model.
 pub fn has_result(run: &Path) -> bool {
-    RESULTS.iter().all(|name| run.join(name).exists()) || model_folder(run).exists()
+    ADAPTER.iter().all(|name| run.join(name).exists()) || model_folder(run).exists()
 }
 
 /// The files that runs write into their folder, and remove with `Overwrite`.
 pub fn files(out: &Path) -> impl Iterator<Item = PathBuf> {
-    [CONFIG, METRICS, EVENTS, RESULT].into_iter().chain(RESULTS).map(|name| out.join(name))
+    [CONFIG, METRICS, EVENTS, RESULT].into_iter().chain(ADAPTER).map(|name| out.join(name))
 }
 
 /// Where a run leaves its checkpoints, below its folder.
@@ -117,6 +117,16 @@ pub fn training_samples(run: &Path) -> Option<usize> {
     let settings = settings_in(run);
     let asked = ["overfit", "subset"].into_iter().find_map(|key| settings.get(key)?.as_integer()?.try_into().ok());
     counted.or(asked)?.try_into().ok()
+}
+
+/// After how many steps the run in a folder wrote its run.json; None where it has not.
+pub(super) fn steps_of_result(run: &Path) -> Option<u64> {
+    json::read(&run.join(RESULT)).ok()?["steps"].as_u64()
+}
+
+/// By what the run in a folder failed; None where it did not, or was killed.
+pub fn failure(run: &Path) -> Option<String> {
+    json::read(&run.join(RESULT)).ok()?[FAILED].as_str().map(String::from)
 }
 
 /// The settings of the run in a folder as they stand there, of whatever version; none where there is no run.
@@ -168,7 +178,13 @@ impl RunFolder {
         match start {
             Start::New => (),
             Start::Overwrite => remove_run(dir)?,
-            Start::Resume => remove_partial(dir, settings.full)?,
+            Start::Resume => {
+                remove_partial(dir, settings.full)?;
+                // it may come to another end
+                if failure(dir).is_some() {
+                    remove(&dir.join(RESULT))?;
+                }
+            }
         }
         let checkpoints = checkpoints_folder(dir);
         let (resumed, mut warnings) = checkpoint::newest(&checkpoints)?;
@@ -304,7 +320,7 @@ fn remove_run(dir: &Path) -> Result<()> {
     if full {
         remove(&model_folder(dir))?;
     }
-    [METRICS, EVENTS, RESULT].iter().chain(&RESULTS).chain(&[CONFIG]).try_for_each(|name| remove(&dir.join(name)))
+    [METRICS, EVENTS, RESULT].iter().chain(&ADAPTER).chain(&[CONFIG]).try_for_each(|name| remove(&dir.join(name)))
 }
 
 /// Removes a file, or a folder with all that is in it; of a link the link alone. What is not there is no error.

@@ -15,6 +15,7 @@ use super::settings::Settings;
 use super::step::{Optimizer, Trainer};
 use crate::base::rng::Stream;
 use crate::base::{Error, Precision, Result, counted, dtype};
+use crate::data::image::Limits;
 use crate::device::{Device, Facts};
 use crate::infer::engine::Engine;
 use crate::io::host_tensor;
@@ -96,7 +97,9 @@ pub enum Why {
 pub(super) struct Best {
     pub step: u64,
     pub correct: u64,
-    /// Evaluations since.
+    /// On the validation set.
+    pub loss: f64,
+    /// Evaluations since the last one with more right answers than those before it.
     pub since: u64,
     /// The fingerprint of the result that was written then.
     pub result: String,
@@ -123,6 +126,8 @@ pub(super) struct Session<'a> {
     pub settings: &'a Settings,
     pub checkpoint: &'a Checkpoint,
     pub kind: Kind,
+    /// Between what areas photos are brought.
+    pub limits: Limits,
     pub trainer: Trainer,
     pub features: Store,
     pub folder: RunFolder,
@@ -200,6 +205,7 @@ pub fn train(
         settings,
         checkpoint: &checkpoint,
         kind,
+        limits: preparer.spec.limits(),
         trainer,
         features,
         folder: opened.folder,
@@ -209,7 +215,14 @@ pub fn train(
         started,
         dollars_per_hour: begin.dollars_per_hour,
     };
-    session.run(&samples, &order, begin, watch)
+    let end = session.run(&samples, &order, begin, watch);
+    if let Err(error) = &end
+        && !matches!(error, Error::Interrupted)
+    {
+        // the error itself is the one to report
+        let _ = session.summary(&samples, Some(error));
+    }
+    end
 }
 
 /// What a run would need, without running it; `stated` is taken for what the device reaches, else it is timed.
@@ -282,6 +295,7 @@ fn is_due(step: &Step, every: Option<u64>, per_epoch: u64) -> bool {
 impl Session<'_> {
     fn run(&mut self, samples: &Samples, order: &Order, begin: &Begin, watch: &mut Watch) -> Result<End> {
         self.look_for_best(watch)?;
+        let was_over = self.state.ended.is_some();
         if self.state.unjudged
             && let Some(last) = order.steps_after(self.done.saturating_sub(1)).next()
             && self.after(samples, order, &last, watch)?
@@ -291,7 +305,7 @@ impl Session<'_> {
         if self.state.ended.is_none() && self.steps(samples, order, begin, watch)? {
             return Ok(End::Interrupted { steps: self.done });
         }
-        self.finish(samples, watch)
+        self.finish(samples, watch, was_over)
     }
 
     /// The steps that are left, until the run ends. Whether a signal ended them.
@@ -348,7 +362,7 @@ impl Session<'_> {
         }
         if interrupted && self.state.ended.is_none() {
             self.folder.saved()?;
-            self.summary(samples)?;
+            self.summary(samples, None)?;
             return Ok(true);
         }
         Ok(false)
@@ -370,15 +384,19 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// The result of a run that has ended, in this process or in an earlier one that was killed before it was written.
+    /// The result of a run that has ended, in this process or in an earlier one (`was_over`), which may have been killed
+    /// before it was written.
     /// Errors: the overfit check failed; what the best evaluation left is not there any more.
-    fn finish(&mut self, samples: &Samples, watch: &Watch) -> Result<End> {
+    fn finish(&mut self, samples: &Samples, watch: &Watch, was_over: bool) -> Result<End> {
         match &self.state.best {
             Some(best) => self.check_best(best)?,
             None => self.write_result()?,
         }
         self.folder.saved()?;
-        self.summary(samples)?;
+        // what it took, and cost, does not change by a look at it
+        if !was_over || run_folder::steps_of_result(self.folder.dir()) != Some(self.done) {
+            self.summary(samples, None)?;
+        }
         let (steps, loss, why) = (self.done, self.state.loss, self.state.ended.unwrap_or(Why::Steps));
         if let (Some(n), Why::Steps, Some(loss)) = (self.settings.overfit, why, loss) {
             let right = match self.answers(samples, watch) {
@@ -402,8 +420,8 @@ impl Session<'_> {
         self.state.seconds + self.started.elapsed().as_secs_f64()
     }
 
-    /// Writes run.json: how long the run took, what that cost, and of how many samples it is.
-    fn summary(&self, samples: &Samples) -> Result<()> {
+    /// Writes run.json: how long the run took, what that cost, of how many samples it is, and by what it failed.
+    fn summary(&self, samples: &Samples, failed: Option<&Error>) -> Result<()> {
         let seconds = self.seconds();
         let mut summary = json!({"steps": self.done, "loss": self.state.loss, "seconds": seconds,
             "training_samples": samples.all.len(), "trained_parameters": self.trainer.trainable.parameters()});
@@ -413,6 +431,9 @@ impl Session<'_> {
         }
         if let Some(best) = &self.state.best {
             summary["best_step"] = best.step.into();
+        }
+        if let Some(error) = failed {
+            summary[run_folder::FAILED] = error.to_string().into();
         }
         self.folder.write_result(&summary)
     }

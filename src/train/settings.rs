@@ -300,7 +300,8 @@ impl Settings {
                 return Err(format!("--{name} without --eval-data: there is nothing to evaluate on"));
             }
         }
-        if self.eval_data.as_ref() == Some(&self.data) {
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        if self.eval_data.as_ref().is_some_and(|file| real(file) == real(&self.data)) {
             return Err("--eval-data is the training data: what is learnt cannot tell which adapter is best".into());
         }
         Ok(())

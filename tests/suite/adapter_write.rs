@@ -3,6 +3,7 @@
 use crate::folders::{config_folder, read_tensors, shared, small_config};
 use serde_json::{Value, json};
 use std::path::Path;
+use vlm::data::image::Limits;
 use vlm::io::safetensors::SafetensorsFile;
 use vlm::qwen3vl::adapter::{Adapter, AdapterConfig};
 use vlm::qwen3vl::adapter_write::{Base, Pair, write_adapter};
@@ -33,7 +34,8 @@ fn q_config() -> AdapterConfig {
 fn the_config_is_the_one_that_old_and_new_readers_take() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b): (Vec<f32>, Vec<f32>) = ((0..32).map(|i| i as f32).collect(), (0..64).map(|i| -(i as f32)).collect());
-    let base = Base { name: "Qwen/Qwen3-VL-2B-Instruct", fingerprint: Some("0a1b") };
+    let base =
+        Base { name: "Qwen/Qwen3-VL-2B-Instruct", fingerprint: Some("0a1b"), limits: Limits::new(1024, 500_000) };
     write_adapter(dir.path(), &q_config(), base, &q_pairs(&a, &b)).unwrap();
     let want = json!({
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "Qwen/Qwen3-VL-2B-Instruct",
@@ -54,6 +56,7 @@ fn the_config_is_the_one_that_old_and_new_readers_take() {
     assert_eq!(tensors.iter().map(|t| t.shape.clone()).collect::<Vec<_>>(), [[2, 16], [32, 2], [2, 16], [32, 2]]);
     let adapter = Adapter::open(dir.path(), &model()).unwrap();
     assert_eq!(adapter.base_fingerprint.as_deref(), base.fingerprint);
+    assert_eq!((adapter.limits, base.limits.is_some()), (base.limits, true));
     assert_eq!(adapter.modules[Q[1]].a, a);
     assert_eq!(adapter.modules[Q[1]].b, b);
     assert_eq!(adapter.modules[Q[0]].scale, 3.0);

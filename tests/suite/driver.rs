@@ -233,6 +233,33 @@ fn a_run_loads_no_conformance() {
     assert!(loaded[0].contains(" linear_sm90") && !loaded[0].contains("conformance"), "{said}");
 }
 
+/// A trial that found too little memory is tried again when the sweep goes on: others may have had it.
+#[test]
+fn a_sweep_tries_again_what_found_no_memory() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::new("");
+    let config = machine.path("sweep.toml");
+    let text = fs::read_to_string(cases().join("sweep.toml")).expect("a sweep");
+    let path = |name: &str| format!("{:?}", cases().join(name).display().to_string());
+    let text = ["uneven", "train.jsonl", "validation.jsonl"]
+        .iter()
+        .fold(text, |text, name| text.replace(&format!("\"{name}\""), &path(name)));
+    fs::write(&config, text.replace("[vary]", "device = \"cuda\"\nprecision = \"bf16\"\n[vary]")).expect("a file");
+    let line = format!("sweep --config {} --out {}", config.display(), machine.path("sweep").display());
+    let said = Machine::new("memory=600000").fails(&line);
+    assert!(
+        said.contains("every trial failed; trial 1: ") && said.contains("the device has room for 588000"),
+        "{said}"
+    );
+    let trial = || fs::read_to_string(machine.path("sweep/trial-001/trial.json")).expect("a result");
+    assert!(trial().contains("\"failed\""), "{}", trial());
+    let board = machine.works(&line);
+    assert!(board.contains("best: ") && !trial().contains("failed"), "{board}\n{}", trial());
+    assert!(machine.launches() > 100);
+}
+
 /// A kernel fails in the middle of a run: a sentence, the checkpoint before it is whole, and the run that goes on from there
 /// ends with the bits of one that was never disturbed.
 #[test]
@@ -321,6 +348,7 @@ fn the_driver_is_strict() {
             "cuEventElapsedTime: the stream has not come to the event",
             "cuMemAlloc_v2: cuMemAlloc while a stream is captured",
             "cuStreamEndCapture: the capture has failed",
+            "cuCtxSynchronize: a wait for the context while a thread captures a stream",
             "cuMemAlloc_v2: 100000001 bytes",
             "adamw_fwd_f32: 2048 threads a block",
             "attention_fwd_w128_sm90_bf16: 231425 bytes of shared memory beside 1024 of its own, of 232448",
@@ -359,6 +387,10 @@ fn the_driver_is_strict() {
         stream.begin_capture(thread_local).expect("a capture");
         result::malloc_sync(64).expect_err("memory while a stream is captured");
         assert!(stream.end_capture(sys::CUgraphInstantiate_flags(0)).is_err(), "a capture that has failed");
+        stream.begin_capture(thread_local).expect("a capture");
+        std::thread::scope(|scope| scope.spawn(|| context.synchronize().expect_err("a capture is under way")).join())
+            .expect("a thread");
+        assert!(stream.end_capture(sys::CUgraphInstantiate_flags(0)).is_err(), "another thread broke it");
         result::free_host(host).expect("pinned memory");
         // 64 bytes stay: the report says so
         let gpu = Cuda::open(0).expect("a GPU");

@@ -287,11 +287,17 @@ fn a_run_that_failed_is_said_to_have() {
         page.split("<section id=\"training\"").nth(1).unwrap().split("</section>").next().unwrap().to_owned()
     };
     let note = |said: &str| format!("<p class=\"note\">run &lt;b&gt; {said}.</p>");
-    let nothing = note("has left neither an adapter nor a model: it failed, or has not ended");
+    let nothing = note("has left neither an adapter nor a model: it was killed, or has not ended");
     assert!(training().contains(&nothing), "{}", training());
+    // a run of its own says it, whatever it left
+    let result = fs::read_to_string(run.join("run.json")).unwrap();
+    write_json(&run.join("run.json"), &json!({"steps": 50, "failed": "the disk is full"})).unwrap();
+    assert!(training().contains(&note("failed: the disk is full")), "{}", training());
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         fs::write(run.join(name), "").unwrap();
     }
+    assert!(training().contains(&note("failed: the disk is full")), "{}", training());
+    fs::write(run.join("run.json"), result).unwrap();
     assert!(!training().contains("<p class=\"note\">"), "{}", training());
     let failed =
         json!({"trial": 5, "folder": run, "varied": {}, "status": "failed", "reason": "a loss of NaN & no more"});

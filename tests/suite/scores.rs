@@ -4,9 +4,11 @@
 use crate::support::close::assert_within;
 use crate::support::tiny;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use vlm::classify::compare::{Group, OnDifferent, compare};
 use vlm::classify::evaluate::Classes;
 use vlm::classify::folder::{Folder, Start, write_records};
@@ -216,6 +218,48 @@ fn two_evaluations_are_paired_by_photo() {
     assert_eq!((y.n, y.before, y.after, y.fixed, y.broken), (2, 1, 0, 0, 1));
 }
 
+/// Two evaluations of one set, whose classes one of them spelt as its choices were typed.
+#[test]
+fn classes_that_are_spelt_differently_are_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let photos = |label: &str, second: &str| {
+        [("1.jpg", label, label), ("2.jpg", label, second), ("3.jpg", second, label)].map(|(name, label, said)| {
+            (dir.path().join(name).to_str().unwrap().to_owned(), label.to_owned(), said.to_owned())
+        })
+    };
+    let read = |name: &str, several: bool, photos: &[(String, String, String)]| {
+        let plain: Vec<(&str, &str, &str)> =
+            photos.iter().map(|(photo, label, said)| (photo.as_str(), label.as_str(), said.as_str())).collect();
+        let folder = evaluation(&dir.path().join(name), &plain);
+        if several {
+            let mut read = Evaluation::read(&folder).unwrap();
+            for record in &mut read.records {
+                record.labels = Some(vec![record.label.clone()]);
+                record.predictions = Some(vec![record.prediction.clone()]);
+            }
+            return read;
+        }
+        Evaluation::read(&folder).unwrap()
+    };
+    for several in [false, true] {
+        let (one, other) =
+            (read("a", several, &photos("Dent", "Scratch.")), read("b", several, &photos("dent", "scratch")));
+        let c = compare(&one, &other, OnDifferent::Fail).unwrap();
+        assert_eq!(
+            c.counts,
+            BTreeMap::from([(Group::BothRight, 1), (Group::Fixed, 0), (Group::Broken, 0), (Group::BothWrong, 2)])
+        );
+        assert_eq!(c.before.per_class, c.after.per_class);
+        assert_eq!(c.per_class.keys().collect::<Vec<_>>(), ["dent", "scratch"]);
+        let dent = &c.per_class["dent"];
+        assert_eq!((dent.n, dent.before, dent.after), (2, 1, 1));
+        assert_eq!(
+            (&c.pairs[1].before.prediction, c.pairs[1].after.before.as_deref()),
+            (&"scratch".into(), Some("scratch"))
+        );
+    }
+}
+
 #[test]
 fn other_photos_are_refused_or_left_out() {
     let dir = tempfile::tempdir().unwrap();
@@ -266,6 +310,11 @@ fn an_evaluation_goes_on_with_the_same_and_nothing_else() {
     assert_eq!((folder.done().into_iter().collect::<Vec<_>>(), folder.seconds), (vec![1, 2], 2.5));
     assert_eq!(fs::read(&predictions).unwrap(), whole, "what was cut short is gone");
     folder.append(record(3)).unwrap();
+    // an error ended it: its seconds are kept, and what is written
+    std::thread::sleep(Duration::from_millis(20));
+    drop(folder);
+    let mut folder = Folder::open(&out, identity("m"), Start::Resume).unwrap();
+    assert!(folder.done().len() == 3 && folder.seconds > 2.52, "{}", folder.seconds);
     let m = metrics(&[], folder.records());
     folder.finish(&serde_json::json!({"metrics": m})).unwrap();
     let lines: Vec<usize> = Evaluation::read(&out).unwrap().records.iter().map(|r| r.line).collect();
@@ -275,7 +324,10 @@ fn an_evaluation_goes_on_with_the_same_and_nothing_else() {
     let mut folder = Folder::open(&out, identity("m"), Start::Resume).unwrap();
     let summary = folder.finished(&[1, 2, 3].into()).unwrap();
     assert_eq!((folder.done().len(), summary), (3, Some(serde_json::json!({"metrics": m}))));
+    let seconds = folder.seconds;
     drop(folder);
+    // to look at a result takes none of its time
+    assert_eq!(Folder::open(&out, identity("m"), Start::Resume).unwrap().seconds, seconds);
     let mut folder = Folder::open(&out, identity("n"), Start::Overwrite).unwrap();
     assert_eq!(folder.finished(&[].into()).unwrap(), None);
     assert!(folder.done().is_empty() && !out.join("summary.json").exists());

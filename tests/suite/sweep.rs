@@ -181,7 +181,7 @@ fn a_damaged_photo_is_no_trial_that_failed() {
 fn result(row: &Row) -> (usize, u64, u64, u64, String) {
     match &row.outcome {
         Outcome::Done { correct, step, steps, loss, .. } => (row.trial, *correct, *step, *steps, format!("{loss:?}")),
-        Outcome::Failed { reason } => panic!("{reason}"),
+        Outcome::Failed { reason, .. } => panic!("{reason}"),
     }
 }
 
@@ -257,16 +257,34 @@ fn a_set_that_is_learnt_or_reported_does_not_choose() {
     };
     let (grid, with_test) = ("search = \"grid\"", "search = \"grid\"\ntest = \"test.jsonl\"");
     refused(grid, "train.jsonl", &["--eval-data is the training data"]);
-    refused(with_test, "test.jsonl", &["test.jsonl: 2 of its samples are in the test set"]);
+    refused(with_test, "test.jsonl", &["test.jsonl: 2 of its samples have photos or text in common with the test set"]);
     fs::copy(dir.path().join("test.jsonl"), dir.path().join("other.jsonl")).unwrap();
-    refused(with_test, "other.jsonl", &["other.jsonl: 2 of its samples are in the test set"]);
+    refused(
+        with_test,
+        "other.jsonl",
+        &["other.jsonl: 2 of its samples have photos or text in common with the test set"],
+    );
     // the same photo under another name
     fs::copy(dir.path().join("train1.png"), dir.path().join("validation1.png")).unwrap();
     refused(
         grid,
         "validation.jsonl",
-        &["validation.jsonl: 1 of its samples is in the training set", "vlm data dedupe"],
+        &[
+            "validation.jsonl: 1 of its samples has a photo or its text in common with the training set",
+            "vlm data dedupe",
+        ],
     );
+    // one photo of two
+    let two = json!({"images": ["validation0.png", "train1.png"], "label": "no",
+        "messages": [{"role": "user", "content": "<image><image>Which?"}]});
+    fs::write(dir.path().join("pair.jsonl"), two.to_string()).unwrap();
+    refused(
+        grid,
+        "pair.jsonl",
+        &["pair.jsonl: 1 of its samples has a photo or its text in common with the training set"],
+    );
+    // the set under another path
+    refused(grid, "./train.jsonl", &["--eval-data is the training data"]);
 }
 
 #[test]
@@ -274,7 +292,7 @@ fn a_trial_that_fails_leaves_the_others() {
     let dir = sets();
     let sweep_file = read(dir.path(), "search = \"grid\"", "memory = [1000000000, 1]");
     let rows = sweep(&sweep_file, &Seen::default(), usize::MAX).unwrap().unwrap();
-    let Outcome::Failed { reason } = &rows[1].outcome else { panic!("{rows:?}") };
+    let Outcome::Failed { reason, .. } = &rows[1].outcome else { panic!("{rows:?}") };
     assert!(rows[1].trial == 2 && reason.contains("--memory"), "{reason}");
     assert!(matches!(rows[0].outcome, Outcome::Done { .. }));
     let seen = Seen::default();
@@ -302,7 +320,7 @@ fn a_trial_whose_training_runs_away_has_failed() {
     fs::write(&file, fs::read_to_string(&file).unwrap().replace("max-steps = 2", "max-steps = 6")).unwrap();
     let rows = sweep(&space::read(&file, None).unwrap(), &Seen::default(), usize::MAX).unwrap().unwrap();
     assert_eq!(rows.iter().map(|row| row.trial).collect::<Vec<_>>(), [2, 1]);
-    let Outcome::Failed { reason } = &rows[1].outcome else { panic!("{rows:?}") };
+    let Outcome::Failed { reason, .. } = &rows[1].outcome else { panic!("{rows:?}") };
     assert!(reason.contains("the loss of this sample is ") && reason.contains("lower --learning-rate"), "{reason}");
 }
 
@@ -325,8 +343,8 @@ fn a_sweep_is_stopped_before_its_first_step() {
 }
 
 #[test]
-fn boards_are_sorted_by_accuracy_then_loss() {
-    let row = |trial: usize, correct: Option<u64>, loss: f64| Row {
+fn boards_are_sorted_by_accuracy_then_loss_on_the_validation_set() {
+    let row = |trial: usize, correct: Option<u64>, loss: Option<f64>| Row {
         trial,
         folder: PathBuf::new(),
         varied: Map::new(),
@@ -337,17 +355,25 @@ fn boards_are_sorted_by_accuracy_then_loss() {
                 correct,
                 samples: 10,
                 step: 1,
+                eval_loss: loss,
                 steps: 1,
-                loss: Some(loss),
+                // what was learnt by heart decides nothing
+                loss: Some(-(trial as f64)),
                 seconds: 0.0,
             },
-            None => Outcome::failed("x".into()),
+            None => Outcome::Failed { reason: "x".into(), out_of_memory: false },
         },
     };
-    let mut rows =
-        vec![row(1, None, 0.0), row(2, Some(5), 0.1), row(3, Some(7), 0.3), row(4, Some(7), 0.2), row(5, Some(7), 0.2)];
+    let mut rows = vec![
+        row(1, None, None),
+        row(2, Some(5), Some(0.1)),
+        row(3, Some(7), Some(0.3)),
+        row(4, Some(7), Some(0.2)),
+        row(5, Some(7), Some(0.2)),
+        row(6, Some(7), None),
+    ];
     sort(&mut rows);
-    assert_eq!(rows.iter().map(|r| r.trial).collect::<Vec<_>>(), [4, 5, 3, 2, 1]);
+    assert_eq!(rows.iter().map(|r| r.trial).collect::<Vec<_>>(), [4, 5, 3, 6, 2, 1]);
 }
 
 #[test]

@@ -39,6 +39,10 @@ fn a_run_that_has_ended_takes_no_step_when_it_is_resumed() {
         let result = fs::read_to_string(settings.out.join("run.json")).unwrap();
         let result: serde_json::Value = serde_json::from_str(&result).unwrap();
         assert_eq!((result["steps"].as_u64(), result["loss"].as_f64()), (Some(steps), loss), "{result}");
+        // a look at a run that is over changes nothing of what it took and cost
+        let before = fs::read(settings.out.join("run.json")).unwrap();
+        bench.run(settings, Start::Resume, None).unwrap();
+        assert!(fs::read(settings.out.join("run.json")).unwrap() == before);
     }
     let ended = bench.run(&early, Start::Resume, None).unwrap();
     assert!(matches!(ended, End::Done { steps: 2, why: Why::Early { evaluations: 1 }, .. }), "{ended:?}");

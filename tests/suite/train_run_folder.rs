@@ -8,7 +8,7 @@ use vlm::base::{Precision, Result};
 use vlm::train::checkpoint::{Checkpoint, Identity, Position, list};
 use vlm::train::events;
 use vlm::train::metrics::{self, EvalMetrics, StepMetrics};
-use vlm::train::run_folder::{Opened, RunFolder, Start, identity_of};
+use vlm::train::run_folder::{Opened, RunFolder, Start, failure, identity_of};
 use vlm::train::settings::Settings;
 
 const STEPS: u64 = 11;
@@ -498,4 +498,19 @@ fn a_checkpoint_that_cannot_be_written_is_said_and_one_that_was_begun_is_finishe
     folder.save(position(3), Value::Null, arrays()).unwrap();
     folder.saved().unwrap();
     assert_eq!(steps(&checkpoints), [1, 3]);
+}
+
+/// A run that goes on may come to another end than the one that it failed by; what it took stays.
+#[test]
+fn a_failure_is_forgotten_when_the_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path(), Start::New).unwrap());
+    let result = dir.path().join("run/run.json");
+    fs::write(&result, r#"{"steps": 3, "failed": "the disk is full"}"#).unwrap();
+    assert_eq!(failure(&dir.path().join("run")).as_deref(), Some("the disk is full"));
+    drop(open(dir.path(), Start::Resume).unwrap());
+    assert!(!result.exists() && failure(&dir.path().join("run")).is_none());
+    fs::write(&result, r#"{"steps": 3}"#).unwrap();
+    drop(open(dir.path(), Start::Resume).unwrap());
+    assert!(result.exists());
 }

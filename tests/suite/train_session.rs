@@ -15,7 +15,7 @@ use vlm::base::{Error, Precision};
 use vlm::device::Device;
 use vlm::io::lock::FolderLock;
 use vlm::qwen3vl::checkpoint::Checkpoint;
-use vlm::train::run_folder::{Start, training_samples};
+use vlm::train::run_folder::{Start, failure, training_samples};
 use vlm::train::session::{Begin, End, Said, Watch, Why, dry_run, train};
 use vlm::train::sets::Sets;
 
@@ -118,6 +118,7 @@ fn an_overfit_check_ends_when_every_answer_is_right_or_says_why_not() {
     });
     let said = bench.refusal(&settings);
     assert!(said.contains("overfit check failed: after 2 steps") && said.contains("of 3 answers right"), "{said}");
+    assert_eq!(failure(&settings.out), Some(said));
 }
 
 /// A damaged photo shows itself where it is decoded, and a run begins with that. Without its sample the run is that of the
@@ -218,6 +219,10 @@ fn a_loss_that_is_not_finite_stops_with_step_and_sample_and_keeps_the_checkpoint
     let Error::Diverged { step, .. } = error.cause() else { panic!("{error:?}") };
     assert!(said.ends_with(&format!("; the last checkpoint, of step {}, is kept", step - 1)), "{said}");
     assert!(fs::read_dir(settings.out.join("checkpoints")).unwrap().count() > 0);
+    // which it stays known by
+    assert_eq!(failure(&settings.out).as_deref(), Some(&said[..]));
+    let result = fs::read_to_string(settings.out.join("run.json")).unwrap();
+    assert!(result.contains("\"training_samples\": 3"), "{result}");
     // what is not there is not said to be
     let settings = bench.settings(|s| {
         (s.learning_rate, s.max_grad_norm, s.save_every) = (1e30, 0.0, Some(100));

@@ -2,6 +2,7 @@
 
 use crate::base::Result;
 use crate::cli::assets;
+use crate::io::folder_kind;
 use crate::io::{atomic, json};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -65,7 +66,7 @@ impl Shape {
             settings["image_processor"]["size"] = json!({"shortest_edge": 65_536, "longest_edge": 16_777_216});
             json::write(&processor, &settings)?;
             let Some(s) = self.sizes() else { return Ok(()) };
-            let path = dir.join("config.json");
+            let path = dir.join(folder_kind::CONFIG);
             let mut config = json::read(&path)?;
             let [hidden, mlp, layers, heads] = s.text;
             let text = json!({

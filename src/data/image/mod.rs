@@ -13,7 +13,7 @@ mod resize;
 
 pub use decode::{Kind, decode, decode_with_kind, dimensions, dimensions_of, load, read};
 pub use encode::{jpeg as to_jpeg, png as to_png};
-pub use patches::{AN_AREA, AREAS, PatchSpec, Patches};
+pub use patches::{AN_AREA, AREAS, Limits, PatchSpec, Patches};
 pub use resize::resize;
 
 /// An 8-bit picture: `pixels` is [height, width, 3], red first.

@@ -48,6 +48,21 @@ impl Default for PatchSpec {
     }
 }
 
+/// Between what areas pictures are brought, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub min_pixels: u64,
+    pub max_pixels: u64,
+}
+
+impl Limits {
+    /// None: not a range of areas that can be asked for.
+    pub fn new(min_pixels: u64, max_pixels: u64) -> Option<Limits> {
+        let known = [min_pixels, max_pixels].iter().all(|area| AREAS.contains(area));
+        (known && min_pixels <= max_pixels).then_some(Limits { min_pixels, max_pixels })
+    }
+}
+
 /// The patches of one image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Patches {
@@ -77,6 +92,10 @@ impl PatchSpec {
             (min, max) => (min.unwrap_or(self.min_pixels), max.unwrap_or(self.max_pixels)),
         };
         Ok(self)
+    }
+
+    pub fn limits(&self) -> Limits {
+        Limits { min_pixels: self.min_pixels, max_pixels: self.max_pixels }
     }
 
     /// The size (height, width) that a picture of `height` x `width` is brought to: both multiples of

@@ -3,13 +3,13 @@
 use crate::base::{Error, Result};
 use crate::classify::statistics::wilson;
 use crate::io::atomic;
+use crate::io::folder_kind::LEADERBOARD;
 use crate::train::metrics::{self, LoggedEvaluation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// The files of a board.
-pub const JSON: &str = "leaderboard.json";
 pub const CSV: &str = "leaderboard.csv";
 
 /// How a trial ended.
@@ -24,6 +24,8 @@ pub enum Outcome {
         samples: u64,
         /// Of that evaluation.
         step: u64,
+        /// Of that evaluation; trials of older programs did not say it.
+        eval_loss: Option<f64>,
         /// Steps in all, and the loss of the last.
         steps: u64,
         loss: Option<f64>,
@@ -32,21 +34,19 @@ pub enum Outcome {
     },
     Failed {
         reason: String,
+        /// For want of memory, of which there may be more another time.
+        #[serde(default)]
+        out_of_memory: bool,
     },
 }
 
 impl Outcome {
-    pub fn failed(reason: String) -> Outcome {
-        Outcome::Failed { reason }
-    }
-
     /// Of a run that is done. Errors: its metrics.jsonl cannot be read, or has no evaluation.
     pub fn of(run: &Path, steps: u64, loss: Option<f64>) -> Result<Outcome> {
         let log = metrics::read(run)?;
-        // of equal ones the first
-        let best = log.evaluations.iter().rev().max_by_key(|e| e.correct);
+        let best = log.evaluations.iter().reduce(|best, e| if e.is_better_than(best) { e } else { best });
         let best = best.ok_or_else(|| Error::file(run.join(metrics::FILE), "holds no evaluation"))?;
-        let LoggedEvaluation { step, correct, samples, .. } = *best;
+        let LoggedEvaluation { step, correct, samples, loss: eval_loss, .. } = *best;
         let steps_took: f64 = log.steps.iter().map(|s| s.seconds).sum();
         let seconds = steps_took + log.evaluations.iter().map(|e| e.seconds).sum::<f64>();
         Ok(Outcome::Done {
@@ -55,6 +55,7 @@ impl Outcome {
             correct,
             samples,
             step,
+            eval_loss,
             steps,
             loss,
             seconds,
@@ -73,10 +74,10 @@ pub struct Row {
     pub outcome: Outcome,
 }
 
-/// Best first: by accuracy, then by the loss at the end, then by number; failed ones last.
+/// Best first: by accuracy, of equals by the loss on the validation set, then by number; failed ones last.
 pub fn sort(rows: &mut [Row]) {
     let rank = |row: &Row| match row.outcome {
-        Outcome::Done { accuracy, loss, .. } => (-accuracy, loss.unwrap_or(f64::INFINITY)),
+        Outcome::Done { accuracy, eval_loss, .. } => (-accuracy, eval_loss.unwrap_or(f64::INFINITY)),
         Outcome::Failed { .. } => (f64::INFINITY, f64::INFINITY),
     };
     rows.sort_by(|a, b| {
@@ -85,9 +86,9 @@ pub fn sort(rows: &mut [Row]) {
     });
 }
 
-/// Writes [`JSON`] and [`CSV`] into `folder`.
+/// Writes [`LEADERBOARD`] and [`CSV`] into `folder`.
 pub fn write(folder: &Path, rows: &[Row]) -> Result<()> {
-    let file = folder.join(JSON);
+    let file = folder.join(LEADERBOARD);
     let text = serde_json::to_string_pretty(rows).map_err(|e| Error::file(&file, e.to_string()))?;
     atomic::write_file(&file, |out| out.write(text.as_bytes()))?;
     let file = folder.join(CSV);

@@ -21,6 +21,7 @@ use crate::base::{Error, Precision, Result, counted};
 use crate::data::dataset::{OnBad, Sample, read_dataset};
 use crate::data::look;
 use crate::device::Device;
+use crate::io::folder_kind::{LEADERBOARD, TRIALS};
 use crate::io::json;
 use crate::io::lock::FolderLock;
 use board::{Outcome, Row};
@@ -30,8 +31,6 @@ use space::{Sweep, Trial};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// What tells a sweep's folder from others.
-pub const TRIALS: &str = "trials.json";
 const RESULT: &str = "trial.json";
 
 /// Opens the device that settings ask for.
@@ -63,8 +62,10 @@ pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
     remember(sweep)?;
     let mut rows: Vec<Row> = Vec::new();
     for trial in &sweep.trials {
-        if let Some(row) = result_in(&trial.settings.out)? {
-            rows.push(row);
+        match result_in(&trial.settings.out)? {
+            // there may be more by now
+            Some(Row { outcome: Outcome::Failed { out_of_memory: true, .. }, .. }) | None => (),
+            Some(row) => rows.push(row),
         }
     }
     let mut sets = Sets::default();
@@ -89,7 +90,7 @@ pub fn run(sweep: &Sweep, host: &mut Host) -> Result<Option<Vec<Row>>> {
 
 /// Every file that [`run`] writes beside the trials' folders.
 pub fn files(out: &Path) -> [PathBuf; 3] {
-    [TRIALS, board::JSON, board::CSV].map(|name| out.join(name))
+    [TRIALS, LEADERBOARD, board::CSV].map(|name| out.join(name))
 }
 
 /// Runs one trial to its end, or goes on with it. None: interrupted.
@@ -97,18 +98,26 @@ fn attempt(trial: &Trial, sets: &mut Sets, host: &mut Host) -> Result<Option<Row
     let (device, precision) = (host.open)(trial.settings.device, trial.settings.precision)?;
     let mut watch = Watch { said: &mut *host.said, interrupted: host.interrupted };
     let begin = Begin { start: Start::Resume, first_gradients: None, dollars_per_hour: None };
+    let file = trial.settings.out.join(RESULT);
+    // of an attempt for which there was too little memory
+    if file.exists() {
+        std::fs::remove_file(&file).map_err(|e| Error::io("remove", &file, e))?;
+    }
     let outcome = match session::train(&trial.settings, device, precision, &begin, sets, &mut watch) {
         Ok(End::Interrupted { .. }) => return Ok(None),
         Ok(End::Done { steps, loss, .. }) => Outcome::of(&trial.settings.out, steps, loss)?,
         Err(e) => match e.cause() {
             Error::Interrupted => return Ok(None),
             // what these settings made of it
-            Error::Diverged { .. } | Error::OutOfMemory(_) => Outcome::failed(e.to_string()),
+            Error::Diverged { .. } => Outcome::Failed { reason: e.to_string(), out_of_memory: false },
+            // a budget is theirs too, and what else runs on the device is not
+            Error::OutOfMemory(_) => {
+                Outcome::Failed { reason: e.to_string(), out_of_memory: trial.settings.memory.is_none() }
+            }
             _ => return Err(e),
         },
     };
     let row = Row { trial: trial.number, folder: trial.settings.out.clone(), varied: trial.varied.clone(), outcome };
-    let file = trial.settings.out.join(RESULT);
     std::fs::create_dir_all(&trial.settings.out).map_err(|e| Error::io("create", &trial.settings.out, e))?;
     json::write(&file, &json!(row))?;
     Ok(Some(row))
@@ -180,13 +189,18 @@ fn check_sets(sweep: &Sweep) -> Result<()> {
     }
     for (what, other, settings) in pairs {
         let Some(validation) = &settings.eval_data else { continue };
-        let (mine, theirs) = (hashes(validation, settings)?, hashes(other, settings)?);
-        let shared = mine.iter().filter(|hash| theirs.contains(*hash)).count();
+        let theirs: HashSet<_> = hashes(other, settings)?.into_iter().flatten().collect();
+        let mine = hashes(validation, settings)?;
+        let shared = mine.iter().filter(|sample| sample.iter().any(|hash| theirs.contains(hash))).count();
         if shared > 0 {
             let said = format!(
-                "{} in the {what} set {} too: a choice made on that says nothing; split again with vlm data split, or clean \
+                "{} with the {what} set {}: a choice made on that says nothing; split again with vlm data split, or clean \
                  the sets with vlm data dedupe",
-                counted(shared, "of its samples is", "of its samples are"),
+                counted(
+                    shared,
+                    "of its samples has a photo or its text in common",
+                    "of its samples have photos or text in common"
+                ),
                 other.display()
             );
             return Err(Error::file(validation, said));
@@ -195,16 +209,16 @@ fn check_sets(sweep: &Sweep) -> Result<()> {
     Ok(())
 }
 
-/// Of each sample's photos, or of its text where it has none.
-fn hashes(file: &Path, settings: &Settings) -> Result<HashSet<[u8; 32]>> {
+/// Of each sample the photos, or its text where it has none.
+fn hashes(file: &Path, settings: &Settings) -> Result<Vec<Vec<[u8; 32]>>> {
     let on_bad = OnBad::of(settings.skip_bad);
     let set = read_dataset(file, Some(settings.prompt.as_deref().unwrap_or("")), on_bad)?;
-    let of = |sample: &Sample| -> Result<[u8; 32]> {
-        let photos = sample.images().map(|i| Ok(look::sha256(&look::content(i)?.0))).collect::<Result<Vec<_>>>()?;
-        Ok(match photos[..] {
-            [] => look::sha256(format!("{:?}", sample.conversation).as_bytes()),
-            _ => look::sha256(&photos.concat()),
-        })
+    let of = |sample: &Sample| -> Result<Vec<[u8; 32]>> {
+        let mut hashes = sample.images().map(|i| Ok(look::sha256(&look::content(i)?.0))).collect::<Result<Vec<_>>>()?;
+        if hashes.is_empty() {
+            hashes.push(look::sha256(format!("{:?}", sample.conversation).as_bytes()));
+        }
+        Ok(hashes)
     };
     set.samples.par_iter().map(of).collect()
 }
