@@ -46,8 +46,8 @@ DEV uint8_t* dynamic_shared() {
 struct bf16 { uint16_t b; };
 // 16 bytes that one instruction moves.
 struct ALIGNED(16) V4 { uint32_t x, y, z, w; };
-// Bit for bit CUtensorMap.
-struct ALIGNED(64) TensorMap { uint64_t opaque[16]; };
+// Bit for bit CUtensorMap, aligned as CUDA 13 has it; earlier ones asked for 64.
+struct ALIGNED(128) TensorMap { uint64_t opaque[16]; };
 
 DEV float bf2f(bf16 v) { return __uint_as_float((uint32_t)v.b << 16); }
 // The two numbers of a packed pair.

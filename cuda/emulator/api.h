@@ -23,7 +23,7 @@ VLM_EMU_EXPORT const char* vlm_emu_last_error(void);
 VLM_EMU_EXPORT uint64_t vlm_emu_alloc(uint64_t device, uint64_t bytes);
 VLM_EMU_EXPORT void vlm_emu_free(uint64_t address);
 
-/* Encodes a tensor map of 128 bytes, aligned to 64. Enum values, order of dimensions (innermost first), strides (of
+/* Encodes a tensor map of 128 bytes, aligned to 128. Enum values, order of dimensions (innermost first), strides (of
  * dimensions 1.., in bytes) and box are those of cuTensorMapEncodeTiled; element strides are 1, no interleave, zeros
  * outside. */
 VLM_EMU_EXPORT int vlm_emu_tensor_map(void* out128, uint32_t dtype, uint32_t rank, uint64_t address, const uint64_t* dims,

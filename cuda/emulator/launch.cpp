@@ -158,8 +158,8 @@ extern "C" int vlm_emu_launch(uint64_t device, const char* kernel, const uint32_
   if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0 || grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535)
     return refuse(name + ": a grid of " + std::to_string(grid[0]) + " x " + std::to_string(grid[1]) + " x " + std::to_string(grid[2]) + " blocks");
   if (dyn_smem_bytes > kSharedLimit) return refuse(name + ": " + std::to_string(dyn_smem_bytes) + " bytes of dynamic shared memory are more than " + std::to_string(kSharedLimit));
-  // Tensor maps inside have to be aligned to 64 bytes.
-  void* argument = aligned_alloc(64, (args_bytes + 63) / 64 * 64);
+  // Tensor maps inside have to be aligned to 128 bytes.
+  void* argument = aligned_alloc(128, (args_bytes + 127) / 128 * 128);
   if (!argument) return refuse(name + ": no memory for its argument");
   memcpy(argument, args, args_bytes);
   Launch l;

@@ -12,7 +12,7 @@ constexpr uint64_t kMapMagic = 0x70616d2d756d65ull;
 
 const Map& map_at(const void* p, int rank, const char* what) {
   const Map* m = static_cast<const Map*>(p);
-  if ((uintptr_t)p & 63) fail("%s: the tensor map is not aligned to 64 bytes", what);
+  if ((uintptr_t)p & 127) fail("%s: the tensor map is not aligned to 128 bytes", what);
   if (m->magic != kMapMagic) fail("%s: not an encoded tensor map", what);
   if (m->rank != rank) fail("%s: %d coordinates for a tensor map of rank %u", what, rank, m->rank);
   return *m;
@@ -232,7 +232,7 @@ extern "C" int vlm_emu_tensor_map(void* out128, uint32_t dtype, uint32_t rank, u
   // CU_TENSOR_MAP_DATA_TYPE_: UINT8, UINT16, UINT32, INT32, UINT64, INT64, FLOAT16, FLOAT32, FLOAT64, BFLOAT16.
   constexpr uint8_t element_bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
   if (dtype >= sizeof element_bytes || rank < 1 || rank > 5 || swizzle > 3) return 1;
-  if (address == 0 || address & 15 || (uintptr_t)out128 & 63) return 1;
+  if (address == 0 || address & 15 || (uintptr_t)out128 & 127) return 1;
   Map m = {};
   m.magic = kMapMagic;
   m.base = address;

@@ -368,7 +368,7 @@ impl Launcher for Cuda {
         self.bind()?;
         let rank = checked_rank(shape)?;
         let ones = [1u32; 5];
-        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let mut map = TensorMap([0; 16]);
         let dtype = match shape.dtype {
             super::launcher::MapType::F32 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
             super::launcher::MapType::Bf16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
@@ -379,10 +379,11 @@ impl Launcher for Cuda {
             super::launcher::Swizzle::Bytes64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
             super::launcher::Swizzle::Bytes128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
         };
-        // SAFETY: the arrays have the lengths that the driver reads for this rank, and `map` its size and alignment.
+        // SAFETY: the arrays have the lengths that the driver reads for this rank; `map` has the size and the alignment of a
+        // CUtensorMap, of whichever CUDA.
         unsafe {
             sys::cuTensorMapEncodeTiled(
-                &mut map,
+                (&raw mut map).cast(),
                 dtype,
                 rank,
                 shape.address as *mut c_void,
@@ -398,7 +399,7 @@ impl Launcher for Cuda {
         }
         .result()
         .map_err(|e| self.error(&format!("tensor map {shape:?}"), e))?;
-        Ok(TensorMap(map.opaque))
+        Ok(map)
     }
 
     unsafe fn launch(

@@ -58,8 +58,8 @@ impl Launch {
     }
 }
 
-/// How a bulk copy finds a box of a tensor: CUDA's `CUtensorMap`, in an argument struct.
-#[repr(C, align(64))]
+/// How a bulk copy finds a box of a tensor: CUDA's `CUtensorMap`, in an argument struct; aligned as CUDA 13 has it.
+#[repr(C, align(128))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TensorMap(pub [u64; 16]);
 

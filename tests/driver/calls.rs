@@ -6,7 +6,7 @@ use crate::streams::Work;
 use crate::{Done, call, give, pointer, refused};
 use cudarc::driver::sys::*;
 use std::ffi::{CStr, c_char, c_int, c_uchar, c_uint, c_ulonglong, c_void};
-use vlm::device::launcher::{ArgumentCopy, MapType, Swizzle, TensorMapShape};
+use vlm::device::launcher::{ArgumentCopy, MapType, Swizzle, TensorMap, TensorMapShape};
 
 /// Declares functions that leave one value.
 macro_rules! giving {
@@ -228,7 +228,7 @@ pub unsafe extern "C" fn cuTensorMapEncodeTiled(
             CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B => Swizzle::Bytes128,
             _ => return refused(CUresult::CUDA_ERROR_NOT_SUPPORTED, format!("the test driver maps no {swizzle:?}")),
         };
-        let aligned = (to as usize).is_multiple_of(64);
+        let aligned = (to as usize).is_multiple_of(align_of::<TensorMap>());
         if !(1..=5).contains(&rank) || !aligned || interleave != CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE {
             return refused(CUresult::CUDA_ERROR_INVALID_VALUE, "a tensor map of this rank, place or interleaving");
         }

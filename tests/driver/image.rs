@@ -145,7 +145,7 @@ fn of_ptx(text: &str) -> Result<BTreeMap<String, Facts>, String> {
         let (name, rest) = entry.split_once('(').ok_or("an entry without parameters")?;
         let (parameters, rest) = rest.split_once(')').ok_or("parameters without an end")?;
         let (directives, _) = rest.split_once('{').ok_or("a kernel without code")?;
-        // .param .align 64 .b8 name_param_0[560]
+        // .param .align 128 .b8 name_param_0[640]
         let parameters: Vec<&str> = parameters.split(".param").skip(1).collect();
         let bytes = |p: &&str| p.split(['[', ']']).nth(1).and_then(|n| n.parse::<usize>().ok());
         let threads = directives.split(".maxntid").nth(1).map_or("", |t| t.trim_start());

@@ -137,5 +137,5 @@ impl Drop for Buffer<'_> {
 }
 
 /// A tensor map, for an argument struct.
-#[repr(C, align(64))]
+#[repr(C, align(128))]
 pub struct Map(pub [u64; 16]);
