@@ -2,6 +2,7 @@
 
 use super::images::{IMAGES, Image, ImageKind, is_of_conformance};
 use super::launcher::{Facts, Launch, Launcher, Mark, TensorMap, TensorMapShape, checked_rank};
+use super::probe::{built, probe};
 use super::recording::{Noting, Recorded};
 use crate::base::{Error, Result, env};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as attribute, CUfunction_attribute_enum as of_function};
@@ -149,7 +150,7 @@ impl Cuda {
             // SAFETY: the image is a whole one of our own build; the driver copies what it needs of it before the call
             // returns.
             let module = unsafe { result::module::load_data(bytes.as_ptr().cast()) };
-            state.modules.push(module.map_err(|e| self.not_loaded(image.name, e))?);
+            state.modules.push(module.map_err(|e| self.not_loaded(image, e))?);
         }
         let names: Vec<&str> = images.iter().map(|image| image.name).collect();
         tracing::debug!("{}: kernels are loaded: {}", self.facts.name, names.join(" "));
@@ -160,13 +161,33 @@ impl Cuda {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn not_loaded(&self, image: &str, e: DriverError) -> Error {
-        let older = "the driver is older than the CUDA of the kernels, which it would have to compile: install a newer one, \
-                     build vlm with the compiler that tools/install-nvcc installs, or use --device cpu";
-        match e.0 {
-            sys::CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => self.error(older, e),
-            _ => self.error(&format!("cannot load the kernels of {image}"), e),
+    fn not_loaded(&self, image: &Image, e: DriverError) -> Error {
+        use sys::CUresult as code;
+        let not_taken = matches!(
+            e.0,
+            code::CUDA_ERROR_INVALID_IMAGE
+                | code::CUDA_ERROR_NO_BINARY_FOR_GPU
+                | code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+                | code::CUDA_ERROR_INVALID_SOURCE
+                | code::CUDA_ERROR_NOT_SUPPORTED
+        );
+        let compiles = image.kind == ImageKind::Ptx80;
+        if compiles && e.0 == code::CUDA_ERROR_UNSUPPORTED_PTX_VERSION {
+            let older = "the driver is older than the CUDA of the kernels, which it would have to compile: install a newer \
+                         one, build vlm with the compiler that tools/install-nvcc installs, or use --device cpu";
+            return self.error(older, e);
         }
+        if !compiles && not_taken {
+            // a driver of the same major version may be older by a minor one, and a damaged file is answered the same way
+            let ages = probe().ages(&built());
+            let newer = format!(
+                "the driver does not take the machine code of {}, for which it may be too old ({ages}): install a newer one, \
+                 or use --device cpu",
+                image.name
+            );
+            return self.error(&newer, e);
+        }
+        self.error(&format!("cannot load the kernels of {}", image.name), e)
     }
 
     fn error(&self, doing: &str, e: DriverError) -> Error {

@@ -148,11 +148,17 @@ impl Probe {
         }
         let wanted = built.cuda_version.unwrap_or(0) as i32;
         if driver / 1000 < wanted {
-            let serves = format!("the driver serves CUDA {}.{}", driver / 1000, driver % 1000 / 10);
             let needs = if wanted >= 13 { "driver 580 or newer" } else { "driver 525 or newer" };
-            return Some(format!("{serves}, and the kernels are of CUDA {wanted}: install {needs}, {instead}"));
+            return Some(format!("{}: install {needs}, {instead}", self.ages(built)));
         }
         None
+    }
+
+    /// Which CUDA the driver serves and of which the kernels are, as far as it is known: a part of a sentence.
+    pub(super) fn ages(&self, built: &Built) -> String {
+        let driver = self.driver_cuda_version.map(|v| format!("the driver serves CUDA {}.{}", v / 1000, v % 1000 / 10));
+        let kernels = built.cuda_version.map(|v| format!("the kernels are of CUDA {v}"));
+        [driver, kernels].into_iter().flatten().collect::<Vec<_>>().join(", and ")
     }
 }
 

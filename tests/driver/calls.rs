@@ -259,6 +259,10 @@ fn named(code: CUresult) -> (&'static CStr, &'static CStr) {
         CUresult::CUDA_SUCCESS => (c"CUDA_SUCCESS", c"no error"),
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => (c"CUDA_ERROR_OUT_OF_MEMORY", c"out of memory"),
         CUresult::CUDA_ERROR_LAUNCH_FAILED => (c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure"),
+        CUresult::CUDA_ERROR_INVALID_SOURCE => (c"CUDA_ERROR_INVALID_SOURCE", c"device kernel image is invalid"),
+        CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
+            (c"CUDA_ERROR_NO_BINARY_FOR_GPU", c"no kernel image is available for execution on the device")
+        }
         CUresult::CUDA_ERROR_INVALID_IMAGE => (c"CUDA_ERROR_INVALID_IMAGE", c"device kernel image is invalid"),
         CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION => {
             (c"CUDA_ERROR_UNSUPPORTED_PTX_VERSION", c"the provided PTX was compiled with an unsupported toolchain.")

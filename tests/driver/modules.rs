@@ -51,6 +51,18 @@ impl Driver {
         {
             return refused(CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION, format!("PTX {version:?}, not {newest:?}"));
         }
+        let too_old = match self.settings.cubin {
+            0 => None,
+            _ if version.is_some() => None,
+            2 => Some(CUresult::CUDA_ERROR_OUT_OF_MEMORY),
+            209 => Some(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU),
+            222 => Some(CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION),
+            300 => Some(CUresult::CUDA_ERROR_INVALID_SOURCE),
+            _ => Some(CUresult::CUDA_ERROR_INVALID_IMAGE),
+        };
+        if let Some(code) = too_old {
+            return refused(code, "machine code, as the test asks");
+        }
         // SAFETY: the caller's promise.
         match unsafe { kernels(image) } {
             Ok(found) => {

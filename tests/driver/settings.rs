@@ -19,6 +19,8 @@ pub struct Settings {
     pub version: i32,
     /// The newest PTX that it compiles, as 9.0; None: any.
     pub ptx: Option<(i32, i32)>,
+    /// What the load of machine code returns; not 0 where the driver is too old for it.
+    pub cubin: u32,
     pub gpus: i32,
     pub capability: (i32, i32),
     pub multiprocessors: i32,
@@ -38,6 +40,7 @@ impl Settings {
             init: 0,
             version: 13000,
             ptx: None,
+            cubin: 0,
             gpus: 1,
             capability: (9, 0),
             multiprocessors: 4,
@@ -57,6 +60,7 @@ impl Settings {
             match key {
                 "init" => settings.init = number() as u32,
                 "version" => settings.version = number() as i32,
+                "cubin" => settings.cubin = number() as u32,
                 "gpus" => settings.gpus = number() as i32,
                 "multiprocessors" => settings.multiprocessors = number() as i32,
                 "memory" => settings.memory = number() as usize,

@@ -219,6 +219,32 @@ fn a_driver_that_compiles_is_waited_for() {
     }
 }
 
+/// What an older driver answers to machine code that it does not know is told as that; what may have any other cause is not.
+#[test]
+fn a_driver_that_may_be_too_old_for_the_machine_code_is_said_to_be() {
+    if !can_run() {
+        return;
+    }
+    let line = format!("generate --model {} --prompt hail --device cuda --max-new-tokens 2", model());
+    let may_be =
+        "for which it may be too old (the driver serves CUDA 13.0, and the kernels are of CUDA 13): install a newer";
+    for (code, name, told) in [
+        (200, "INVALID_IMAGE", true),
+        (209, "NO_BINARY_FOR_GPU", true),
+        (222, "UNSUPPORTED_PTX_VERSION", true),
+        (300, "INVALID_SOURCE", true),
+        (2, "OUT_OF_MEMORY", false),
+    ] {
+        for capability in ["9.0", "8.6"] {
+            let said = Machine::new(&format!("cubin={code},capability={capability}")).fails(&line);
+            assert!(said.contains(name) && said.contains(may_be) == told, "{code} on {capability}: {said}");
+            assert!(told || said.contains("cannot load the kernels of "), "{code} on {capability}: {said}");
+        }
+    }
+    // PTX goes its own way
+    Machine::new("cubin=200,capability=12.0").works(&line);
+}
+
 /// The kernels that tests alone launch are loaded for none but them.
 #[test]
 fn a_run_loads_no_conformance() {
