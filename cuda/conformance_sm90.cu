@@ -34,12 +34,16 @@ CONFORMANCE(mbarrier_phases, 32) {
   mbar_invalidate(bar);
 }
 
-// y: the n bytes of shared memory after a box of `map` at (option[0], option[1], option[2]) has come in.
+// y: the n bytes of shared memory after a box of `map` at (option[0], option[1], option[2]) has come in, option[3] bytes behind
+// a multiple of 1024. What was there before is 0xab, so that a zero is one that was written.
 template <int RANK> DEV void load_box(const ConformanceArgs& a) {
   DYN_SMEM(raw);
   SHARED(uint64_t, s_barrier, [1]);
-  uint8_t* s_box = aligned_shared(raw);
+  uint8_t* s_box = aligned_shared(raw) + a.option[3];
   const uint32_t bar = smem_u32(s_barrier);
+  for (int i = (int)threadIdx.x; i < a.n / 4; i += 32) ((uint32_t*)s_box)[i] = 0xababababu;
+  fence_proxy_async();
+  __syncthreads();
   if (threadIdx.x == 0) {
     mbar_init(bar, 1);
     fence_mbar_init();
@@ -151,6 +155,25 @@ CONFORMANCE_WGMMA(n192_kn_sw128, 192, 0, 1, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n256_kk_sw128, 256, 0, 0, wgmma_desc_sw128)
 CONFORMANCE_WGMMA(n256_kn_sw128, 256, 0, 1, wgmma_desc_sw128)
 
+// As above, eight operations along k in one group: each has both operands 16 rows, 2048 bytes, further on in tiles of 128 rows
+// of k, as attention's dq has them.
+#define CONFORMANCE_WGMMA_K128(n)                                                                                        \
+  CONFORMANCE(wgmma_n##n##_mn_sw128_k128, 128) {                                                                         \
+    DYN_SMEM(raw);                                                                                                       \
+    const uint32_t base = fill_operands(a, raw);                                                                         \
+    float d[n / 2];                                                                                                      \
+    UNROLL for (int r = 0; r < n / 2; r++) d[r] = 1.0f;                                                                  \
+    const uint64_t left = wgmma_desc_sw128(base, (uint32_t)a.option[0], (uint32_t)a.option[1]);                          \
+    const uint64_t right = wgmma_desc_sw128(base + (uint32_t)a.option[4], (uint32_t)a.option[2], (uint32_t)a.option[3]); \
+    wgmma_fence_operand(d);                                                                                              \
+    wgmma_fence();                                                                                                       \
+    UNROLL for (int k = 0; k < 8; k++)                                                                                   \
+      wgmma_m64n##n##k16<1, 1>(d, wgmma_desc_along(left, k * 2048), wgmma_desc_along(right, k * 2048), 1);               \
+    finish_wgmma<n>(a, d);                                                                                               \
+  }
+CONFORMANCE_WGMMA_K128(64)
+CONFORMANCE_WGMMA_K128(16)
+
 // A from registers: x begins with [128][4] of them, the n bytes of shared memory follow. y as above, with D not added to.
 template <int N, int TB> DEV void wgmma_from_registers(const ConformanceArgs& a) {
   DYN_SMEM(raw);
@@ -172,25 +195,65 @@ CONFORMANCE(wgmma_rs64_n_sw128, 128) { wgmma_from_registers<64, 1>(a); }
 CONFORMANCE(wgmma_rs80_n_sw128, 128) { wgmma_from_registers<80, 1>(a); }
 CONFORMANCE(wgmma_rs128_n_sw128, 128) { wgmma_from_registers<128, 1>(a); }
 
+// Two products under way at once, as attention's scores and its weighted values, each of eight operations along k. x: the
+// registers of the second one's left operand, [8][128][4], then n bytes of shared memory: a left tile of 64 rows by 128
+// columns, a right one of 128 rows by 128, both in halves of 64 columns, and the second one's right one, as large, with k down
+// its rows. y: D of the first, [128][64], once at most one group is under way; D of the second, onto 1, once none is.
+CONFORMANCE(wgmma_two_groups, 128) {
+  constexpr int kSteps = 8, kSums = 64;
+  constexpr uint32_t kLeftHalf = 64 * 128, kRightHalf = 128 * 128;
+  DYN_SMEM(raw);
+  uint32_t weights[kSteps][4];
+  UNROLL for (int k = 0; k < kSteps; k++) UNROLL for (int i = 0; i < 4; i++) {
+    weights[k][i] = ((const uint32_t*)a.x)[(k * 128 + threadIdx.x) * 4 + i];
+  }
+  ConformanceArgs b = a;
+  b.x = a.x + sizeof(weights) * 128;
+  const uint32_t base = fill_operands(b, raw);
+  const uint64_t left = wgmma_desc_sw128(base, kAlongK, 1024);
+  const uint64_t right = wgmma_desc_sw128(base + 2 * kLeftHalf, kAlongK, 1024);
+  const uint64_t values = wgmma_desc_sw128(base + 2 * kLeftHalf + 2 * kRightHalf, kRightHalf, 1024);
+  float first[kSums], second[kSums];
+  UNROLL for (int i = 0; i < kSums; i++) second[i] = 1.0f;
+  wgmma_fence_operand(second);
+  wgmma_fence();
+  UNROLL for (int k = 0; k < kSteps; k++) {
+    wgmma_m64n128k16<0, 0>(first, wgmma_desc_along(left, k / 4 * kLeftHalf + k % 4 * 32),
+                           wgmma_desc_along(right, k / 4 * kRightHalf + k % 4 * 32), k > 0);
+  }
+  wgmma_commit();
+  wgmma_fence();
+  UNROLL for (int k = 0; k < kSteps; k++) {
+    wgmma_m64n128k16_rs<1>(second, weights[k], wgmma_desc_along(values, k * 2048), 1);
+  }
+  wgmma_commit();
+  float* y = (float*)a.y + threadIdx.x * kSums;
+  wgmma_wait<1>();
+  UNROLL for (int i = 0; i < kSums; i++) y[i] = first[i];
+  wgmma_wait<0>();
+  UNROLL for (int i = 0; i < kSums; i++) y[128 * kSums + i] = second[i];
+}
+
 // The roles of the kernels on Hopper: the first warpgroup gives registers away, and the others wait for them. y[t] = x[t] + 1
-// in the first; in the others the sum, modulo 2^32, of 208 numbers that all live at once, more than the kernel is launched
+// in the first; in the others the sum, modulo 2^32, of NUMBERS numbers that all live at once, more than the kernel is launched
 // with: number i is x[(t + i) % 384] at first, and n times over all of them, from the first to the last, are added to by the
 // one before, the first by the last.
-CONFORMANCE(setmaxnreg, 384) {
-  constexpr int kNumbers = 208;
+template <int FEWER, int MORE, int NUMBERS> DEV void share_registers(const ConformanceArgs& a) {
   const uint32_t* x = (const uint32_t*)a.x;
   uint32_t sum = 0;
   if (threadIdx.x < 128) {
-    reg_dealloc<40>();
+    reg_dealloc<FEWER>();
     sum = x[threadIdx.x] + 1u;
   } else {
-    reg_alloc<232>();
-    uint32_t v[kNumbers];
-    UNROLL for (int i = 0; i < kNumbers; i++) v[i] = x[(threadIdx.x + i) % 384u];
+    reg_alloc<MORE>();
+    uint32_t v[NUMBERS];
+    UNROLL for (int i = 0; i < NUMBERS; i++) v[i] = x[(threadIdx.x + i) % 384u];
     UNROLL1 for (int round = 0; round < a.n; round++) {
-      UNROLL for (int i = 0; i < kNumbers; i++) v[i] += v[i > 0 ? i - 1 : kNumbers - 1];
+      UNROLL for (int i = 0; i < NUMBERS; i++) v[i] += v[i > 0 ? i - 1 : NUMBERS - 1];
     }
-    UNROLL for (int i = 0; i < kNumbers; i++) sum += v[i];
+    UNROLL for (int i = 0; i < NUMBERS; i++) sum += v[i];
   }
   ((uint32_t*)a.y)[threadIdx.x] = sum;
 }
+CONFORMANCE(setmaxnreg_40_232, 384) { share_registers<40, 232, 208>(a); }
+CONFORMANCE(setmaxnreg_24_240, 384) { share_registers<24, 240, 216>(a); }

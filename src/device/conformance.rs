@@ -108,9 +108,10 @@ pub fn compare(case: &Case, got: &[u8], wanted: &[u8]) -> Result<(), String> {
     Ok(())
 }
 
-/// A small whole number, different enough from its neighbours.
+/// A small whole number, different from its neighbours and, on the whole, from those a row, a tile or any power of 2 away: what
+/// reads another place sees another number.
 fn pattern(i: usize) -> i32 {
-    ((i * 7 + i / 16 * 3 + i / 64 * 5) % 31) as i32 - 15
+    ((i as u32).wrapping_mul(0x9e37_79b1) >> 27) as i32 - 15
 }
 
 /// `count` bf16 numbers of the pattern.
@@ -207,8 +208,10 @@ fn hopper_cases() -> Vec<Case> {
         all.push(case(&kernel["conformance_".len()..], kernel, 32, x, 512));
     }
     all.push(case("mbarrier_phases", "conformance_mbarrier_phases", 32, vec![0; 4], 40));
-    let x = words((0..384u32).map(|i| i * i % 1009));
-    all.push(Case { n: 5, ..case("setmaxnreg", "conformance_setmaxnreg", 384, x, 4 * 384) });
+    for kernel in ["conformance_setmaxnreg_40_232", "conformance_setmaxnreg_24_240"] {
+        let x = words((0..384u32).map(|i| i * i % 1009));
+        all.push(Case { n: 5, ..case(&kernel["conformance_".len()..], kernel, 384, x, 4 * 384) });
+    }
     // fractions of different sizes, so that another order gives other bits
     let (blocks, n) = (40, 1000);
     let mut x = floats((0..blocks * n).map(|i| pattern(i) as f32 / 7.0 * [1.0, 1e3, 1e-3, 17.0][i / n % 4]));
@@ -221,90 +224,95 @@ fn hopper_cases() -> Vec<Case> {
     });
     all.extend(tma_cases());
     all.extend(wgmma_cases());
+    all.extend(wgmma_tiles());
     all
 }
 
-/// A tensor of 24 rows of 72 bf16, boxes of 8 rows as wide as the swizzle, inside, across each corner and outside; those of
-/// stores begin at no negative coordinate. Then boxes of three dimensions.
 fn tma_cases() -> Vec<Case> {
+    [tma_swizzles(), tma_cubes(), tma_heads(), tma_beyond_the_tensor(), tma_statistics(), tma_logits()].concat()
+}
+
+/// A box with its corner at a place of a tensor, brought from there or, with `store`, left there.
+fn tma(store: bool, what: &str, map: &MapOver, at: &[i32]) -> Case {
+    let element = map.dtype.bytes();
+    let of_box = element * map.box_sizes.iter().product::<u32>() as usize;
+    let last = map.sizes.len() - 1;
+    let of_tensor = (map.sizes[last] * map.strides_bytes[last - 1]) as usize;
+    let (bytes, y_bytes) = if store { (of_box, of_tensor) } else { (of_tensor, of_box) };
+    let x = match map.dtype {
+        MapType::Bf16 => pattern_bf16(bytes / element),
+        MapType::F32 => floats((1..=bytes / element).map(|i| i as f32)),
+    };
+    let kernel = match (store, at.len()) {
+        (false, 2) => "conformance_tma_load_2d",
+        (false, _) => "conformance_tma_load_3d",
+        (true, 2) => "conformance_tma_store_2d",
+        (true, _) => "conformance_tma_store_3d",
+    };
+    let place = at.iter().map(i32::to_string).collect::<Vec<_>>().join("_");
+    let name = format!("{}_{what}_at_{place}", &kernel["conformance_".len()..]);
+    let mut option = [0; 5];
+    option[..at.len()].copy_from_slice(at);
+    Case {
+        n: of_box as i32,
+        option,
+        map: Some(MapOver { over_output: store, ..map.clone() }),
+        shared_bytes: of_box as u32 + 1024,
+        ..case(&name, kernel, 32, x, y_bytes)
+    }
+}
+
+/// A map over rows one behind the other.
+fn rows_map(dtype: MapType, sizes: [u64; 2], box_sizes: [u32; 2], swizzle: Swizzle) -> MapOver {
+    MapOver {
+        over_output: false,
+        dtype,
+        sizes: sizes.to_vec(),
+        strides_bytes: vec![sizes[0] * dtype.bytes() as u64],
+        box_sizes: box_sizes.to_vec(),
+        swizzle,
+    }
+}
+
+/// Boxes of 8 rows as wide as the swizzle: inside, across each corner and outside. Those of stores begin at no negative
+/// coordinate.
+fn tma_swizzles() -> Vec<Case> {
     let mut all = Vec::new();
-    let swizzles = [
+    for (swizzle, width, name) in [
         (Swizzle::None, 16, "none"),
         (Swizzle::Bytes32, 16, "32"),
         (Swizzle::Bytes64, 32, "64"),
         (Swizzle::Bytes128, 64, "128"),
-    ];
-    for (swizzle, width, name) in swizzles {
-        let map = |over_output| MapOver {
-            over_output,
-            dtype: MapType::Bf16,
-            sizes: vec![72, 24],
-            strides_bytes: vec![144],
-            box_sizes: vec![width, 8],
-            swizzle,
-        };
-        let bytes = (width * 8 * 2) as usize;
-        for [x, y] in [[8, 3], [-8, -3], [64, 20], [104, 0]] {
-            let place = Case {
-                n: bytes as i32,
-                option: [x, y, 0, 0, 0],
-                shared_bytes: bytes as u32 + 1024,
-                ..case("", "", 32, vec![], 0)
-            };
-            all.push(Case {
-                name: format!("tma_load_2d_swizzle_{name}_at_{x}_{y}"),
-                kernel: "conformance_tma_load_2d",
-                map: Some(map(false)),
-                x: pattern_bf16(72 * 24),
-                y_bytes: bytes,
-                ..place.clone()
-            });
-            if x < 0 {
-                continue;
+    ] {
+        let map = rows_map(MapType::Bf16, [72, 24], [width, 8], swizzle);
+        for at in [[8, 3], [-8, -3], [64, 20], [104, 0]] {
+            let what = format!("swizzle_{name}");
+            all.push(tma(false, &what, &map, &at));
+            if at[0] >= 0 {
+                all.push(tma(true, &what, &map, &at));
             }
-            all.push(Case {
-                name: format!("tma_store_2d_swizzle_{name}_at_{x}_{y}"),
-                kernel: "conformance_tma_store_2d",
-                map: Some(map(true)),
-                x: pattern_bf16(bytes / 2),
-                y_bytes: 72 * 24 * 2,
-                ..place
-            });
         }
     }
-    let cube = |over_output| MapOver {
-        over_output,
+    all
+}
+
+fn tma_cubes() -> Vec<Case> {
+    let map = MapOver {
+        over_output: false,
         dtype: MapType::F32,
         sizes: vec![12, 6, 5],
         strides_bytes: vec![48, 288],
         box_sizes: vec![8, 3, 2],
         swizzle: Swizzle::None,
     };
-    for option in [[0, 0, 0, 0, 0], [8, 4, -1, 0, 0], [8, 4, 3, 0, 0]] {
-        let place = Case { n: 192, option, shared_bytes: 192 + 1024, ..case("", "", 32, vec![], 0) };
-        let at = format!("{}_{}_{}", option[0], option[1], option[2]);
-        all.push(Case {
-            name: format!("tma_load_3d_at_{at}"),
-            kernel: "conformance_tma_load_3d",
-            map: Some(cube(false)),
-            x: floats((0..360).map(|i| i as f32)),
-            y_bytes: 192,
-            ..place.clone()
-        });
-        if option[2] < 0 {
-            continue;
-        }
-        all.push(Case {
-            name: format!("tma_store_3d_at_{at}"),
-            kernel: "conformance_tma_store_3d",
-            map: Some(cube(true)),
-            x: floats((0..48).map(|i| i as f32)),
-            y_bytes: 1440,
-            ..place
-        });
-    }
-    // as attention loads the second half of a head 72 wide, of 3 heads in 10 rows, and a half that rows end in
-    let heads = MapOver {
+    let load = [[0, 0, 0], [8, 4, -1], [8, 4, 3]].map(|at| tma(false, "cube", &map, &at));
+    let store = [[0, 0, 0], [8, 4, 3]].map(|at| tma(true, "cube", &map, &at));
+    [load.to_vec(), store.to_vec()].concat()
+}
+
+/// As attention loads the second half of a head 72 wide, of 3 heads in 10 rows, and a half that rows end in.
+fn tma_heads() -> Vec<Case> {
+    let map = MapOver {
         over_output: false,
         dtype: MapType::Bf16,
         sizes: vec![72, 3, 10],
@@ -312,22 +320,47 @@ fn tma_cases() -> Vec<Case> {
         box_sizes: vec![64, 1, 8],
         swizzle: Swizzle::Bytes128,
     };
-    for [x, y, z] in [[64, 1, 3], [0, 2, 6]] {
-        all.push(Case {
-            n: 1024,
-            option: [x, y, z, 0, 0],
-            map: Some(heads.clone()),
-            shared_bytes: 1024 + 1024,
-            ..case(
-                &format!("tma_load_3d_swizzle_128_at_{x}_{y}_{z}"),
-                "conformance_tma_load_3d",
-                32,
-                pattern_bf16(72 * 3 * 10),
-                1024,
-            )
-        });
+    [[64, 1, 3], [0, 2, 6]].map(|at| tma(false, "head", &map, &at)).to_vec()
+}
+
+/// Boxes that are larger than their tensor, as products of few rows have them: all of their bytes count, and are zero outside.
+/// And of as many rows as a box may have.
+fn tma_beyond_the_tensor() -> Vec<Case> {
+    let mut all = Vec::new();
+    for (sizes, rows, at) in [
+        ([200, 1], 16, [0, 0]),
+        ([200, 1], 16, [192, 0]),
+        ([200, 1], 128, [64, 0]),
+        ([200, 1], 128, [192, 0]),
+        ([200, 3], 32, [128, 0]),
+        ([200, 17], 64, [192, 0]),
+        ([24, 1], 16, [0, 0]),
+        ([24, 1], 128, [0, 0]),
+        ([104, 300], 256, [0, 0]),
+        ([104, 300], 256, [64, 100]),
+    ] {
+        let map = rows_map(MapType::Bf16, sizes, [64, rows], Swizzle::Bytes128);
+        all.push(tma(false, &format!("{rows}_of_{}x{}", sizes[1], sizes[0]), &map, &at));
     }
     all
+}
+
+/// As attention backward loads its statistics: a row of 528 bytes, in shared memory at a multiple of 128.
+fn tma_statistics() -> Vec<Case> {
+    let map = rows_map(MapType::F32, [400, 3], [132, 1], Swizzle::None);
+    let at = |place| {
+        let mut case = tma(false, "statistics", &map, place);
+        case.option[3] = 640;
+        case.shared_bytes += 640;
+        case
+    };
+    [[0, 0], [12, 1], [300, 1], [396, 2]].iter().map(|place| at(place)).collect()
+}
+
+/// As linear_loss stores its logits: inside, at the ends of rows and of columns, and outside.
+fn tma_logits() -> Vec<Case> {
+    let map = rows_map(MapType::F32, [88, 40], [32, 16], Swizzle::Bytes128);
+    [[32, 16], [64, 16], [0, 32], [64, 32], [96, 0]].map(|at| tma(true, "logits", &map, &at)).to_vec()
 }
 
 /// Where B begins in shared memory.
@@ -399,5 +432,34 @@ fn wgmma_cases() -> Vec<Case> {
             all.push(case);
         }
     }
+    all
+}
+
+/// Several operations of a group, over tiles as attention has them.
+fn wgmma_tiles() -> Vec<Case> {
+    /// Bytes of 128 rows of 64 columns.
+    const TILE: i32 = 128 * 128;
+    let mut all = Vec::new();
+    for (kernel, n) in [("conformance_wgmma_n64_mn_sw128_k128", 64), ("conformance_wgmma_n16_mn_sw128_k128", 16)] {
+        all.push(Case {
+            n: 2 * TILE,
+            option: [TILE, 1024, TILE, 1024, TILE],
+            shared_bytes: 2 * TILE as u32 + 1024,
+            ..case(&kernel["conformance_".len()..], kernel, 128, pattern_bf16(TILE as usize), 128 * 4 * n / 2)
+        });
+    }
+    // eight steps of registers; 64 rows of the left tile, 128 of each right one
+    let (registers, shared) = (8 * 128 * 16, 5 * TILE);
+    all.push(Case {
+        n: shared,
+        shared_bytes: shared as u32 + 1024,
+        ..case(
+            "wgmma_two_groups",
+            "conformance_wgmma_two_groups",
+            128,
+            pattern_bf16(registers / 2 + shared as usize / 2),
+            2 * 128 * 4 * 64,
+        )
+    });
     all
 }

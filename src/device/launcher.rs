@@ -112,6 +112,16 @@ pub enum MapType {
     Bf16 = 9,
 }
 
+impl MapType {
+    /// Of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            MapType::F32 => 4,
+            MapType::Bf16 => 2,
+        }
+    }
+}
+
 /// How the 16-byte pieces of a box's rows are exchanged in shared memory, numbered as in cuda.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vlm::base::rng::{Stream, philox};
 use vlm::device::conformance::{Case, MapOver, UNTOUCHED, cases, run};
-use vlm::device::launcher::{Launcher, MapType, Swizzle};
+use vlm::device::launcher::{Launcher, Swizzle};
 use vlm::device::{conformance, cuda, emulated};
 use vlm::host::dropout::{Dropout, factors};
 
@@ -180,6 +180,17 @@ fn primitives_give_what_a_gpu_gave() {
     }
 }
 
+/// What reads a row, a matrix or a step too far must see other numbers.
+#[test]
+fn inputs_do_not_repeat() {
+    let numbers = bf16s(&conformance::pattern_bf16(1 << 16));
+    for distance in (1..=16).chain((4..15).map(|bits| 1 << bits)).chain([72, 104, 200, 216]) {
+        let pieces = numbers.chunks(8).zip(numbers[distance..].chunks(8));
+        let same = pieces.filter(|(a, b)| a == b).count();
+        assert!(same == 0, "{same} pieces of 16 bytes are the same {distance} numbers on");
+    }
+}
+
 fn expected(case: &Case) -> Vec<u8> {
     let name = case.name.as_str();
     match name {
@@ -195,7 +206,9 @@ fn expected(case: &Case) -> Vec<u8> {
         "atomics" => atomics(case),
         "counter" => counter(case),
         "ordered_sums" => ordered_sums(case),
-        "setmaxnreg" => setmaxnreg(case),
+        "setmaxnreg_40_232" => setmaxnreg(case, 208),
+        "setmaxnreg_24_240" => setmaxnreg(case, 216),
+        "wgmma_two_groups" => two_groups(case),
         // A new barrier is in phase 0: the phase of parity 1 counts as ended. Two arrivals end a phase.
         "mbarrier_phases" => [0, 1, 0, 1, 1, 0, 1, 0, 0, 1].iter().flat_map(|v: &u32| v.to_le_bytes()).collect(),
         _ if name.starts_with("ldmatrix") || name.starts_with("stmatrix") => matrices(case),
@@ -304,17 +317,16 @@ fn counter(case: &Case) -> Vec<u8> {
 
 /// Whoever gives registers away adds 1; in the others a number's share of the sum is how many ways lead from it to a number
 /// after the rounds, whoever holds it.
-fn setmaxnreg(case: &Case) -> Vec<u8> {
-    const NUMBERS: usize = 208;
+fn setmaxnreg(case: &Case, numbers: usize) -> Vec<u8> {
     let x = words(&case.x);
     // shares of the sum, from the last addition back to the first
-    let mut shares = [1u32; NUMBERS];
-    for i in (0..NUMBERS).rev().cycle().take(NUMBERS * case.n as usize) {
-        let before = if i > 0 { i - 1 } else { NUMBERS - 1 };
+    let mut shares = vec![1u32; numbers];
+    for i in (0..numbers).rev().cycle().take(numbers * case.n as usize) {
+        let before = if i > 0 { i - 1 } else { numbers - 1 };
         shares[before] = shares[before].wrapping_add(shares[i]);
     }
     let sum =
-        |t: usize| (0..NUMBERS).fold(0u32, |sum, i| sum.wrapping_add(shares[i].wrapping_mul(x[(t + i) % x.len()])));
+        |t: usize| (0..numbers).fold(0u32, |sum, i| sum.wrapping_add(shares[i].wrapping_mul(x[(t + i) % x.len()])));
     (0..x.len()).flat_map(|t| if t < 128 { x[t] + 1 } else { sum(t) }.to_le_bytes()).collect()
 }
 
@@ -388,10 +400,7 @@ fn swizzle(swizzle: Swizzle, offset: usize) -> usize {
 /// Visits (byte of the box in its own order, byte of the tensor or none outside).
 fn each_box_byte(case: &Case, mut visit: impl FnMut(usize, Option<usize>)) {
     let MapOver { dtype, sizes, strides_bytes, box_sizes, .. } = case.map.as_ref().expect("a map");
-    let element = match dtype {
-        MapType::Bf16 => 2,
-        MapType::F32 => 4,
-    };
+    let element = dtype.bytes() as i64;
     let depth = *box_sizes.get(2).unwrap_or(&1) as usize;
     let (width, height) = (box_sizes[0] as usize, box_sizes[1] as usize);
     for z in 0..depth {
@@ -455,23 +464,45 @@ fn operand_at(start: usize, layout: &str, along_k: bool, [leading, stride]: [usi
     swizzle(how, start + offset)
 }
 
-/// D registers: "Register Fragment layout for wgmma.mma_async.m64nNk16 accumulator matrix D".
+/// Where A's element is in its registers, [128][8]: warp w has rows 16 w .. 16 w + 15, as the A fragment of mma.m16n8k16.
+fn in_registers(row: usize, k: usize) -> usize {
+    let (warp, r) = (row / 16, row % 16);
+    let lane = warp * 32 + r % 8 * 4 + k % 8 / 2;
+    lane * 8 + k / 8 * 4 + r / 8 * 2 + k % 2
+}
+
+/// D registers: "Register Fragment layout for wgmma.mma_async.m64nNk16 accumulator matrix D", of the sums over `depth` onto
+/// `before`.
+fn products(
+    n: usize,
+    depth: usize,
+    before: f32,
+    a: impl Fn(usize, usize) -> f32,
+    b: impl Fn(usize, usize) -> f32,
+) -> Vec<u8> {
+    let mut out = Vec::new();
+    for thread in 0..128 {
+        for i in 0..n / 2 {
+            let row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
+            let column = i / 4 * 8 + thread % 4 * 2 + i % 2;
+            out.push(before + (0..depth).map(|k| a(row, k) * b(column, k)).sum::<f32>());
+        }
+    }
+    bytes_of(&out)
+}
+
 fn wgmma(case: &Case) -> Vec<u8> {
     let parts: Vec<&str> = case.name.split('_').collect();
     let from_registers = parts[1].starts_with("rs");
     let n: usize = parts[1].trim_start_matches(char::is_alphabetic).parse().expect("N");
     let (layout, majors) = (parts[3], parts[2]);
+    let depth = parts.get(4).and_then(|part| part.strip_prefix('k')).map_or(16, |k| k.parse().expect("K"));
     let numbers = bf16s(&case.x);
     let option: Vec<usize> = case.option.iter().map(|&o| o as usize).collect();
     let (a_along_k, b_along_k) =
         if from_registers { (true, majors == "k") } else { (majors.starts_with('k'), majors.ends_with('k')) };
     let a = |row: usize, k: usize| match from_registers {
-        // Warp w has rows 16 w .. 16 w + 15, as the A fragment of mma.m16n8k16.
-        true => {
-            let (warp, r) = (row / 16, row % 16);
-            let lane = warp * 32 + r % 8 * 4 + k % 8 / 2;
-            numbers[lane * 8 + k / 8 * 4 + r / 8 * 2 + k % 2]
-        }
+        true => numbers[in_registers(row, k)],
         false => numbers[operand_at(0, layout, a_along_k, [option[0], option[1]], row, k) / 2],
     };
     // behind the registers
@@ -479,14 +510,24 @@ fn wgmma(case: &Case) -> Vec<u8> {
     let b = |column: usize, k: usize| {
         numbers[shared + operand_at(option[4], layout, b_along_k, [option[2], option[3]], column, k) / 2]
     };
-    let before = if from_registers { 0.0 } else { 1.0 };
-    let mut out = Vec::new();
-    for thread in 0..128 {
-        for i in 0..n / 2 {
-            let row = thread / 32 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
-            let column = i / 4 * 8 + thread % 4 * 2 + i % 2;
-            out.push(before + (0..16).map(|k| a(row, k) * b(column, k)).sum::<f32>());
+    products(n, depth, if from_registers { 0.0 } else { 1.0 }, a, b)
+}
+
+/// Tiles of 128 columns lie in halves of 64, one behind the other.
+fn two_groups(case: &Case) -> Vec<u8> {
+    const LEFT_HALF: usize = 64 * 128;
+    const RIGHT_HALF: usize = 128 * 128;
+    let numbers = bf16s(&case.x);
+    let (registers, shared) = numbers.split_at(8 * 128 * 8);
+    let rows = |start: usize, half: usize| {
+        move |row: usize, k: usize| {
+            shared[operand_at(start + k / 64 * half, "sw128", true, [16, 1024], row, k % 64) / 2]
         }
-    }
-    bytes_of(&out)
+    };
+    let weights = |row: usize, k: usize| registers[k / 16 * 1024 + in_registers(row, k % 16)];
+    let values = |column: usize, k: usize| {
+        shared[operand_at(2 * (LEFT_HALF + RIGHT_HALF), "sw128", false, [RIGHT_HALF, 1024], column, k) / 2]
+    };
+    let first = products(128, 128, 0.0, rows(0, LEFT_HALF), rows(2 * LEFT_HALF, RIGHT_HALF));
+    [first, products(128, 128, 1.0, weights, values)].concat()
 }
