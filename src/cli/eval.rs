@@ -17,6 +17,8 @@ use crate::classify::records::{Record, Usage, dollars};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
 use crate::data::whole::{left_out, whole};
 use crate::io::folder_kind::ADAPTER;
+use crate::infer::generate::Settings;
+use crate::qwen3vl::generation_config::GenerationConfig;
 use crate::train::{fingerprint, run_folder};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -30,6 +32,7 @@ use std::time::Instant;
                   Served elsewhere: vlm eval --endpoint https://api.openai.com/v1 --endpoint-model gpt-4o --data test.jsonl \
                   --out runs/gpt")]
 #[command(group(clap::ArgGroup::new("who").required(true).args(["model", "endpoint"])))]
+#[command(mut_arg("temperature", |flag| flag.help("Draw answers at it; 0 takes the likeliest tokens [default: 0]")))]
 pub struct Eval {
     /// A checkpoint folder as Hugging Face publishes it
     #[arg(long, value_name = "DIR", conflicts_with_all = OF_ENDPOINTS)]
@@ -106,6 +109,9 @@ impl Eval {
         let Some(model) = &self.model else { return self.ask(&data, &classes) };
         if !self.generates(&classes) {
             self.sampling.refuse("where labels are scored by their probability; leave it out, or give --generate")?;
+        } else if self.sampling.temperature().unwrap_or(0.0) == 0.0 {
+            let place = "where the likeliest token is always taken; leave it out, or give --temperature above 0, too";
+            self.sampling.refuse_draws(place)?;
         }
         let mut opened = model::open(model, self.adapter.as_deref(), &self.pixels, &self.compute)?;
         let method = self.method(&classes, &opened)?;
@@ -248,8 +254,7 @@ impl Eval {
     fn method(&self, classes: &Classes, opened: &Opened) -> Result<Method> {
         let labels = counted(classes.names.len(), "label", "labels");
         if self.generates(classes) {
-            let n_valid = opened.preparer.prompts.tokenizer().n_tokens();
-            let settings = Box::new(self.sampling.settings(&opened.generation, n_valid)?);
+            let settings = Box::new(self.settings(opened)?);
             notice("answers are generated and compared with the labels");
             return Ok(Method::Generate { settings, classes: classes.clone() });
         }
@@ -259,6 +264,13 @@ impl Eval {
         }
         notice(format_args!("answers are chosen among {labels} by their probability"));
         Ok(Method::Choices(classes.names.clone()))
+    }
+
+    /// How answers are written: greedily unless --temperature draws, whatever generation_config.json says of that. So a
+    /// score has no luck in it, and is got in the same way as an endpoint's.
+    fn settings(&self, opened: &Opened) -> Result<Settings> {
+        let greedy = GenerationConfig { do_sample: false, ..opened.generation.clone() };
+        self.sampling.settings(&greedy, opened.preparer.prompts.tokenizer().n_tokens())
     }
 
     /// What has a say in the answers.
@@ -284,9 +296,7 @@ impl Eval {
         identity.insert("--max-pixels".into(), spec.max_pixels.into());
         identity.insert("--precision".into(), json!(opened.engine.precision));
         if self.generates(classes) {
-            let n_valid = opened.preparer.prompts.tokenizer().n_tokens();
-            let settings = self.sampling.settings(&opened.generation, n_valid)?;
-            identity.insert("the sampling".into(), Value::Object(by_flag(&settings)));
+            identity.insert("the sampling".into(), Value::Object(by_flag(&self.settings(opened)?)));
         }
         Ok(identity)
     }

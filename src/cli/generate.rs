@@ -87,19 +87,21 @@ impl SamplingFlags {
 
     /// Errors: any of the flags was given where none has a say; `place` is the end of the sentence.
     pub fn refuse(&self, place: &str) -> Result<()> {
-        let flags = [
+        let others = [
             ("--max-new-tokens", self.max_new_tokens.is_some()),
             ("--temperature", self.temperature.is_some()),
-            ("--top-p", self.top_p.is_some()),
-            ("--top-k", self.top_k.is_some()),
             ("--repetition-penalty", self.repetition_penalty.is_some()),
             ("--presence-penalty", self.presence_penalty.is_some()),
-            ("--seed", self.seed.is_some()),
         ];
-        match flags.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => Err(Error::Usage(format!("{flag} has no say {place}"))),
-            None => Ok(()),
-        }
+        none_of(&others, place)?;
+        self.refuse_draws(place)
+    }
+
+    /// The same of the flags that only drawn tokens have a use for.
+    pub fn refuse_draws(&self, place: &str) -> Result<()> {
+        let draws =
+            [("--top-p", self.top_p.is_some()), ("--top-k", self.top_k.is_some()), ("--seed", self.seed.is_some())];
+        none_of(&draws, place)
     }
 
     /// The flags over the checkpoint's defaults. `n_valid`: ids from here on have no text.
@@ -134,6 +136,13 @@ impl SamplingFlags {
         let stop = defaults.eos_token_ids.clone();
         let (seed, max_new_tokens) = (self.seed.unwrap_or(0), self.max_new_tokens());
         Ok(Settings { choice, seed, max_new_tokens, stop, n_valid })
+    }
+}
+
+fn none_of(flags: &[(&str, bool)], place: &str) -> Result<()> {
+    match flags.iter().find(|(_, given)| *given) {
+        Some((flag, _)) => Err(Error::Usage(format!("{flag} has no say {place}"))),
+        None => Ok(()),
     }
 }
 

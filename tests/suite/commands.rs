@@ -200,6 +200,14 @@ fn flags_that_have_no_say() {
         misused(&format!("eval --model {{}} --data {{}} --out o {flag}"), set, &[name, "probability", "--generate"]);
         misused(&format!("generate --model {{}} --prompt hi --choices a,b {flag}"), &[&model], &[name, "probability"]);
     }
+    for flag in ["--top-p 0.5", "--top-k 3", "--seed 3", "--seed 3 --temperature 0"] {
+        let name = flag.split(' ').next().unwrap();
+        misused(
+            &format!("eval --model {{}} --data {{}} --out o --generate {flag}"),
+            set,
+            &[name, "--temperature above 0"],
+        );
+    }
     for flag in
         ["--endpoint-model m", "--endpoint-options {}", "--concurrency 2", "--timeout 3", "--retries 1", "--price-in 1"]
     {
