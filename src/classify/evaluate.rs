@@ -1,7 +1,7 @@
 //! Predictions for a labelled set, in batches: the next batch's photos are decoded while one is computed.
 
 use super::metrics::{OTHER, distinct, parts};
-use super::records::Record;
+use super::records::{CUT_OFF, REFUSED, Record};
 use crate::base::error::{Context, at_line, lines_of};
 use crate::base::{Error, Result};
 use crate::data::dataset::Sample;
@@ -84,6 +84,15 @@ impl Classes {
     pub fn judge(&self, sample: &Sample, answer: String) -> Result<Record> {
         let mut record = self.record(sample, self.read(&answer))?;
         record.answer = Some(answer);
+        Ok(record)
+    }
+
+    /// The record of a question that was refused, which names no class whatever the reason says. Errors: as of
+    /// [`Self::judge`].
+    pub fn refused(&self, sample: &Sample, reason: String) -> Result<Record> {
+        let mut record = self.record(sample, vec![OTHER.into()])?;
+        (record.answer, record.right) = (Some(reason), false);
+        record.tags.push(REFUSED.into());
         Ok(record)
     }
 
@@ -269,7 +278,9 @@ fn predict(
             let (answers, _) = generate::generate(engine, sequences, settings, &mut |_, _| (), &mut |_, _| true)?;
             let of = |(s, a): (&Sample, &generate::Generated)| {
                 let text = preparer.prompts.tokenizer().decode(&a.tokens, Specials::Skip)?;
-                classes.judge(s, text)
+                let mut record = classes.judge(s, text)?;
+                record.tags.extend((a.finish == generate::Finish::Length).then(|| CUT_OFF.into()));
+                Ok(record)
             };
             samples.iter().zip(&answers).map(of).collect()
         }

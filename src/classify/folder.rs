@@ -1,7 +1,8 @@
 //! The folder that an evaluation fills, photo by photo, so that a stopped one goes on where it was.
 //!
 //! ```text
-//! identity.json      what is asked of whom: an evaluation goes on only with the same
+//! identity.json      what is asked of whom: an evaluation goes on only with the same; the options that an endpoint was
+//!                    sent, where it did not take those
 //! predictions.jsonl  a record per photo, append-only while it runs; by line of the data file when it is done
 //! summary.json       the result; only a finished evaluation has one
 //! ```
@@ -41,6 +42,8 @@ pub struct Folder {
     pub seconds: f64,
     /// When this sitting began, and when its seconds were last kept; None where they are no more to be.
     sitting: Option<[Instant; 2]>,
+    /// The options that an endpoint is sent, where it does not take those of the identity.
+    sent: Option<Map<String, Value>>,
     _lock: FolderLock,
 }
 
@@ -58,7 +61,7 @@ impl Folder {
     pub fn open(dir: &Path, identity: Map<String, Value>, start: Start) -> Result<Folder> {
         let lock = FolderLock::create(dir)?;
         let [predictions, summary, about] = [PREDICTIONS, SUMMARY, IDENTITY].map(|name| dir.join(name));
-        let (mut records, mut seconds) = (Vec::new(), 0.0);
+        let (mut records, mut seconds, mut sent) = (Vec::new(), 0.0, None);
         match start {
             Start::New if summary.exists() => {
                 let said = "holds the results of an earlier run; choose another folder or give --overwrite";
@@ -72,6 +75,7 @@ impl Folder {
                 let was = json::read(&about)?;
                 same(dir, &was["identity"], &identity)?;
                 seconds = was["seconds"].as_f64().unwrap_or(0.0);
+                sent = was["sent"].as_object().cloned();
             }
             Start::Resume if predictions.exists() => {
                 let said = "holds predictions and no identity.json, so nobody knows of what; give --overwrite";
@@ -92,7 +96,7 @@ impl Folder {
         let canonical = dir.canonicalize().map_err(|e| Error::io("use as a folder", dir, e))?;
         let log = LogFile::open(&predictions, whole)?;
         let sitting = Some([Instant::now(); 2]);
-        let folder = Folder { dir: dir.into(), canonical, identity, log, records, seconds, sitting, _lock: lock };
+        let folder = Folder { dir: dir.into(), canonical, identity, log, records, seconds, sitting, sent, _lock: lock };
         folder.remember(folder.seconds)?;
         Ok(folder)
     }
@@ -152,8 +156,19 @@ impl Folder {
         self.sitting.map_or(0.0, |[begun, _]| begun.elapsed().as_secs_f64())
     }
 
+    /// The options of [`Folder::send`], in this sitting or an earlier one.
+    pub fn sent(&self) -> Option<&Map<String, Value>> {
+        self.sent.as_ref()
+    }
+
+    /// Keeps the options that an endpoint is sent in place of those of the identity, for this sitting and the next.
+    pub fn send(&mut self, options: Map<String, Value>) -> Result<()> {
+        self.sent = Some(options);
+        self.remember(self.seconds + self.sat())
+    }
+
     fn remember(&self, seconds: f64) -> Result<()> {
-        let about = json!({"identity": self.identity, "seconds": seconds});
+        let about = json!({"identity": self.identity, "sent": self.sent, "seconds": seconds});
         json::write(&self.dir.join(IDENTITY), &about)
     }
 

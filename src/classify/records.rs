@@ -12,6 +12,13 @@ use std::path::{Component, Path, PathBuf};
 
 pub const PREDICTIONS: &str = "predictions.jsonl";
 
+/// Tags of answers that the model has not ended itself, by which summary.json has their numbers, too: the server refused
+/// the question; the answer reached the most tokens that it may have; a server's filter stopped it.
+pub const REFUSED: &str = "refused";
+pub const CUT_OFF: &str = "cut_off";
+pub const FILTERED: &str = "content_filter";
+pub const UNENDED: [&str; 3] = [REFUSED, CUT_OFF, FILTERED];
+
 /// One line of predictions.jsonl.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -44,7 +51,8 @@ pub struct Record {
     /// What another model said, in the records that a comparison writes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<String>,
-    /// Words to filter by: a comparison's `fixed`, `broken`, `both_right`, `both_wrong`, or anything.
+    /// Words to filter by: [`REFUSED`], [`CUT_OFF`], [`FILTERED`], a comparison's `fixed`, `broken`, `both_right`,
+    /// `both_wrong`, or anything.
     #[serde(default)]
     pub tags: Vec<String>,
 }
@@ -59,6 +67,10 @@ pub struct Usage {
 }
 
 impl Record {
+    pub fn tagged(&self, tag: &str) -> bool {
+        self.tags.iter().any(|t| t == tag)
+    }
+
     pub fn images(&self) -> Vec<&str> {
         match (&self.image, &self.images[..]) {
             (None, _) => Vec::new(),

@@ -6,6 +6,7 @@ use crate::base::{Error, Result, env};
 use crate::classify::endpoint::Endpoint;
 use crate::classify::records::Usage;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -96,9 +97,13 @@ impl EndpointFlags {
             ("temperature".to_string(), json!(temperature.map_or(0.0, shortest))),
             ("max_tokens".to_string(), json!(max_new_tokens)),
         ]);
+        let mut flags = BTreeMap::from_iter(temperature.map(|_| ("temperature".to_string(), "--temperature")));
         if let Some(text) = &self.endpoint_options {
             match serde_json::from_str(text) {
-                Ok(Value::Object(more)) => options.extend(more),
+                Ok(Value::Object(more)) => {
+                    flags.extend(more.keys().map(|name| (name.clone(), "--endpoint-options")));
+                    options.extend(more);
+                }
                 _ => return Err(Error::Usage(format!("--endpoint-options {text}: wanted a JSON object"))),
             }
         }
@@ -108,6 +113,7 @@ impl EndpointFlags {
             model: model.clone(),
             key,
             options,
+            flags,
             suffix,
             timeout: Duration::from_secs_f64(self.timeout.min(86_400.0)),
             retries: self.retries,
@@ -128,6 +134,18 @@ impl EndpointFlags {
     pub fn dollars(&self, usage: &Usage) -> Option<f64> {
         let price = |tokens: u64, dollars: f64| tokens as f64 * dollars / 1e6;
         Some(price(usage.prompt_tokens, self.price_in?) + price(usage.completion_tokens, self.price_out?))
+    }
+}
+
+/// What bounds the length of an answer, as a person can change it.
+pub fn limit(endpoint: &Endpoint) -> String {
+    let sent = |name: &&str| endpoint.options.get(*name).is_some_and(|value| !value.is_null());
+    match ["max_completion_tokens", "max_tokens"].into_iter().find(sent) {
+        Some(name) => match endpoint.flags.get(name) {
+            Some(flag) => format!("the {name} {} of {flag}", endpoint.options[name]),
+            None => format!("--max-new-tokens {}", endpoint.options[name]),
+        },
+        None => "the endpoint's own limit".into(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `vlm eval`: the score of a model on a labelled set.
 
 use super::compute::Compute;
-use super::endpoint::{EndpointFlags, OF_ENDPOINTS};
+use super::endpoint::{EndpointFlags, OF_ENDPOINTS, limit};
 use super::generate::{SamplingFlags, by_flag};
 use super::model::{self, Opened, PixelFlags};
 use super::notice::notice;
@@ -13,11 +13,11 @@ use crate::classify::endpoint::Said;
 use crate::classify::evaluate::{self, Classes, MOST_CHOICES, Method};
 use crate::classify::folder::{Folder, Start};
 use crate::classify::metrics::{Metrics, distinct, metrics};
-use crate::classify::records::{Record, Usage, dollars};
+use crate::classify::records::{CUT_OFF, FILTERED, REFUSED, Record, UNENDED, Usage, dollars};
 use crate::data::dataset::{Dataset, OnBad, Sample, read_dataset};
 use crate::data::whole::{left_out, whole};
-use crate::io::folder_kind::ADAPTER;
 use crate::infer::generate::Settings;
+use crate::io::folder_kind::ADAPTER;
 use crate::qwen3vl::generation_config::GenerationConfig;
 use crate::train::{fingerprint, run_folder};
 use serde_json::{Map, Value, json};
@@ -72,7 +72,7 @@ pub struct Eval {
     /// What this machine costs an hour: the summary then has what the evaluation cost
     #[arg(long, value_name = "X", value_parser = positive)]
     dollars_per_hour: Option<f64>,
-    /// Leave lines and photos out that cannot be read, and list them
+    /// Leave lines and photos out that cannot be read, and list them; count what an endpoint refuses as wrong answers
     #[arg(long)]
     skip_bad: bool,
     /// Go on with an evaluation in the folder that was stopped
@@ -116,9 +116,10 @@ impl Eval {
         let mut opened = model::open(model, self.adapter.as_deref(), &self.pixels, &self.compute)?;
         let method = self.method(&classes, &opened)?;
         evaluate::check(&opened.preparer, &self.data, &data.samples, &method)?;
+        let limit = format!("--max-new-tokens {}", self.sampling.max_new_tokens());
         let mut folder = self.open_folder(self.identity(model, &data, &classes, &opened)?)?;
         if let Some(summary) = folder.finished(&lines(&data))? {
-            return self.say_finished(folder, &classes, &summary);
+            return self.say_finished(folder, &classes, &summary, &limit);
         }
         let before = folder.done();
         let samples = in_batches(&data.samples, self.batch_size, &before);
@@ -145,7 +146,7 @@ impl Eval {
             "training_samples": self.trained_on(model),
             "device": opened.engine.device.name(),
         });
-        self.finish(folder, &data, &classes, start.elapsed().as_secs_f64(), about)
+        self.finish(folder, &data, &classes, start.elapsed().as_secs_f64(), about, &limit)
     }
 
     /// The same, where the model is served elsewhere.
@@ -155,7 +156,7 @@ impl Eval {
             false => format!("Answer with exactly one of: {}.", self.choices.join(", ")),
             true => format!("Answer with a list of some of: {}.", self.choices.join(", ")),
         });
-        let endpoint = self.served.endpoint(temperature, tokens, suffix, self.skip_bad)?;
+        let mut endpoint = self.served.endpoint(temperature, tokens, suffix, self.skip_bad)?;
         let mut identity = self.question(data, classes)?;
         identity.insert("--endpoint".into(), endpoint.address()?.into());
         identity.insert("--endpoint-model".into(), endpoint.model.as_str().into());
@@ -163,8 +164,13 @@ impl Eval {
         identity.insert("the list of choices".into(), json!(endpoint.suffix));
         let mut folder = self.open_folder(identity)?;
         if let Some(summary) = folder.finished(&lines(data))? {
-            return self.say_finished(folder, classes, &summary);
+            return self.say_finished(folder, classes, &summary, &limit(&endpoint));
         }
+        if let Some(sent) = folder.sent() {
+            endpoint.go_on_with(sent.clone());
+        }
+        let mut sent = endpoint.options.clone();
+        let answered = folder.records().iter().any(|r| !r.tagged(REFUSED));
         let before = folder.done();
         let samples: Vec<Sample> = data.samples.iter().filter(|s| !before.contains(&s.line)).cloned().collect();
         let start = Instant::now();
@@ -176,6 +182,10 @@ impl Eval {
                     bar.note(&text);
                     Ok(())
                 }
+                Said::Changed(options) => {
+                    sent = options.clone();
+                    folder.send(options)
+                }
                 Said::Answer(record) => {
                     folder.append(*record)?;
                     n += 1;
@@ -183,7 +193,7 @@ impl Eval {
                     Ok(())
                 }
             };
-            endpoint.ask(&self.data, &samples, classes, &interrupt::asked, &mut said)
+            endpoint.ask(&self.data, &samples, classes, answered, &interrupt::asked, &mut said)
         };
         let seconds = start.elapsed().as_secs_f64();
         if let Err(e) = asked {
@@ -202,9 +212,11 @@ impl Eval {
                 counted(uncounted, "answer", "answers")
             ));
         }
+        sent.retain(|_, value| !value.is_null());
         let about = json!({
             "endpoint": endpoint.address()?,
             "endpoint_model": endpoint.model,
+            "endpoint_options": sent,
             "method": "generate",
             "usage": {
                 "prompt_tokens": usage.prompt_tokens,
@@ -214,7 +226,7 @@ impl Eval {
             "dollars": dollars,
             "dollars_are_incomplete": dollars.is_some() && uncounted > 0,
         });
-        self.finish(folder, data, classes, seconds, about)
+        self.finish(folder, data, classes, seconds, about, &limit(&endpoint))
     }
 
     /// What can be answered: the labels of the set, or the choices, of which every label has to be one.
@@ -334,8 +346,17 @@ impl Eval {
         }
     }
 
-    /// The end of an evaluation, whoever answered: `about` says who, and stands first in the summary.
-    fn finish(&self, mut folder: Folder, data: &Dataset, classes: &Classes, seconds: f64, about: Value) -> Result<()> {
+    /// The end of an evaluation, whoever answered: `about` says who, and stands first in the summary; `limit` is what an
+    /// answer is cut off at.
+    fn finish(
+        &self,
+        mut folder: Folder,
+        data: &Dataset,
+        classes: &Classes,
+        seconds: f64,
+        about: Value,
+        limit: &str,
+    ) -> Result<()> {
         let n_done = folder.records().len();
         if n_done < data.samples.len() && interrupt::asked() {
             folder.stop(seconds)?;
@@ -357,22 +378,25 @@ impl Eval {
         });
         if let (Value::Object(all), Value::Object(rest)) = (&mut summary, rest) {
             all.extend(rest);
+            all.extend(UNENDED.map(|tag| (tag.to_string(), records.iter().filter(|r| r.tagged(tag)).count().into())));
         }
+        let unended = unended(records, limit);
         let hourly = self.dollars_per_hour.map(|x| x * seconds / 3600.0);
         if summary["dollars"].is_null() {
             summary["dollars"] = json!(hourly);
         }
         folder.finish(&summary)?;
-        self.say(&metrics, &summary)
+        self.say(&metrics, &summary, &unended)
     }
 
     /// An evaluation that --resume finds finished: its result again.
-    fn say_finished(&self, mut folder: Folder, classes: &Classes, summary: &Value) -> Result<()> {
+    fn say_finished(&self, mut folder: Folder, classes: &Classes, summary: &Value, limit: &str) -> Result<()> {
         notice("this evaluation is finished; --overwrite does it again");
-        self.say(&metrics(&classes.names, folder.records()), summary)
+        let records = folder.records();
+        self.say(&metrics(&classes.names, records), summary, &unended(records, limit))
     }
 
-    fn say(&self, metrics: &Metrics, summary: &Value) -> Result<()> {
+    fn say(&self, metrics: &Metrics, summary: &Value, unended: &str) -> Result<()> {
         if self.json {
             return super::print_json(summary);
         }
@@ -380,6 +404,7 @@ impl Eval {
         let mut said = table::metrics(metrics);
         let skipped = summary["skipped"].as_u64().unwrap_or(0);
         said.extend(left_out(skipped as usize).map(|left_out| left_out + "\n"));
+        said.push_str(unended);
         let [seconds, rate] = ["seconds", "images_per_second"].map(|key| number(key).unwrap_or(f64::NAN));
         _ = write!(said, "{seconds:.1} s, {rate:.2} images/s");
         if let Some(dollars) = summary.as_object().and_then(|s| dollars(s, |dollars| format!("{dollars:.4}"))) {
@@ -388,6 +413,20 @@ impl Eval {
         _ = writeln!(said, "; results in {}", self.out.display());
         super::print(&said)
     }
+}
+
+/// A line for each way of ending that is not the model's own: where it is frequent, the score says little of the model.
+fn unended(records: &[Record], limit: &str) -> String {
+    let ways = [
+        (REFUSED, "question was", "questions were", "refused by the endpoint, and count as wrong".to_string()),
+        (CUT_OFF, "answer was", "answers were", format!("cut off at {limit}: raise it")),
+        (FILTERED, "answer was", "answers were", "stopped by the endpoint's content filter".to_string()),
+    ];
+    let said = ways.map(|(tag, one, many, how)| match records.iter().filter(|r| r.tagged(tag)).count() {
+        0 => String::new(),
+        n => format!("{n} of {} {how}\n", counted(records.len(), one, many)),
+    });
+    said.concat()
 }
 
 /// Those that an evaluation has a record of when it is finished.

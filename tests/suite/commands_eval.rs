@@ -150,7 +150,8 @@ fn scores_are_compared_and_shown() {
     let tagged = fs::read_to_string(out.join("predictions.jsonl")).unwrap();
     for line in tagged.lines() {
         let record: Value = serde_json::from_str(line).unwrap();
-        let tag = record["tags"][0].as_str().unwrap();
+        // behind those of the answer itself
+        let tag = record["tags"].as_array().unwrap().last().unwrap().as_str().unwrap();
         assert!(said["groups"][tag]["n"].as_u64() > Some(0), "{line}");
         assert!(out.join(record["image"].as_str().unwrap()).exists(), "{line}");
     }
@@ -237,4 +238,41 @@ fn a_label_that_cannot_be_tokenised_is_told_with_its_line() {
     });
     let wanted = ["set.jsonl, lines 1, 2: ", "tensor model.language_model.norm.weight: it holds NaN"];
     fails(score, &[broken.path(), &data, &out], &wanted);
+}
+
+/// A score has no luck in it, though the model's generation_config.json draws; and an answer that was cut off is told.
+#[test]
+fn answers_are_greedy_and_cut_off_ones_are_counted() {
+    let (model, dir) = (single(), tempfile::tempdir().unwrap());
+    let data = dir.path().join("set.jsonl");
+    let line = |label: &str| json!({"image": image(), "label": label}).to_string();
+    fs::write(&data, ["dent", "scratch"].map(line).join("\n")).unwrap();
+    let score = "eval --model {} --data {} --out {} --prompt Which? --generate --max-new-tokens 3";
+    let answers = |name: &str, flags: &str| {
+        let out = dir.path().join(name);
+        let printed = works(&format!("{score}{flags}"), &[&model, &data, &out]);
+        let read = |file: &str| fs::read_to_string(out.join(file)).unwrap();
+        let records: Vec<Value> = read("predictions.jsonl").lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        let [summary, identity] = ["summary.json", "identity.json"].map(|f| serde_json::from_str(&read(f)).unwrap());
+        (records, printed, summary, identity)
+    };
+    let (plain, printed, summary, identity): (_, _, Value, Value) = answers("plain", "");
+    let (greedy, ..) = answers("greedy", " --temperature 0");
+    assert_eq!(plain, greedy);
+    assert_eq!(identity["identity"]["the sampling"]["--temperature"], 0.0);
+    let (drawn, _, _, identity) = answers("drawn", " --temperature 50 --top-p 1 --top-k 0 --seed 1");
+    assert_ne!(plain, drawn);
+    assert_eq!(identity["identity"]["the sampling"]["--temperature"], 50.0);
+    // this model has learnt nothing, and never ends an answer
+    let said = "2 of 2 answers were cut off at --max-new-tokens 3: raise it\n";
+    assert!(printed.contains(said) && summary["cut_off"] == 2 && plain[0]["tags"] == json!(["cut_off"]), "{printed}");
+    let again = works(&format!("{score} --resume"), &[&model, &data, &dir.path().join("plain")]);
+    assert_eq!(again, printed);
+    // one that ends them: whatever it says closes the answer
+    let closing = copy("single");
+    let config = closing.path().join("generation_config.json");
+    fs::write(&config, json!({"eos_token_id": (0..400).collect::<Vec<u32>>()}).to_string()).unwrap();
+    let out = dir.path().join("closing");
+    let said = json_of(&format!("{score} --json"), &[closing.path(), &data, &out]);
+    assert_eq!(said["cut_off"], 0, "{said}");
 }

@@ -4,6 +4,7 @@
 use crate::golden_cases::cases;
 use crate::support::server::{Reply, Server, said};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -17,12 +18,13 @@ use vlm::data::dataset::{OnBad, Sample, read_dataset};
 
 const KEY: &str = "sk-very-secret-0123456789";
 
-fn endpoint(server: &Server) -> Endpoint {
+pub fn endpoint(server: &Server) -> Endpoint {
     Endpoint {
         url: server.url.clone(),
         model: "some-model".into(),
         key: Some(KEY.into()),
         options: serde_json::from_value(json!({"temperature": 0.0, "max_tokens": 9})).unwrap(),
+        flags: BTreeMap::new(),
         suffix: None,
         timeout: Duration::from_secs(20),
         retries: 3,
@@ -35,7 +37,7 @@ fn endpoint(server: &Server) -> Endpoint {
 }
 
 /// A set of `labels`, all of one photo.
-fn set(dir: &Path, labels: &[&str]) -> Vec<Sample> {
+pub fn set(dir: &Path, labels: &[&str]) -> Vec<Sample> {
     let image = cases().join("images/wide.png");
     let line = |label: &&str| json!({"image": image, "label": label}).to_string();
     let file = dir.join("set.jsonl");
@@ -44,12 +46,13 @@ fn set(dir: &Path, labels: &[&str]) -> Vec<Sample> {
 }
 
 /// What was answered, what was noted, and how it ended.
-fn ask(endpoint: &Endpoint, samples: &[Sample]) -> (Vec<Record>, Vec<String>, Result<()>) {
+pub fn ask(endpoint: &Endpoint, samples: &[Sample]) -> (Vec<Record>, Vec<String>, Result<()>) {
     let classes = Classes::of(Path::new("set.jsonl"), samples, false).unwrap();
     let (mut records, mut notes) = (Vec::new(), Vec::new());
-    let end = endpoint.ask(Path::new("set.jsonl"), samples, &classes, &|| false, &mut |said| {
+    let end = endpoint.ask(Path::new("set.jsonl"), samples, &classes, false, &|| false, &mut |said| {
         match said {
             Said::Note(text) => notes.push(text),
+            Said::Changed(_) => (),
             Said::Answer(record) => records.push(*record),
         }
         Ok(())
@@ -244,7 +247,7 @@ fn https_asks_only_whom_it_trusts() {
 }
 
 /// `vlm eval` with the key in the environment.
-fn eval(dir: &Path, server: &Server, more: &[&str]) -> Command {
+pub fn eval(dir: &Path, server: &Server, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vlm"));
     for proxy in ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"] {
         command.env_remove(proxy);

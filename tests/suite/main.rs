@@ -27,6 +27,8 @@ mod emulated_model;
 mod emulator_conformance;
 mod emulator_planted;
 mod endpoint;
+mod endpoint_options;
+mod endpoint_unended;
 mod folders;
 mod generation_config;
 mod golden_cases;

@@ -2,7 +2,7 @@
 
 use super::Endpoint;
 use crate::base::{Error, Result};
-use crate::classify::records::Usage;
+use crate::classify::records::{CUT_OFF, FILTERED, Usage};
 use crate::data::look;
 use crate::data::messages::{Content, Conversation, Message, Part, Role};
 use base64::Engine;
@@ -14,11 +14,13 @@ use serde_json::{Map, Value, json};
 pub struct Answer {
     pub text: String,
     pub usage: Option<Usage>,
+    /// The tag of an answer that the model has not ended itself: [`CUT_OFF`] or [`FILTERED`].
+    pub unended: Option<&'static str>,
 }
 
-/// The body of a request. Photos go as they are in their files. Errors: a photo that cannot be read, or is in a format
-/// that such endpoints do not take.
-pub fn request(endpoint: &Endpoint, question: &Conversation) -> Result<Vec<u8>> {
+/// The body of a request with these `options`. Photos go as they are in their files. Errors: a photo that cannot be read,
+/// or is in a format that such endpoints do not take.
+pub fn request(endpoint: &Endpoint, options: &Map<String, Value>, question: &Conversation) -> Result<Vec<u8>> {
     let mut question = question.clone();
     if let (Some(suffix), Some(last)) = (&endpoint.suffix, question.messages.last_mut()) {
         last.content = match std::mem::replace(&mut last.content, Content::Absent) {
@@ -36,7 +38,7 @@ pub fn request(endpoint: &Endpoint, question: &Conversation) -> Result<Vec<u8>> 
         body.insert("tools".into(), tools.clone());
     }
     if let Some(body) = body.as_object_mut() {
-        body.extend(endpoint.options.clone());
+        body.extend(options.clone());
         body.retain(|_, value| !value.is_null());
     }
     Ok(body.to_string().into_bytes())
@@ -88,7 +90,12 @@ pub fn answer(reply: &str) -> Result<Answer, String> {
         _ => return Err("the content of choices[0].message is no text".into()),
     };
     let usage = serde_json::from_value(value["usage"].clone()).ok();
-    Ok(Answer { text, usage })
+    let unended = match value.pointer("/choices/0/finish_reason").and_then(Value::as_str) {
+        Some("length") => Some(CUT_OFF),
+        Some("content_filter") => Some(FILTERED),
+        _ => None,
+    };
+    Ok(Answer { text, usage, unended })
 }
 
 /// What an error reply says, in a sentence that fits a line.
@@ -122,6 +129,12 @@ mod tests {
         let counted =
             r#"{"choices": [{"message": {"content": ""}}], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}"#;
         assert_eq!(answer(counted).unwrap().usage, Some(Usage { prompt_tokens: 7, completion_tokens: 2 }));
+        let ended = |reason: &str| {
+            answer(&json!({"choices": [{"message": {"content": "a"}, "finish_reason": reason}]}).to_string())
+        };
+        assert_eq!(ended("length").unwrap().unended, Some("cut_off"));
+        assert_eq!(ended("content_filter").unwrap().unended, Some("content_filter"));
+        assert_eq!((ended("stop").unwrap().unended, answer(counted).unwrap().unended), (None, None));
         for broken in ["", "<html>", "[]", "{}", r#"{"choices": []}"#, r#"{"choices": [{"message": {"content": 5}}]}"#]
         {
             assert!(answer(broken).is_err(), "{broken}");

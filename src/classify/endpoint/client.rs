@@ -1,6 +1,7 @@
 //! One request, and what came of it.
 
 use super::chat::{self, Answer};
+use super::options::Change;
 use crate::base::{Error, Result, input};
 use std::path::Path;
 use std::time::Duration;
@@ -17,7 +18,11 @@ pub enum Outcome {
         after: Option<Duration>,
     },
     /// The server does not want this question; others may be fine.
-    Refused(String),
+    Refused {
+        reason: String,
+        /// What it would take, where it says so.
+        change: Option<Change>,
+    },
     /// No question will be answered.
     Failed(String),
 }
@@ -70,7 +75,9 @@ impl Client {
             }
             401 | 403 => Outcome::Failed(format!("{}; is the key in VLM_API_KEY the right one?", said())),
             404 | 405 => Outcome::Failed(format!("{}; are --endpoint and --endpoint-model right?", said())),
-            400 | 413 | 415 | 422 => Outcome::Refused(said()),
+            400 | 413 | 415 | 422 => {
+                Outcome::Refused { reason: said(), change: Change::asked_for(&chat::complaint(&text)) }
+            }
             300..=399 => {
                 Outcome::Failed(format!("{}; it redirects, and keys are not carried elsewhere: give that URL", said()))
             }

@@ -2,21 +2,26 @@
 //! measured, and how a served one is.
 //!
 //! Start at [`Endpoint::ask`]. [`chat`] makes requests of conversations and answers of replies; [`client`] sends one and
-//! says whether to try again; [`pace`] keeps the rate.
+//! says whether to try again; [`pace`] keeps the rate; [`options`] are changed where a server does not take them;
+//! [`refusals`] end it where nothing is answered.
 
 mod chat;
 mod client;
+mod options;
 mod pace;
+mod refusals;
 
 use super::evaluate::{Classes, question};
-use super::metrics::OTHER;
 use super::records::Record;
 use crate::base::error::{Context, at_line};
 use crate::base::{Error, Result};
 use crate::data::dataset::Sample;
 use client::{Client, Outcome};
+use options::Change;
 use pace::Pace;
+use refusals::Refusals;
 use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
@@ -31,6 +36,8 @@ pub struct Endpoint {
     pub key: Option<String>,
     /// Further fields of the request; null takes one away.
     pub options: Map<String, Value>,
+    /// Of those that a person asked for, the flag that did. The others are changed where the server does not take them.
+    pub flags: BTreeMap<String, &'static str>,
     /// Added to the end of the question.
     pub suffix: Option<String>,
     /// For one request, from connecting to the last byte.
@@ -52,6 +59,8 @@ pub struct Endpoint {
 pub enum Said {
     /// A sentence for a person.
     Note(String),
+    /// The server does not take an option: from here on these are sent.
+    Changed(Map<String, Value>),
     Answer(Box<Record>),
 }
 
@@ -68,6 +77,8 @@ struct Work<'a> {
     data: &'a Path,
     classes: &'a Classes,
     left: Mutex<std::slice::Iter<'a, Sample>>,
+    /// The options, less what the server does not take.
+    options: Mutex<Map<String, Value>>,
     stop: &'a (dyn Fn() -> bool + Sync),
 }
 
@@ -88,14 +99,23 @@ impl Endpoint {
         Ok(if url.ends_with("/chat/completions") { url.into() } else { format!("{url}/chat/completions") })
     }
 
-    /// Asks every sample's question, several at a time; `said` gets answers in the order in which they come. Ends early
-    /// where `stop` says so, after the requests that are under way. Errors: a photo that cannot be read; a request that
-    /// failed for good, or too often; those of `said`. What was answered before stays answered.
+    /// Goes on with the options that an earlier sitting had come to; what a person asks for now stays asked for.
+    pub fn go_on_with(&mut self, sent: Map<String, Value>) {
+        let asked = std::mem::replace(&mut self.options, sent);
+        self.options.extend(asked.into_iter().filter(|(name, _)| self.flags.contains_key(name)));
+    }
+
+    /// Asks every sample's question, several at a time; `said` gets answers in the order in which they come, refusals not
+    /// before the first answer, unless others were `answered` before. Ends early where `stop` says so, after the requests
+    /// that are under way. Errors: a photo that cannot be read; a request that failed for good, or too often; an option
+    /// of a flag that the server does not take; all that was asked was refused; those of `said`. What was answered before
+    /// stays answered.
     pub fn ask(
         &self,
         data: &Path,
         samples: &[Sample],
         classes: &Classes,
+        answered: bool,
         stop: &(dyn Fn() -> bool + Sync),
         said: &mut dyn FnMut(Said) -> Result<()>,
     ) -> Result<()> {
@@ -108,6 +128,7 @@ impl Endpoint {
             data,
             classes,
             left: Mutex::new(samples.iter()),
+            options: Mutex::new(self.options.clone()),
             stop: &ends,
         };
         std::thread::scope(|scope| {
@@ -117,19 +138,23 @@ impl Endpoint {
                 scope.spawn(move || work.answer_all(&send));
             }
             drop(send);
-            let mut first = Ok(());
+            let (mut first, mut refusals) = (Ok(()), Refusals::new(answered));
             for message in receive {
-                let error = match message {
+                let done = match message {
                     // what others have answered meanwhile is kept
-                    Message::Said(message) => said(message).err(),
-                    Message::Failed(e) => Some(e),
+                    Message::Said(Said::Answer(record)) => refusals.pass(*record).and_then(|records| {
+                        records.into_iter().try_for_each(|record| said(Said::Answer(Box::new(record))))
+                    }),
+                    Message::Said(message) => said(message),
+                    Message::Failed(e) => Err(e),
                 };
-                if let Some(e) = error {
+                if done.is_err() {
                     failed.store(true, std::sync::atomic::Ordering::SeqCst);
-                    first = first.and(Err(e));
+                    first = first.and(done);
                 }
             }
-            first
+            // what a person has stopped is asked again
+            if stop() { first } else { first.and(refusals.end()) }
         })
     }
 }
@@ -153,26 +178,33 @@ impl Work<'_> {
 
     /// One sample's record; None where it is to stop.
     fn answer(&self, sample: &Sample, send: &Sender<Message>) -> Result<Option<Record>> {
-        let body = chat::request(self.endpoint, &question(&sample.conversation))?;
-        for tried in 0.. {
-            if !self.pace.turn(self.stop) {
-                return Ok(None);
-            }
+        let question = question(&sample.conversation);
+        let Some(mut options) = self.options() else { return Ok(None) };
+        let mut body = chat::request(self.endpoint, &options, &question)?;
+        let mut tried = 0;
+        while self.pace.turn(self.stop) {
             match self.client.send(&body) {
                 Outcome::Answer(answer) => {
                     let mut record = self.classes.judge(sample, answer.text)?;
                     record.usage = answer.usage;
+                    record.tags.extend(answer.unended.map(String::from));
                     return Ok(Some(record));
                 }
-                Outcome::Refused(reason) if self.endpoint.skip_refused => {
-                    let mut record = self.classes.judge(sample, reason)?;
-                    (record.prediction, record.right) = (OTHER.into(), false);
-                    record.tags.push("refused".into());
-                    return Ok(Some(record));
+                Outcome::Refused { reason, change: Some(change) } if change.concerns(&options) => {
+                    if let Some(flag) = self.endpoint.flags.get(change.from) {
+                        let said = format!("{reason}; {} is what {flag} asks for: leave it out", change.from);
+                        return Err(Error::Unsupported(said));
+                    }
+                    let Some(changed) = self.change(change, send) else { return Ok(None) };
+                    options = changed;
+                    body = chat::request(self.endpoint, &options, &question)?;
                 }
-                Outcome::Refused(reason) => {
-                    let hint =
-                        "--skip-bad counts what is refused as wrong answers, and --resume keeps what is answered";
+                Outcome::Refused { reason, .. } if self.endpoint.skip_refused => {
+                    return self.classes.refused(sample, reason).map(Some);
+                }
+                Outcome::Refused { reason, .. } => {
+                    let hint = "--endpoint-options changes what is asked for beside the question, --skip-bad counts \
+                                what is refused as wrong answers, and --resume keeps what is answered";
                     return Err(Error::Unsupported(format!("{reason}; {hint}")));
                 }
                 Outcome::Failed(reason) => return Err(Error::Unsupported(reason)),
@@ -182,6 +214,7 @@ impl Work<'_> {
                     let said = format!("line {}: {reason}; again in {seconds:.1} s", sample.line);
                     // a receiver that has gone away stopped for its own reason
                     _ = send.send(Message::Said(Said::Note(said)));
+                    tried += 1;
                     if after.is_some() {
                         self.pace.pause(wait);
                     } else if !pace::sleep(wait, self.stop) {
@@ -196,5 +229,21 @@ impl Work<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// What is sent beside a question by now; None where another worker panicked, which ends all of it.
+    fn options(&self) -> Option<Map<String, Value>> {
+        self.options.lock().ok().map(|options| options.clone())
+    }
+
+    /// The same after a change, which the first worker that meets it makes for all, and tells.
+    fn change(&self, change: Change, send: &Sender<Message>) -> Option<Map<String, Value>> {
+        let mut options = self.options.lock().ok()?;
+        if change.concerns(&options) {
+            change.make(&mut options);
+            _ = send.send(Message::Said(Said::Note(change.said())));
+            _ = send.send(Message::Said(Said::Changed(options.clone())));
+        }
+        Some(options.clone())
     }
 }

@@ -137,7 +137,13 @@ fn reply(stream: &mut dyn Stream, reply: Reply) -> std::io::Result<()> {
 
 /// The reply of a model that says `text`.
 pub fn said(text: &str) -> String {
+    ended(text, "stop")
+}
+
+/// The same with the reason why it ended.
+pub fn ended(text: &str, reason: &str) -> String {
     let message = serde_json::json!({"role": "assistant", "content": text});
     let usage = serde_json::json!({"prompt_tokens": 1000, "completion_tokens": 20, "total_tokens": 1020});
-    serde_json::json!({"choices": [{"index": 0, "message": message}], "usage": usage}).to_string()
+    let choice = serde_json::json!({"index": 0, "message": message, "finish_reason": reason});
+    serde_json::json!({"choices": [choice], "usage": usage}).to_string()
 }
