@@ -45,7 +45,9 @@ fn the_config_is_the_one_that_old_and_new_readers_take() {
     });
     assert_eq!(config_of(dir.path()), want);
     let file = SafetensorsFile::open(&dir.path().join("adapter_model.safetensors")).unwrap();
-    let wanted = [("base_model_fingerprint", "0a1b"), ("format", "pt")].map(|(key, value)| (key.into(), value.into()));
+    let wanted =
+        [("base_model_fingerprint", "0a1b"), ("format", "pt"), ("max_pixels", "500000"), ("min_pixels", "1024")]
+            .map(|(key, value)| (key.into(), value.into()));
     assert_eq!(file.metadata.clone().into_iter().collect::<Vec<(String, String)>>(), wanted);
     let tensors = read_tensors(&file.path);
     let names: Vec<String> = Q

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 use vlm::data::image::PatchSpec;
-use vlm::qwen3vl::processor::read_patch_spec;
+use vlm::io::json::read;
+use vlm::qwen3vl::processor::{patch_spec_file, read_patch_spec};
 
 #[test]
 fn a_limit_that_was_asked_for_moves_the_other_and_two_have_to_fit() {
@@ -130,11 +131,11 @@ fn limits_are_written_where_they_are_read() {
     let run = dir.path().join("run");
     let data = cases().join("train.jsonl");
     works("train --model {} --data {} --out {} --rank 1 --max-steps 1 --max-pixels 1024", &[&single(), &data, &run]);
-    let own = fs::read_to_string(single().join("preprocessor_config.json")).unwrap();
-    let own: Value = serde_json::from_str(&own).unwrap();
+    let own: Value = read(&patch_spec_file(&single()).unwrap()).unwrap();
+    let own = own.get("image_processor").unwrap_or(&own).clone();
     for (shared, spelling) in [(false, true), (true, false), (true, true)] {
         let model = copy("single");
-        fs::remove_file(model.path().join("preprocessor_config.json")).unwrap();
+        fs::remove_file(patch_spec_file(model.path()).unwrap()).unwrap();
         let mut constants = own.clone();
         if spelling {
             (constants["min_pixels"], constants["max_pixels"]) = (json!(4096), json!(8192.0));
@@ -161,11 +162,11 @@ fn limits_that_are_none_are_told() {
     let weights = run.join("adapter_model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     let spec = read_patch_spec(&single()).unwrap();
-    let (max, digits) = (format!("\"{}\"", spec.max_pixels), spec.max_pixels.to_string().len());
-    let at = bytes.windows(max.len()).position(|w| w == max.as_bytes()).expect("its limits");
-    for wrong in ["x", "0", "9"].map(|digit| digit.repeat(digits)) {
+    let (max, digits) = (format!("\"max_pixels\":\"{}\"", spec.max_pixels), spec.max_pixels.to_string().len());
+    let at = bytes.windows(max.len()).position(|w| w == max.as_bytes()).expect("its limits") + max.len() - 1 - digits;
+    for wrong in ["x", "0", "1"].map(|digit| digit.repeat(digits)) {
         let mut changed = bytes.clone();
-        changed[at + 1..at + 1 + digits].copy_from_slice(wrong.as_bytes());
+        changed[at..at + digits].copy_from_slice(wrong.as_bytes());
         fs::write(&weights, changed).unwrap();
         let said = format!("max_pixels = {wrong}, wanted are two areas");
         let words = ["adapter_model.safetensors: its metadata says min_pixels = ", &said];

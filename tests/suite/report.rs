@@ -290,14 +290,13 @@ fn a_run_that_failed_is_said_to_have() {
     let nothing = note("has left neither an adapter nor a model: it was killed, or has not ended");
     assert!(training().contains(&nothing), "{}", training());
     // a run of its own says it, whatever it left
-    let result = fs::read_to_string(run.join("run.json")).unwrap();
     write_json(&run.join("run.json"), &json!({"steps": 50, "failed": "the disk is full"})).unwrap();
     assert!(training().contains(&note("failed: the disk is full")), "{}", training());
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         fs::write(run.join(name), "").unwrap();
     }
     assert!(training().contains(&note("failed: the disk is full")), "{}", training());
-    fs::write(run.join("run.json"), result).unwrap();
+    fs::remove_file(run.join("run.json")).unwrap();
     assert!(!training().contains("<p class=\"note\">"), "{}", training());
     let failed =
         json!({"trial": 5, "folder": run, "varied": {}, "status": "failed", "reason": "a loss of NaN & no more"});
@@ -306,6 +305,24 @@ fn a_run_that_failed_is_said_to_have() {
     // before its first step, too
     fs::remove_file(run.join("metrics.jsonl")).unwrap();
     assert!(training().contains(&note("failed: a loss of NaN &amp; no more")), "{}", training());
+}
+
+/// As many lines as can be told from each other are drawn, and it is said where there are more.
+#[test]
+fn more_runs_than_are_drawn_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = &everything(dir.path(), 6)[2];
+    let runs: Vec<PathBuf> = (1..=7).map(|n| dir.path().join(format!("run-{n}"))).collect();
+    for copy in &runs {
+        fs::create_dir(copy).unwrap();
+        fs::copy(run.join("metrics.jsonl"), copy.join("metrics.jsonl")).unwrap();
+    }
+    let out = dir.path().join("page.html");
+    let note = "Drawn are the first 6 of 7 runs; name others for theirs.";
+    for (given, said) in [(&runs[..], true), (&runs[1..], false)] {
+        build(given, None, &out).unwrap();
+        assert_eq!(fs::read_to_string(&out).unwrap().contains(note), said);
+    }
 }
 
 /// Two folders of one name are told apart by their paths, runs as evaluations are; one that is alone keeps its name.

@@ -399,7 +399,8 @@ fn an_evaluation_whose_records_were_changed_is_not_finished() {
         missing.into_iter().for_each(|line| _ = folder.append(record(line, "x")).unwrap());
         drop(folder);
         let mut folder = open(Start::Resume);
-        assert_eq!((folder.finished(&lines).unwrap(), folder.seconds), (None, 7.5), "{changed:?}");
+        assert_eq!(folder.finished(&lines).unwrap(), None, "{changed:?}");
+        assert!((7.5..60.0).contains(&folder.seconds), "{changed:?}: {}", folder.seconds);
         folder.finish(&serde_json::json!({"seconds": 8.0})).unwrap();
         let read = Evaluation::read(&out);
         assert!(read.unwrap_err().to_string().contains("metrics"), "this summary has none");

@@ -456,7 +456,7 @@ fn files_that_are_no_checkpoint_are_named() {
         assert!(error.contains(wanted), "{error}");
     };
     refused("vlm_run", "vlm_ran", "is no checkpoint of a run");
-    refused(r#"\"version\":4"#, r#"\"version\":3"#, "its version is 3, this program reads 4; resume with the one");
+    refused(r#"\"version\":5"#, r#"\"version\":4"#, "its version is 4, this program reads 5; resume with the one");
     refused(r#"\"version\""#, r#"\"varsion\""#, "its version is none");
     refused(r#"\"position\""#, r#"\"pasition\""#, "its metadata is wrong: missing field `position`");
     refused(r#"\"moments\":"#, r#"\"momenta\":"#, "tensor momenta: it is missing");
