@@ -13,7 +13,17 @@ static ASKED: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 
 /// From here on both signals are noticed; see [`asked`]. Call it once per program.
 pub fn watch() {
-    for signal in [SIGINT, SIGTERM] {
+    notice_signals(&[SIGINT, SIGTERM]);
+}
+
+/// The same for a program that waits for commands of its own. A terminal's Ctrl-C is for them too; SIGTERM is for this
+/// process alone, and ends it.
+pub fn watch_beside_commands() {
+    notice_signals(&[SIGINT]);
+}
+
+fn notice_signals(signals: &[i32]) {
+    for &signal in signals {
         // in this order: the second one finds that the first has asked. Nothing is cleaned up then: what the driver and other
         // libraries do at a regular end must not happen while the main thread may be within them.
         let noticed = flag::register_conditional_shutdown(signal, CODE.into(), ASKED.clone())

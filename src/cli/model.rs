@@ -30,10 +30,10 @@ pub struct ModelFlags {
 
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct PixelFlags {
-    /// Enlarge pictures to at least this many pixels [default: the model's, or --max-pixels if less]
+    /// Enlarge pictures to at least this many pixels [default: the model's, with an adapter its own, or --max-pixels if less]
     #[arg(long, value_name = "N", value_parser = pixels)]
     pub min_pixels: Option<u64>,
-    /// Shrink pictures to at most this many pixels [default: the model's, or --min-pixels if more]
+    /// Shrink pictures to at most this many pixels [default: the model's, with an adapter its own, or --min-pixels if more]
     #[arg(long, value_name = "N", value_parser = pixels)]
     pub max_pixels: Option<u64>,
 }

@@ -125,8 +125,8 @@ fn settings(varied: &Map<String, Value>) -> String {
 fn table(rows: &[Row]) -> String {
     let keys = board::keys(rows);
     let mut said = format!(
-        "{:>5} {:>9} {:>15} {:>5} {:>8} {:>8}",
-        "trial", "accuracy", "95 % interval", "step", "loss", "seconds"
+        "{:>5} {:>9} {:>15} {:>5} {:>9} {:>8} {:>8}",
+        "trial", "accuracy", "95 % interval", "step", "eval loss", "loss", "seconds"
     );
     let widest = |key: &String| {
         let values = rows.iter().filter_map(|row| row.varied.get(key)).map(|v| width(&board::shown(v)));
@@ -136,14 +136,19 @@ fn table(rows: &[Row]) -> String {
     said += "\n";
     for row in rows {
         match &row.outcome {
-            Outcome::Done { accuracy, interval: [low, high], step, loss, seconds, .. } => {
+            Outcome::Done { accuracy, interval: [low, high], step, eval_loss, loss, seconds, .. } => {
                 let interval = format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high);
-                let loss = loss.map_or("-".into(), |l| format!("{l:.4}"));
+                let [eval_loss, loss] = [eval_loss, loss].map(|loss| loss.map_or("-".into(), |l| format!("{l:.4}")));
                 let accuracy = 100.0 * accuracy;
-                _ = write!(said, "{:>5} {accuracy:>9.1} {interval:>15} {step:>5} {loss:>8} {seconds:>8.1}", row.trial);
+                _ = write!(
+                    said,
+                    "{:>5} {accuracy:>9.1} {interval:>15} {step:>5} {eval_loss:>9} {loss:>8} {seconds:>8.1}",
+                    row.trial
+                );
             }
             Outcome::Failed { .. } => {
-                _ = write!(said, "{:>5} {:>9} {:>15} {:>5} {:>8} {:>8}", row.trial, "failed", "-", "-", "-", "-")
+                let none = "-";
+                _ = write!(said, "{:>5} {:>9} {none:>15} {none:>5} {none:>9} {none:>8} {none:>8}", row.trial, "failed");
             }
         }
         for key in &keys {

@@ -90,10 +90,10 @@ pub struct Given {
     /// Use at most so many bytes of the device's memory, such as 24G (K, M, G, T: powers of 1024) [default: what is free]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     memory: Option<u64>,
-    /// Enlarge pictures to at least this many pixels [default: the model's, or --max-pixels if less]
+    /// Enlarge pictures to at least this many pixels [default: the model's, with an adapter its own, or --max-pixels if less]
     #[arg(long, value_name = "N", value_parser = pixels)]
     min_pixels: Option<u64>,
-    /// Shrink pictures to at most this many pixels [default: the model's, or --min-pixels if more]
+    /// Shrink pictures to at most this many pixels [default: the model's, with an adapter its own, or --min-pixels if more]
     #[arg(long, value_name = "N", value_parser = pixels)]
     max_pixels: Option<u64>,
 

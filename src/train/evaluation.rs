@@ -58,6 +58,11 @@ impl Session<'_> {
         })?;
         let samples = Samples { file, all: samples, preparer };
         let eval_loss = mean_loss(&mut self.trainer, &mut self.features, &samples, batch, watch)?;
+        if !eval_loss.is_finite() {
+            let what = format!("the loss on the validation set is {eval_loss}");
+            let (advice, kept) = ("lower --learning-rate, or look at its samples", self.folder.last_checkpoint()?);
+            return Err(Error::Diverged { what, step: step.number, advice, kept });
+        }
         let metrics = EvalMetrics {
             step: step.number,
             epoch: step.epochs_done,

@@ -38,7 +38,9 @@ const EVENTS: &str = "events.out.tfevents.run.vlm";
 /// Not `summary.json`, which is an evaluation's: one folder may hold both.
 const RESULT: &str = "run.json";
 /// The key of [`RESULT`] that says by what a run failed.
-pub(super) const FAILED: &str = "failed";
+const FAILED: &str = "failed";
+/// The key that says which step's evaluation was the best.
+pub(super) const BEST_STEP: &str = "best_step";
 
 /// What to do with a folder that holds a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,9 +121,21 @@ pub fn training_samples(run: &Path) -> Option<usize> {
     counted.or(asked)?.try_into().ok()
 }
 
-/// After how many steps the run in a folder wrote its run.json; None where it has not.
-pub(super) fn steps_of_result(run: &Path) -> Option<u64> {
-    json::read(&run.join(RESULT)).ok()?["steps"].as_u64()
+/// What the run in a folder wrote as its result: after how many steps, and which was the best; None where it has not.
+pub(super) fn steps_of_result(run: &Path) -> Option<(u64, Option<u64>)> {
+    let result = json::read(&run.join(RESULT)).ok()?;
+    Some((result["steps"].as_u64()?, result[BEST_STEP].as_u64()))
+}
+
+/// Writes into run.json by what the run failed, or takes it out; the rest stays.
+pub(super) fn rewrite_failure(run: &Path, failed: Option<&Error>) -> Result<()> {
+    let file = run.join(RESULT);
+    let mut result = json::read(&file)?;
+    if let Some(result) = result.as_object_mut() {
+        result.remove(FAILED);
+        result.extend(failed.map(|error| (FAILED.to_string(), error.to_string().into())));
+    }
+    json::write(&file, &result)
 }
 
 /// By what the run in a folder failed; None where it did not, or was killed.
@@ -178,13 +192,7 @@ impl RunFolder {
         match start {
             Start::New => (),
             Start::Overwrite => remove_run(dir)?,
-            Start::Resume => {
-                remove_partial(dir, settings.full)?;
-                // it may come to another end
-                if failure(dir).is_some() {
-                    remove(&dir.join(RESULT))?;
-                }
-            }
+            Start::Resume => remove_partial(dir, settings.full)?,
         }
         let checkpoints = checkpoints_folder(dir);
         let (resumed, mut warnings) = checkpoint::newest(&checkpoints)?;
@@ -220,6 +228,10 @@ impl RunFolder {
         }
         if events.bytes() == 0 {
             events.append(&events::version(wall_time))?;
+        }
+        // it may come to another end
+        if failure(dir).is_some() {
+            rewrite_failure(dir, None)?;
         }
         // The last: with it on disk, the folder's other entries are.
         config_file::write(&dir.join(CONFIG), settings)?;

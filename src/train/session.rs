@@ -87,7 +87,7 @@ pub enum Why {
     /// The overfit check is passed: so many samples are learnt. Whether their answers, which are right, were looked at: they
     /// have to be a closed set.
     Passed { samples: usize, answered: bool },
-    /// So many evaluations brought nothing better.
+    /// So many evaluations brought no more right answers.
     Early { evaluations: u64 },
 }
 
@@ -220,7 +220,7 @@ pub fn train(
         && !matches!(error, Error::Interrupted)
     {
         // the error itself is the one to report
-        let _ = session.summary(&samples, Some(error));
+        let _ = session.failed(&samples, error);
     }
     end
 }
@@ -362,7 +362,7 @@ impl Session<'_> {
         }
         if interrupted && self.state.ended.is_none() {
             self.folder.saved()?;
-            self.summary(samples, None)?;
+            self.summary(samples)?;
             return Ok(true);
         }
         Ok(false)
@@ -394,8 +394,8 @@ impl Session<'_> {
         }
         self.folder.saved()?;
         // what it took, and cost, does not change by a look at it
-        if !was_over || run_folder::steps_of_result(self.folder.dir()) != Some(self.done) {
-            self.summary(samples, None)?;
+        if !was_over || !self.is_summed_up() {
+            self.summary(samples)?;
         }
         let (steps, loss, why) = (self.done, self.state.loss, self.state.ended.unwrap_or(Why::Steps));
         if let (Some(n), Why::Steps, Some(loss)) = (self.settings.overfit, why, loss) {
@@ -420,8 +420,22 @@ impl Session<'_> {
         self.state.seconds + self.started.elapsed().as_secs_f64()
     }
 
-    /// Writes run.json: how long the run took, what that cost, of how many samples it is, and by what it failed.
-    fn summary(&self, samples: &Samples, failed: Option<&Error>) -> Result<()> {
+    /// Whether run.json is of this run as it stands.
+    fn is_summed_up(&self) -> bool {
+        let best = self.state.best.as_ref().map(|best| best.step);
+        run_folder::steps_of_result(self.folder.dir()) == Some((self.done, best))
+    }
+
+    /// Has run.json say by what the run failed.
+    fn failed(&self, samples: &Samples, error: &Error) -> Result<()> {
+        if !self.is_summed_up() {
+            self.summary(samples)?;
+        }
+        run_folder::rewrite_failure(self.folder.dir(), Some(error))
+    }
+
+    /// Writes run.json: how long the run took, what that cost, and of how many samples it is.
+    fn summary(&self, samples: &Samples) -> Result<()> {
         let seconds = self.seconds();
         let mut summary = json!({"steps": self.done, "loss": self.state.loss, "seconds": seconds,
             "training_samples": samples.all.len(), "trained_parameters": self.trainer.trainable.parameters()});
@@ -430,10 +444,7 @@ impl Session<'_> {
             summary["dollars"] = (rate * seconds / 3600.0).into();
         }
         if let Some(best) = &self.state.best {
-            summary["best_step"] = best.step.into();
-        }
-        if let Some(error) = failed {
-            summary[run_folder::FAILED] = error.to_string().into();
+            summary[run_folder::BEST_STEP] = best.step.into();
         }
         self.folder.write_result(&summary)
     }

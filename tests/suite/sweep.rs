@@ -204,7 +204,7 @@ fn trials_are_done_once_and_go_on_where_they_stopped() {
     assert_eq!(board[0]["status"], "done");
     let csv = fs::read_to_string(dir.path().join("runs/leaderboard.csv")).unwrap();
     assert!(
-        csv.starts_with("trial,status,accuracy,low,high,correct,samples,step,loss,seconds,learning-rate\n"),
+        csv.starts_with("trial,status,accuracy,low,high,correct,samples,step,eval_loss,loss,seconds,learning-rate\n"),
         "{csv}"
     );
     assert_eq!(csv.lines().count(), 3);

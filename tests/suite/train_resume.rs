@@ -9,7 +9,7 @@ use std::path::Path;
 use vlm::base::{Error, Precision};
 use vlm::device::Device;
 use vlm::qwen3vl::processor::read_patch_spec;
-use vlm::train::run_folder::{RunFolder, Start, identity_of, training_samples};
+use vlm::train::run_folder::{RunFolder, Start, failure, identity_of, training_samples};
 use vlm::train::session::{Begin, End, Said, Watch, Why, train};
 use vlm::train::sets::Sets;
 use vlm::train::settings::Settings;
@@ -49,7 +49,18 @@ fn a_run_that_has_ended_takes_no_step_when_it_is_resumed() {
     // a check that failed says so again
     let failed = bench.settings(|s| (s.overfit, s.epochs, s.max_steps) = (Some(3), None, Some(2)));
     let said = bench.refusal(&failed);
+    let before = fs::read(failed.out.join("run.json")).unwrap();
     assert_eq!(bench.run(&failed, Start::Resume, None).unwrap_err().to_string(), said);
+    assert!(fs::read(failed.out.join("run.json")).unwrap() == before);
+    // a look at one whose adapter is elsewhere does not lose what it took
+    let (here, elsewhere) = (early.out.join("adapter_model.safetensors"), bench.path("elsewhere"));
+    let before = fs::read(early.out.join("run.json")).unwrap();
+    fs::rename(&here, &elsewhere).unwrap();
+    bench.run(&early, Start::Resume, None).unwrap_err();
+    assert!(failure(&early.out).unwrap().contains("was removed or changed"));
+    fs::rename(&elsewhere, &here).unwrap();
+    bench.run(&early, Start::Resume, None).unwrap();
+    assert!(fs::read(early.out.join("run.json")).unwrap() == before);
 }
 
 /// A signal ends an evaluation, which is done again from its start.

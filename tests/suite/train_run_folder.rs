@@ -509,8 +509,18 @@ fn a_failure_is_forgotten_when_the_run_goes_on() {
     fs::write(&result, r#"{"steps": 3, "failed": "the disk is full"}"#).unwrap();
     assert_eq!(failure(&dir.path().join("run")).as_deref(), Some("the disk is full"));
     drop(open(dir.path(), Start::Resume).unwrap());
-    assert!(!result.exists() && failure(&dir.path().join("run")).is_none());
-    fs::write(&result, r#"{"steps": 3}"#).unwrap();
-    drop(open(dir.path(), Start::Resume).unwrap());
-    assert!(result.exists());
+    assert!(failure(&dir.path().join("run")).is_none());
+    let left: serde_json::Value = serde_json::from_str(&fs::read_to_string(&result).unwrap()).unwrap();
+    assert_eq!(left, serde_json::json!({"steps": 3}));
+    // where it does not go on, it stays what it was
+    let (states, _) = whole();
+    for (path, bytes) in states.last().unwrap() {
+        fs::create_dir_all(dir.path().join(path).parent().unwrap()).unwrap();
+        fs::write(dir.path().join(path), bytes).unwrap();
+    }
+    fs::write(&result, r#"{"steps": 11, "failed": "the disk is full"}"#).unwrap();
+    let changed = Settings { learning_rate: 7.0, ..settings(dir.path()) };
+    let said = RunFolder::open(&changed, identity(&changed), Start::Resume, 0.0).unwrap_err().to_string();
+    assert!(said.contains("the run cannot go on"), "{said}");
+    assert_eq!(failure(&dir.path().join("run")).as_deref(), Some("the disk is full"));
 }

@@ -133,12 +133,13 @@ impl Endpoint {
         };
         std::thread::scope(|scope| {
             let (send, receive) = channel();
-            for _ in 0..self.concurrency.clamp(1, samples.len().max(1)) {
+            let at_once = self.concurrency.clamp(1, samples.len().max(1));
+            for _ in 0..at_once {
                 let (work, send) = (&work, send.clone());
                 scope.spawn(move || work.answer_all(&send));
             }
             drop(send);
-            let (mut first, mut refusals) = (Ok(()), Refusals::new(answered));
+            let (mut first, mut refusals) = (Ok(()), Refusals::new(answered, at_once));
             for message in receive {
                 let done = match message {
                     // what others have answered meanwhile is kept

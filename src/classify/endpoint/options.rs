@@ -22,11 +22,14 @@ impl Change {
         let complaint = complaint.to_lowercase();
         let words = complaint.split(|c: char| !c.is_alphanumeric() && c != '_');
         let names = |name: &str| words.clone().any(|word| word == name);
+        // a question that is too long names options as well
+        if !["unsupported", "not support", "deprecated"].iter().any(|said| complaint.contains(said)) {
+            return None;
+        }
         if names("max_tokens") && names("max_completion_tokens") {
             return Some(TOKENS);
         }
-        let refused = ["unsupported", "not support", "deprecated"].iter().any(|said| complaint.contains(said));
-        (names("temperature") && refused).then_some(TEMPERATURE)
+        names("temperature").then_some(TEMPERATURE)
     }
 
     /// Whether the options have what is to be changed.
@@ -75,6 +78,10 @@ mod tests {
             ("max_tokens must be positive", None),
             ("the image is not supported", None),
             ("max_completion_tokens is too large", None),
+            (
+                "'max_tokens' or 'max_completion_tokens' is too large: 512. The context has 4096 tokens, the input 3900.",
+                None,
+            ),
             ("", None),
         ] {
             assert_eq!(Change::asked_for(said), wanted, "{said}");

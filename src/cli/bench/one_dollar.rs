@@ -155,7 +155,7 @@ impl OneDollar {
             flags: flags.into_iter().flat_map(|(flag, value)| [flag.to_string(), value]).collect(),
             compute,
         };
-        interrupt::watch();
+        interrupt::watch_beside_commands();
         let (cold, warm) = (job.run()?, job.run()?);
         self.report(&Config::read(&model)?, preprocess, &cold, &warm)
     }

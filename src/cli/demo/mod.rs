@@ -62,7 +62,7 @@ impl Demo {
     pub fn run(&self) -> Result<()> {
         let start = Instant::now();
         Compute::check(self.device)?;
-        interrupt::watch();
+        interrupt::watch_beside_commands();
         let _lock = self.make_folder()?;
         let planted = self.draw()?;
         for part in RECIPE {

@@ -99,16 +99,18 @@ pub fn write(folder: &Path, rows: &[Row]) -> Result<()> {
 fn table(rows: &[Row]) -> Result<Vec<u8>, csv::Error> {
     let keys = keys(rows);
     let mut out = csv::Writer::from_writer(Vec::new());
-    let fixed = ["trial", "status", "accuracy", "low", "high", "correct", "samples", "step", "loss", "seconds"];
+    let fixed =
+        ["trial", "status", "accuracy", "low", "high", "correct", "samples", "step", "eval_loss", "loss", "seconds"];
     out.write_record(fixed.into_iter().chain(keys.iter().map(String::as_str)))?;
     for row in rows {
         let mut cells = vec![row.trial.to_string()];
         match &row.outcome {
-            Outcome::Done { accuracy, interval, correct, samples, step, loss, seconds, .. } => {
+            Outcome::Done { accuracy, interval, correct, samples, step, eval_loss, loss, seconds, .. } => {
                 cells.push("done".into());
                 cells.extend([*accuracy, interval[0], interval[1]].map(|x| x.to_string()));
                 cells.extend([*correct, *samples, *step].map(|n| n.to_string()));
-                cells.extend([loss.map_or(String::new(), |l| l.to_string()), seconds.to_string()]);
+                cells.extend([eval_loss, loss].map(|loss| loss.map_or(String::new(), |l| l.to_string())));
+                cells.push(seconds.to_string());
             }
             Outcome::Failed { .. } => {
                 cells.push("failed".into());
