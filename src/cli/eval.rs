@@ -378,7 +378,7 @@ impl Eval {
         });
         if let (Value::Object(all), Value::Object(rest)) = (&mut summary, rest) {
             all.extend(rest);
-            all.extend(UNENDED.map(|tag| (tag.to_string(), records.iter().filter(|r| r.tagged(tag)).count().into())));
+            all.extend(UNENDED.map(|tag| (tag.to_string(), n_tagged(records, tag).into())));
         }
         let unended = unended(records, limit);
         let hourly = self.dollars_per_hour.map(|x| x * seconds / 3600.0);
@@ -415,6 +415,10 @@ impl Eval {
     }
 }
 
+fn n_tagged(records: &[Record], tag: &str) -> usize {
+    records.iter().filter(|r| r.tagged(tag)).count()
+}
+
 /// A line for each way of ending that is not the model's own: where it is frequent, the score says little of the model.
 fn unended(records: &[Record], limit: &str) -> String {
     let ways = [
@@ -422,7 +426,7 @@ fn unended(records: &[Record], limit: &str) -> String {
         (CUT_OFF, "answer was", "answers were", format!("cut off at {limit}: raise it")),
         (FILTERED, "answer was", "answers were", "stopped by the endpoint's content filter".to_string()),
     ];
-    let said = ways.map(|(tag, one, many, how)| match records.iter().filter(|r| r.tagged(tag)).count() {
+    let said = ways.map(|(tag, one, many, how)| match n_tagged(records, tag) {
         0 => String::new(),
         n => format!("{n} of {} {how}\n", counted(records.len(), one, many)),
     });

@@ -4,8 +4,8 @@
 //! config.toml                    the settings; `vlm train --config` with it does the run again
 //! metrics.jsonl                  a line a step and a line an evaluation      \  append-only: cut back to where the
 //! events.out.tfevents.run.vlm    the same for TensorBoard                    /  checkpoint was when a run is resumed
-//! run.json                       what it came to: steps, loss, seconds, of how many samples, the fingerprint of the model
-//!                                that it began with, dollars where --dollars-per-hour was given, and by what it failed
+//! run.json                       what it came to: steps, loss, seconds, of how many samples, dollars where
+//!                                --dollars-per-hour was given, and by what it failed
 //! checkpoints/step-N.safetensors the last two
 //! adapter_model.safetensors, adapter_config.json      written by the loop, or with --full
 //! model/                         a checkpoint folder; model.new beside it until it is whole
